@@ -1,0 +1,135 @@
+"""The settings of a run: the dataclasses of the files that use them, put together, and a command line made of their fields.
+
+Every field is a flag: `--seed 1`, `--rl.steps 100`. Its type and default are the field's, its help is the comment beside the field.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import sys
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from nanotir.demonstrate import TeacherConfig
+from nanotir.evaluate import EvalConfig
+from nanotir.model import ModelConfig
+from nanotir.rewards import RewardConfig
+from nanotir.rl import RLConfig
+from nanotir.sampler import SamplerConfig
+from nanotir.sft import SFTConfig
+from nanotir.tools.python import PythonConfig
+from nanotir.tools.search import SearchConfig
+
+
+@dataclass
+class RunConfig:
+    recipe: str = "tapo"  # which published system: a file in nanotir/recipes/
+    preset: str = "tiny"  # tiny (minutes on a CPU), probe (seconds, learns next to nothing), small (15M parameters), gpu
+    out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
+    seed: int = 0  # every random draw of the run derives from it
+    data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH, math:PATH or jsonl:PATH
+    eval_data: str = "generated"  # held-out problems, likewise
+    problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
+    level: int = 1  # difficulty of generated problems, from 1
+    tools: str = "python,search"  # what the model may call
+    format: str = "tags"  # how calls are written: tags or fences
+    init: str = ""  # start from this run's weights and tokenizer instead of random ones
+    resume: str = ""  # go on with this run folder
+    device: str = "cpu"  # cpu, cuda or mps
+    threads: int = 1  # CPU threads; more than one pays only on an idle machine
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    python: PythonConfig = field(default_factory=PythonConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+PRESETS = {
+    "tiny": {},  # the defaults
+    "probe": {
+        "model.n_layers": 2, "model.d_model": 64, "model.d_ff": 128, "problems": 200, "sft.steps": 10, "sft.batch_size": 16,
+        "rl.steps": 2, "rl.problems": 4, "rl.group_size": 4, "sampler.max_new_tokens": 48, "eval.problems": 10,
+    },
+    "small": {
+        "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.d_ff": 1536, "model.max_seq_len": 1024,
+        "teacher.quality": 1.0, "sampler.max_new_tokens": 320, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
+    },
+    "gpu": {},
+}  # fmt: skip
+
+
+FOLDERS = ("out", "init", "resume", "preset")  # not settings of the training itself
+
+
+def parse(arguments=None) -> RunConfig:
+    """The RunConfig of a command line: defaults, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
+    parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False,
+                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    for name, (kind, default, comment) in flags().items():
+        parser.add_argument(f"--{name}", type=boolean if kind is bool else kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(),
+                            help=f"{comment} (default: {default!r})")  # fmt: skip
+    given = vars(parser.parse_args(arguments))
+    preset = given.get("preset", "tiny")
+    if preset not in PRESETS:
+        parser.error(unknown("preset", preset, PRESETS))
+    try:
+        return build({**PRESETS[preset], **given})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
+    """{flag: (type, default, comment)} of a settings class and of those inside it, in order."""
+    found, comments = {}, dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE))
+    for item in dataclasses.fields(cls):
+        kind = getattr(item.default_factory, "__mro__", [None])[0]
+        if dataclasses.is_dataclass(kind):
+            found |= flags(kind, f"{item.name}.")
+        else:
+            found[prefix + item.name] = (type(item.default), item.default, comments[item.name])
+    return found
+
+
+def build(values: dict, cls=RunConfig) -> RunConfig:
+    """A RunConfig from {"seed": 1, "rl.steps": 100, ...}, or from the nested dict of a config.json. ValueError for an unknown key."""
+    nested: dict = {}
+    for name, value in values.items():
+        section, _, key = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[key] = value
+    kinds = {item.name: item.default_factory for item in dataclasses.fields(cls)}
+    for name in nested:
+        if name not in kinds:
+            raise ValueError(unknown("setting", name, kinds))
+    return cls(**{name: build(value, kinds[name]) if isinstance(value, dict) else value for name, value in nested.items()})
+
+
+def unknown(what: str, name: str, known) -> str:
+    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"no {what} '{name}'" + (f": did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}")
+
+
+def boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
+    return text.lower() in ("true", "1", "yes")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with one line for a mistake, and the nearest flag for an unknown one."""
+
+    def parse_args(self, arguments=None):
+        options, rest = self.parse_known_args(arguments)
+        if rest:
+            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            self.error(unknown("flag", rest[0].split("=")[0], known) if rest[0].startswith("-") else f"'{rest[0]}' belongs to no flag")
+        return options
+
+    def error(self, message: str):
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)

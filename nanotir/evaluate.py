@@ -1,0 +1,173 @@
+"""Measure a policy: accuracy with its tools and without, pass@k, maj@k, and what the tools were used for, with intervals.
+
+    python -m nanotir.evaluate --run runs/tapo-tiny-1 --n 16 --k 1,4,16
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from tqdm import tqdm
+
+from nanotir.answers import equivalent, extract_answer
+from nanotir.checkpoint import load_run, read_evaluations
+from nanotir.problems import load
+from nanotir.rewards import completion
+from nanotir.sampler import Sampler, SamplerConfig
+
+MODES = ("tools", "text")
+
+
+@dataclass
+class EvalConfig:
+    problems: int = 250  # held-out problems
+    samples: int = 1  # answers to each; one is greedy, several are drawn at the sampler's temperature
+    k: str = "1"  # pass@k and maj@k for these k, as 1,4,16
+    modes: str = "tools,text"  # tools: as trained; text: the tools' opening ids are masked, so it must answer by itself
+
+    def __post_init__(self):
+        for mode in self.modes.split(","):
+            if mode not in MODES:
+                raise ValueError(f"no evaluation mode '{mode}'; there are {', '.join(MODES)}")
+        if not all(k.strip().isdigit() and 0 < int(k) <= self.samples for k in self.k.split(",")):
+            raise ValueError(f"k ({self.k}) must be whole numbers from 1 to the number of samples ({self.samples})")
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that one of k answers is right, from c right ones among n: 1 - C(n-c, k) / C(n, k), unbiased (Chen et al. 2021, eq. 1)."""
+    if not 0 < k <= n:
+        raise ValueError(f"pass@{k} needs k from 1 to the {n} samples there are")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def maj_at_k(answers, gold: str, k: int) -> float:
+    """1 if the most frequent of the first k answers is right, else 0. Equal answers are one, however they are written; None is no vote;
+    of answers equally frequent the one that came first wins."""
+    votes: list[list] = []  # [answer, how often]
+    for answer in answers[:k]:
+        same = next((vote for vote in votes if answer is not None and equivalent(answer, vote[0])), None)
+        if same:
+            same[1] += 1
+        elif answer is not None:
+            votes.append([answer, 1])
+    return float(bool(votes) and equivalent(max(votes, key=lambda vote: vote[1])[0], gold))
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927): honest at 0 and 1, where successes/n +- z*se is not."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
+
+
+def evaluate(model, tokenizer, tools, format, problems, config: EvalConfig, sampler_config: SamplerConfig, seed: int = 0) -> dict:
+    """{mode: statistics} of the model on the problems. The interval is over problems, each counted by its share of right answers."""
+    was_training = model.training
+    model.eval()
+    sampling = sampler_config if config.samples > 1 else replace(sampler_config, temperature=0.0)
+    result = {}
+    for mode in config.modes.split(","):
+        sampler = Sampler(model, tokenizer, tools if mode == "tools" else [], format, sampling)
+        rows = sampler.generate([problem.question for problem in problems], config.samples, seed)
+        groups = [rows[i : i + config.samples] for i in range(0, len(rows), config.samples)]
+        result[mode] = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
+    model.train(was_training)
+    return result
+
+
+def evaluate_run(run, name: str) -> dict:
+    """Measure the run's model on its held-out problems and record it as `name`, unless a resumed run has done so before."""
+    recorded = read_evaluations(run.out)
+    if name not in recorded:
+        config = run.config
+        result = evaluate(run.model, run.tokenizer, run.tools, run.format, run.held_out, config.eval, config.sampler, config.seed)
+        run.record(name, result)
+        recorded[name] = result
+    return recorded[name]
+
+
+def statistics(problems, groups, tokenizer, ks) -> dict:
+    """What there is to say about n trajectories for each problem."""
+    answers = [[extract_answer(completion(t, tokenizer)) for t in group] for group in groups]
+    right = [[a is not None and equivalent(a, p.answer) for a in row] for p, row in zip(problems, answers)]
+    shares = [sum(row) / len(row) for row in right]
+    trajectories = [t for group in groups for t in group]
+    calls = [call for t in trajectories for call in t.calls]
+    statuses = Counter(call.result.status for call in calls)
+    low, high = wilson_interval(sum(shares), len(shares))
+    n_right = sum(map(sum, right))
+    return {
+        "accuracy": mean(shares), "low": low, "high": high, "n": len(problems), "samples": len(groups[0]),
+        "by_family": breakdown([p.family for p in problems], shares, groups),
+        "by_kind": breakdown([p.kind or p.family for p in problems], shares, groups),
+        "calls_per_problem": len(calls) / len(trajectories),
+        "calls_per_correct": sum(len(t.calls) for t, ok in zip(trajectories, sum(right, [])) if ok) / n_right if n_right else None,
+        "call_status": {status: count / len(calls) for status, count in statuses.items()},
+        "mean_new_tokens": mean([t.new_tokens for t in trajectories]),
+        "finish": dict(Counter(t.finish_reason for t in trajectories)),
+        "pass@k": {k: mean([pass_at_k(len(row), sum(row), k) for row in right]) for k in ks},
+        "maj@k": {k: mean([maj_at_k(row, p.answer, k) for p, row in zip(problems, answers)]) for k in ks},
+    }  # fmt: skip
+
+
+def breakdown(labels, shares, groups) -> dict:
+    """Accuracy, number of problems and calls per answer, for each label."""
+    rows = {label: [(share, group) for name, share, group in zip(labels, shares, groups) if name == label] for label in sorted(set(labels))}
+    return {
+        label: {
+            "accuracy": mean([share for share, _ in members]),
+            "n": len(members),
+            "calls_per_problem": mean([len(t.calls) for _, group in members for t in group]),
+        }
+        for label, members in rows.items()
+    }
+
+
+def mean(values) -> float:
+    return sum(values) / len(values)
+
+
+def table(evaluations: dict) -> str:
+    """One line for each evaluation and mode."""
+    lines = [f"{'':10} {'mode':6} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"]
+    for name, modes in evaluations.items():
+        for mode, s in modes.items():
+            interval = f"{s['low']:.1%} .. {s['high']:.1%}"
+            lines.append(f"{name:10} {mode:6} {s['accuracy']:>9.1%} {interval:>16} {s['calls_per_problem']:>6.2f} {s['mean_new_tokens']:>7.1f}")
+    return "\n".join(lines)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m nanotir.evaluate", description="Measure a trained run on held-out problems.")
+    parser.add_argument("--run", required=True, help="run folder")
+    parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's own)")
+    parser.add_argument("--problems", type=int, help="how many problems (default: the run's own number)")
+    parser.add_argument("--n", type=int, default=1, help="samples of each problem; 1 is greedy")
+    parser.add_argument("--k", default="1", help="pass@k and maj@k for these k, as 1,4,16")
+    parser.add_argument("--modes", default="tools,text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print all statistics as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        config, model, tokenizer, format, tools = load_run(options.run)
+        settings = EvalConfig(options.problems or config["eval"]["problems"], options.n, options.k, options.modes)
+        spec = options.data or config["eval_data"]
+        problems = load(spec, "test", settings.problems, seed=options.seed + 1, level=config["level"])
+        result = {}
+        for mode in tqdm(settings.modes.split(","), desc="evaluate", disable=options.json):
+            one = replace(settings, modes=mode)
+            result |= evaluate(model, tokenizer, tools, format, problems, one, SamplerConfig(**config["sampler"]), options.seed)
+    except ValueError as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(result, indent=1) if options.json else table({"": result}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from nanotir.problems.problem import Problem, load
+
+__all__ = ["Problem", "load"]

@@ -1,0 +1,1 @@
+"""One file per published system; each defines `train(run)`."""

@@ -1,0 +1,220 @@
+"""Reinforcement learning: rollout, reward, advantage, loss, step. One flat loop; GRPO and its kin differ only in settings.
+
+    problems -> G trajectories each -> rewards -> group advantages -> micro-batches -> policy loss -> AdamW
+
+The sampler's own log-probs serve as the old log-probs: sampler and trainer share weights and code, and `logp_gap` logs, for every
+rollout, how far they are apart (float noise, about 1e-5). So the first update of a rollout sees ratios of 1, and its loss is near 0.
+"""
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from nanotir.losses import PER_TOKEN, combine_metrics, group_advantages, policy_loss, trained_logps
+from nanotir.rewards import score
+from nanotir.sampler import Sampler
+from nanotir.sft import learning_rate, set_learning_rate
+from nanotir.trajectory import Trajectory, micro_batches
+
+
+@dataclass
+class RLConfig:
+    steps: int = 40  # rollouts; 0 skips reinforcement learning
+    problems: int = 32  # groups that an update learns from
+    group_size: int = 8  # samples of each problem
+    refills: int = 1  # more rounds of sampling while groups without spread of correctness leave the batch short
+    updates: int = 1  # optimiser steps on each rollout, each on its share of the rows
+    lr: float = 4e-4  # AdamW's
+    warmup: int = 3  # steps of linear warm-up
+    decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
+    grad_clip: float = 1.0  # largest gradient norm
+    micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
+    bf16: bool = False  # autocast matrix products to bfloat16 (then sampler and trainer agree less well: see logp_gap)
+    loss_type: str = "dapo"  # how the tokens' losses are added up: grpo, bnpo, dr_grpo, dapo
+    ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
+    epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
+    epsilon_high: float = 0.28  # and above 1 + epsilon_high (clip-higher)
+    beta: float = 0.0  # weight of the KL to the policy that RL started from
+    scale: str = "group"  # advantages are divided by the std of their group, of the batch, or by none
+    baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
+
+
+@dataclass
+class Rollout:
+    """What one step learns from: whole groups, in order, and what there is to say about everything that was sampled."""
+
+    trajectories: list[Trajectory] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    sampled: list[tuple] = field(default_factory=list)  # (problem, trajectory, reward, correct) of every sample, kept or not
+
+
+def collect(sampler: Sampler, problems, config: RLConfig, reward_config, seed: int, step: int) -> Rollout:
+    """Dynamic sampling (DAPO, Yu et al. 2025, section 3.2): keep groups that differ in correctness, refill up to a cap.
+
+    A group that is all right or all wrong has no spread *of correctness*: its length terms may differ, but would teach only brevity.
+    """
+    rollout, wanted = Rollout(), config.problems
+    for round in range(1 + config.refills):
+        drawn = random.Random(f"rl {seed} {step} {round}").sample(problems, min(wanted, len(problems)))
+        samples = sampler.generate([p.question for p in drawn], config.group_size, seed=hash_of(seed, step, round))
+        asked = [problem for problem in drawn for _ in range(config.group_size)]
+        rewards, parts = score(samples, asked, sampler.tokenizer, reward_config)
+        rollout.sampled += zip(asked, samples, rewards, parts["accuracy"])
+        for start in range(0, len(samples), config.group_size):
+            group = slice(start, start + config.group_size)
+            if len(set(parts["accuracy"][group])) > 1 and wanted:
+                rollout.trajectories += samples[group]
+                rollout.rewards += rewards[group]
+                wanted -= 1
+        if not wanted:
+            break
+    return rollout
+
+
+def hash_of(*keys: int) -> int:
+    """One seed out of several numbers."""
+    return random.Random(" ".join(map(str, keys))).getrandbits(63)
+
+
+def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler: Sampler, reference=None) -> dict:
+    """One optimiser step. Every micro-batch's loss is divided by what the whole step holds, so that together they are one batch."""
+    device = next(model.parameters()).device
+    num_active_tokens = sum(t.new_tokens for t in trajectories)
+    seen, loss, logp_gap = [], 0.0, 0.0
+    for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
+        logps_of = lambda policy: trained_logps(policy, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            logps = logps_of(model)
+            with torch.no_grad():
+                ref_logps = logps_of(reference) if reference else None
+        micro_loss, metrics = policy_loss(
+            logps, micro.logps, advantages[micro.rows].to(device), micro.mask, loss_type=config.loss_type,
+            ratio_level=config.ratio_level, epsilon=config.epsilon, epsilon_high=config.epsilon_high, beta=config.beta,
+            ref_logps=ref_logps, max_completion_length=sampler.config.max_new_tokens, num_active_tokens=num_active_tokens,
+        )  # fmt: skip
+        share = 1.0 if config.loss_type in PER_TOKEN else len(micro.rows) / len(trajectories)
+        (micro_loss * share).backward()
+        loss += micro_loss.item() * share
+        logp_gap = max(logp_gap, ((logps - micro.logps).abs() * micro.mask).max().item())
+        seen.append(metrics)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"loss": loss, "grad_norm": grad_norm, "logp_gap": logp_gap, **combine_metrics(seen)}
+
+
+def train(run):
+    """Improve run.model on run.problems for run.config.rl.steps steps, going on where the run stands.
+
+    ValueError where the settings would make the log-probs of sampler and trainer disagree; RuntimeError where a tool is dead.
+    """
+    model, config, settings = run.model, run.config, run.config.rl
+    if config.sampler.top_p < 1 or config.sampler.top_k or not config.sampler.temperature:
+        raise ValueError("RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did")
+    sampler = Sampler(model, run.tokenizer, run.tools, run.format, config.sampler)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    first = run.restore("rl", [optimizer]) if settings.steps else None
+    if first is None:
+        return
+    reference = starting_policy(model, run) if settings.beta else None
+    bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="rl", dynamic_ncols=True)
+    for step in bar:
+        started = time.perf_counter()
+        set_learning_rate([optimizer], learning_rate(step, settings.steps, settings.warmup, settings.decay))
+        rollout = collect(sampler, run.problems, settings, config.reward, config.seed, step)
+        abort_if_a_tool_is_dead(rollout)
+        sampled = time.perf_counter()
+
+        advantages = group_advantages(rollout.rewards, settings.group_size, settings.scale, settings.baseline)
+        updates = []
+        for rows in split(len(rollout.trajectories), settings.updates, config.seed, step):
+            chosen = [rollout.trajectories[row] for row in rows]
+            updates.append(update(model, optimizer, chosen, advantages[rows], settings, sampler, reference))
+
+        metrics = describe(rollout, settings) | summarise(updates)
+        metrics |= {"seconds_rollout": sampled - started, "seconds_update": time.perf_counter() - sampled}
+        if step == 0 and updates:
+            tqdm.write(first_loss_explained(updates[0]))
+        bar.set_postfix(
+            reward=f"{metrics['reward']:.2f}", right=f"{metrics['accuracy']:.0%}", tools=f"{metrics['tool_rate']:.0%}",
+            len=f"{metrics['new_tokens']:.0f}", clip=f"{metrics['clip_low'] + metrics['clip_high']:.1%}",
+        )  # fmt: skip
+        if step % max(1, settings.steps // 20) == 0:
+            trace(rollout, advantages, run, step + 1)
+        run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
+
+
+def split(n: int, parts: int, seed: int, step: int) -> list[list[int]]:
+    """Row numbers 0..n-1, shuffled and dealt out to the step's updates; none where there is nothing to learn from."""
+    rows = random.Random(f"split {seed} {step}").sample(range(n), n)
+    return [rows[i::parts] for i in range(parts) if rows[i::parts]]
+
+
+def starting_policy(model, run):
+    """The policy that RL started from, frozen. It travels with the checkpoint: after a resume, `model` is no longer it."""
+    reference = copy.deepcopy(model).requires_grad_(False)
+    run.state.setdefault("reference", reference.state_dict())
+    reference.load_state_dict(run.state["reference"])
+    return reference
+
+
+def describe(rollout: Rollout, config: RLConfig) -> dict:
+    """What was sampled in a step, kept or not. Each metric is explained in the README's table."""
+    problems, trajectories, rewards, correct = zip(*rollout.sampled)
+    n, groups = len(trajectories), len(trajectories) // config.group_size
+    calls = [call for t in trajectories for call in t.calls]
+    kinds = sorted({problem.kind or problem.family for problem in problems})
+    per = lambda kind: [len(t.calls) for p, t in zip(problems, trajectories) if (p.kind or p.family) == kind]
+    return {
+        "reward": sum(rewards) / n,
+        "accuracy": sum(correct) / n,
+        "groups_sampled": groups,
+        "groups_kept": len(rollout.trajectories) // config.group_size,
+        "tool_rate": sum(bool(t.calls) for t in trajectories) / n,
+        "calls": len(calls) / n,
+        "calls_by_kind": {kind: round(sum(per(kind)) / len(per(kind)), 3) for kind in kinds},
+        "call_status": dict(Counter(call.result.status for call in calls)),
+        "new_tokens": sum(t.new_tokens for t in trajectories) / n,
+        "finish": dict(Counter(t.finish_reason for t in trajectories)),
+    }
+
+
+def summarise(updates: list[dict]) -> dict:
+    """The updates of one step as one row. logp_gap is the first one's: after it, the policies differ because they should."""
+    if not updates:
+        return {"loss": 0.0, "grad_norm": 0.0, "logp_gap": 0.0, **combine_metrics([])}
+    mean = {name: sum(u[name] for u in updates) / len(updates) for name in ("loss", "grad_norm")}
+    return {**mean, "logp_gap": updates[0]["logp_gap"], **combine_metrics(updates)}
+
+
+def first_loss_explained(first: dict) -> str:
+    return (
+        f"rl step 1: the loss is {first['loss']:+.4f}, and near 0 it should be: before any update the ratio of new to old policy is "
+        f"{first['ratio_mean']:.4f} everywhere, nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}), and advantages sum to 0 "
+        f"in every group. What teaches is the gradient: its norm is {first['grad_norm']:.3f}."
+    )
+
+
+def abort_if_a_tool_is_dead(rollout: Rollout, share: float = 0.9, least: int = 32):
+    """Training on would only teach the model to live without. RuntimeError when a tool fails on more than `share` of a step's calls."""
+    for tool in sorted({call.tool for _, t, *_ in rollout.sampled for call in t.calls}):
+        results = [call.result for _, t, *_ in rollout.sampled for call in t.calls if call.tool == tool]
+        failed = Counter(f"{result.status}: {result.output[:100]}" for result in results if not result.ok)
+        if len(results) >= least and failed.total() > share * len(results):
+            (why, times), *_ = failed.most_common(1)
+            raise RuntimeError(f"the tool '{tool}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'")
+
+
+def trace(rollout: Rollout, advantages, run, step: int):
+    """Write down one whole group that was learned from: its samples side by side show the baseline at work."""
+    problem_of = {id(t): (p, correct) for p, t, _, correct in rollout.sampled}
+    for trajectory, reward, advantage in zip(rollout.trajectories[: run.config.rl.group_size], rollout.rewards, advantages.tolist()):
+        problem, correct = problem_of[id(trajectory)]
+        row = {"phase": "rl", "step": step, "question": problem.question, "answer": problem.answer, "family": problem.family}
+        run.log(row | {"reward": reward, "correct": correct, "advantage": advantage} | trajectory.record(run.tokenizer), "traces.jsonl")

@@ -1,0 +1,93 @@
+"""Imitation: maximise the log-probability of what the teacher wrote (its words, its code, its stop id), never of what a tool said."""
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from tqdm import tqdm
+
+from nanotir.losses import trained_logps
+from nanotir.trajectory import micro_batches
+
+
+@dataclass
+class SFTConfig:
+    steps: int = 500  # optimiser steps; 0 skips imitation
+    batch_size: int = 64  # demonstrations a step
+    micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
+    lr: float = 0.01  # Muon's, for the blocks' matrices
+    adam_lr: float = 6e-3  # AdamW's, for embeddings and norms
+    warmup: int = 20  # steps of linear warm-up
+    decay: float = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
+    grad_clip: float = 1.0  # largest gradient norm
+    bf16: bool = True  # autocast matrix products to bfloat16
+
+
+def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
+    """The share of the peak learning rate at a step: up linearly, flat, down linearly."""
+    return min(1.0, (step + 1) / max(1, warmup), (steps - step) / max(1.0, decay * steps))
+
+
+def set_learning_rate(optimizers, share: float):
+    """Set every group to this share of the learning rate it was made with."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = group.setdefault("peak_lr", group["lr"]) * share
+
+
+def make_optimizers(model, config: SFTConfig) -> list:
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest. On models this small Muon learns to copy the
+    question's numbers into a call in a third of AdamW's steps."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
+    rest = [p for name, p in model.named_parameters() if not (p.dim() == 2 and name.startswith("blocks."))]
+    return [
+        torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def batch_of(step: int, demonstrations, size: int, seed: int) -> list:
+    """The demonstrations of one step: every epoch is a shuffle of its own, cut into steps; the step alone determines them."""
+    batch = []
+    for position in range(step * size, (step + 1) * size):
+        epoch, place = divmod(position, len(demonstrations))
+        batch.append(demonstrations[shuffle(epoch, len(demonstrations), seed)[place]])
+    return batch
+
+
+@lru_cache(maxsize=2)
+def shuffle(epoch: int, n: int, seed: int) -> list[int]:
+    return random.Random(f"sft {seed} {epoch}").sample(range(n), n)
+
+
+def train(run, demonstrations):
+    """Imitate the demonstrations for run.config.sft.steps steps, going on where the run stands."""
+    model, config, pad_id, seed = run.model, run.config.sft, run.tokenizer.pad_id, run.config.seed
+    device = next(model.parameters()).device
+    optimizers = make_optimizers(model, config)
+    first = run.restore("sft", optimizers) if config.steps else None
+    if first is None:
+        return
+    model.train()
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="sft", dynamic_ncols=True)
+    for step in bar:
+        share = learning_rate(step, config.steps, config.warmup, config.decay)
+        set_learning_rate(optimizers, share)
+        batch = batch_of(step, demonstrations, config.batch_size, seed)
+        num_active_tokens = sum(trajectory.new_tokens for trajectory in batch)  # one denominator for the whole step
+        loss = 0.0
+        for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                logps = trained_logps(model, micro.ids, micro.mask)
+            micro_loss = -logps.sum() / num_active_tokens
+            micro_loss.backward()
+            loss += micro_loss.item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        bar.set_postfix(loss=f"{loss:.3f}")
+        metrics = {"loss": loss, "grad_norm": grad_norm, "lr_share": share, "tokens": num_active_tokens}
+        run.finish_step(step + 1, metrics, optimizers, last=step + 1 == config.steps)

@@ -1,0 +1,98 @@
+"""PythonTool: runs model-written Python in another process, never in ours. The client of the fork server in sandbox.py."""
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+
+from nanotir.tools import sandbox
+from nanotir.tools.tool import Tool, ToolResult, cut_middle
+
+MAX_CODE_CHARS = 100_000
+
+
+@dataclass
+class PythonConfig:
+    timeout: float = 5.0  # seconds a call may take, by the clock
+    memory_mb: int = 1024  # memory a call may take beyond what numpy and sympy need
+    max_output_chars: int = 2000  # longer output is cut in the middle
+    workers: int = 16  # calls that run at the same time; more wait
+
+
+class PythonTool(Tool):
+    """Run a program and return what it printed, its last bare expression's value, or the last line of its traceback.
+
+    Every call is a fresh process with numpy and sympy at hand; calls that name the same `session` behave like the cells of one
+    notebook. The fork server starts on first use and ends with close(), or with our process. Settings: those of PythonConfig.
+    """
+
+    name = "python"
+
+    def __init__(self, **settings):
+        self.config = PythonConfig(**settings)
+        self._lock = threading.Lock()
+        self._server = None
+        self._pending: dict[int, Future] = {}
+        self._sessions: dict[object, list[str]] = {}  # session -> its earlier cells
+        self._ids = itertools.count()
+
+    def run(self, text: str, session=None) -> ToolResult:
+        return self.submit(text, session).result()
+
+    def submit(self, text: str, session=None) -> Future:
+        future = Future()
+        if not text.strip() or len(text) > MAX_CODE_CHARS:
+            future.set_result(ToolResult("No code to run." if not text.strip() else "The code is too long.", False, "refused"))
+            return future
+        with self._lock:
+            if self._server is None:
+                self._start()
+            history = self._sessions.setdefault(session, []) if session is not None else []
+            request = {
+                "id": next(self._ids), "code": text, "history": list(history),
+                **asdict(self.config),
+            }  # fmt: skip
+            history.append(text)
+            self._pending[request["id"]] = future
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        return future
+
+    def end_session(self, session):
+        self._sessions.pop(session, None)
+
+    def _start(self):
+        self._base = tempfile.mkdtemp(prefix="nanotir-")
+        self._socket, theirs = socket.socketpair()
+        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self._base, "TMPDIR": self._base, "PYTHONHASHSEED": "0"}
+        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = [sys.executable, "-s", "-B", sandbox.__file__, str(theirs.fileno()), self._base, str(self.config.workers)]
+        self._server = subprocess.Popen(
+            command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self._base, start_new_session=True, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self):
+        for line in self._socket.makefile("rb"):
+            reply = json.loads(line)
+            self._pending.pop(reply["id"]).set_result(self._result(reply))
+
+    def _result(self, reply) -> ToolResult:
+        lost = reply["written"] - len(reply["head"].encode()) - len(reply["tail"].encode())
+        output, truncated = cut_middle(reply["head"] + reply["tail"], self.config.max_output_chars)
+        return ToolResult(output.rstrip("\n"), reply["status"] == "ok", reply["status"], reply["seconds"], truncated)
+
+    def close(self):
+        if self._server is not None:
+            self._socket.shutdown(socket.SHUT_RDWR)
+            self._server.wait()
+            shutil.rmtree(self._base, ignore_errors=True)
+            self._server = None

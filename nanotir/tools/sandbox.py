@@ -1,0 +1,265 @@
+"""The fork server that runs model-written code: a process apart that has numpy and sympy in memory and forks a child per call.
+
+    trainer  --requests-->  fork server  --fork-->  child: limits, then the code, then it is gone
+             <--results---               <--pipe--
+
+Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond. The trainer itself never forks (it has
+threads, perhaps a GPU), and never runs a line of the model's code. This file is run as a script by tools/python.py and imports only
+the standard library until it serves. What a call's verdict rests on is how the child ended and what the clock says, never on
+anything the child wrote.
+"""
+from __future__ import annotations
+
+import ast
+import contextlib
+import errno
+import gc
+import json
+import os
+import random
+import resource
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+OK, ERROR, MEMORY = 0, 1, 2  # how a child that ended by itself exits
+
+
+def serve(control: socket.socket, base: str, workers: int):
+    """Answer requests, one JSON object a line, until the other side hangs up; then kill whatever still runs."""
+    warm_up()
+    server = Server(control, base, workers)
+    try:
+        server.loop()
+    finally:
+        for call in list(server.running.values()):
+            call.kill()
+
+
+def warm_up():
+    """Load, once, what model code will use: a child then finds it in memory. Lazy parts of both libraries are touched here."""
+    import numpy
+    import numpy.linalg, numpy.random  # noqa: E401
+    import sympy
+
+    x = sympy.Symbol("x")
+    sympy.solve(x**3 - 6 * x**2 + 11 * x - 6, x)
+    sympy.integrate(x * sympy.sin(x), x), sympy.simplify((x**2 - 1) / (x - 1)), sympy.factorint(1001), sympy.limit(sympy.sin(x) / x, x, 0)
+    sympy.Matrix([[2, 1], [1, 3]]).eigenvals(), numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
+    numpy.random.seed(0)
+    gc.collect()
+    gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
+
+
+class Server:
+    """One loop over three kinds of events: a request came in, a child wrote something, a child ended or ran out of time."""
+
+    def __init__(self, control, base, workers):
+        self.control, self.base, self.workers = control, base, workers
+        self.incoming, self.outgoing = b"", b""
+        self.waiting, self.running = [], {}  # requests; calls by process id
+        self.count = 0
+        self.selector = selectors.DefaultSelector()
+        control.setblocking(False)
+        self.selector.register(control, selectors.EVENT_READ, self.read_requests)
+        wake_read, wake_write = os.pipe()
+        for end in (wake_read, wake_write):
+            os.set_blocking(end, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler must exist for the wake-up to be written
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 4096))
+
+    def loop(self):
+        while self.control is not None:
+            deadlines = [call.deadline for call in self.running.values()]
+            timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
+            for key, _ in self.selector.select(timeout):
+                key.data()
+            for call in list(self.running.values()):
+                if call.ended() or call.overdue():
+                    self.finish(call)
+            while self.waiting and len(self.running) < self.workers:
+                self.start(self.waiting.pop(0))
+
+    def read_requests(self):
+        self.send(b"")  # the selector also wakes us when there is room to send
+        with contextlib.suppress(BlockingIOError):
+            data = self.control.recv(1 << 20)
+            if not data:
+                self.control = None  # the trainer is gone, and so are we
+                return
+            *lines, self.incoming = (self.incoming + data).split(b"\n")
+            self.waiting += [json.loads(line) for line in lines]
+
+    def start(self, request):
+        self.count += 1
+        folder = os.path.join(self.base, str(self.count))
+        os.mkdir(folder)
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            run_child(request, folder, write_end)
+        os.close(write_end)
+        os.set_blocking(read_end, False)
+        call = self.running[pid] = Call(pid, request, folder, read_end)
+        self.selector.register(read_end, selectors.EVENT_READ, lambda: call.read() or self.selector.unregister(read_end))
+
+    def finish(self, call):
+        with contextlib.suppress(KeyError):
+            self.selector.unregister(call.pipe)
+        del self.running[call.pid]
+        self.send(json.dumps(call.result()).encode() + b"\n")
+
+    def send(self, data):
+        """Never wait for the trainer to read: it may be waiting for us to read."""
+        self.outgoing += data
+        with contextlib.suppress(BlockingIOError):
+            while self.outgoing:
+                self.outgoing = self.outgoing[self.control.send(self.outgoing) :]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
+        self.selector.modify(self.control, events, self.read_requests)
+
+
+class Call:
+    """One running child: what it wrote so far (head and tail, never more than the cap), and when its time is up."""
+
+    def __init__(self, pid, request, folder, pipe):
+        self.pid, self.request, self.folder, self.pipe = pid, request, folder, pipe
+        self.started = time.monotonic()
+        self.deadline = self.started + request["timeout"]
+        self.head, self.tail, self.written = b"", b"", 0
+        self.timed_out = False
+
+    def read(self) -> bool:
+        """Take what is in the pipe; False at its end."""
+        cap = self.request["max_output_chars"]
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.pipe, 1 << 16):
+                self.written += len(data)
+                taken = max(0, cap - len(self.head))
+                self.head, rest = self.head + data[:taken], data[taken:]
+                self.tail = (self.tail + rest)[-cap:]
+            return False
+        return True
+
+    def ended(self) -> bool:
+        # Look without reaping: while the dead child still holds its id, nobody else can have it, so killpg hits the right group.
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def overdue(self) -> bool:
+        self.timed_out = time.monotonic() >= self.deadline
+        return self.timed_out
+
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # the child leads its own group: this reaches its children too
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)  # it may have died before setsid
+
+    def result(self) -> dict:
+        self.kill()
+        _, wait_status, usage = os.wait4(self.pid, 0)
+        self.read()
+        os.close(self.pipe)
+        remove(self.folder)
+        return {
+            "id": self.request["id"],
+            "status": self.verdict(os.waitstatus_to_exitcode(wait_status), usage.ru_utime + usage.ru_stime),
+            "head": self.head.decode("utf-8", "replace"),
+            "tail": self.tail.decode("utf-8", "replace"),
+            "written": self.written,
+            "seconds": time.monotonic() - self.started,
+        }
+
+    def verdict(self, code: int, cpu_seconds: float) -> str:
+        if self.timed_out or code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.request["timeout"]):
+            return "timeout"
+        if code < 0:
+            return "crash"
+        return {OK: "ok", MEMORY: "memory"}.get(code, "error")
+
+
+def remove(folder: str):
+    """Delete a call's folder; `rm` where it is not empty, since Python's rmtree recurses and a program can nest folders deeper."""
+    try:
+        os.rmdir(folder)
+    except OSError:
+        subprocess.run(["/bin/rm", "-rf", folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+
+
+def run_child(request, folder, pipe):
+    """In the child: take away what the code must not have, run it, leave without cleaning up. Never returns."""
+    code = ERROR
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()  # its own process group, which the server kills as one
+        silence = os.open(os.devnull, os.O_RDWR)
+        for target, source in ((0, silence), (1, silence), (2, silence)):
+            os.dup2(source, target)
+        sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+        os.dup2(pipe, 3)
+        os.closerange(4, 4096)  # the server's sockets and the other calls' pipes
+        os.chdir(folder)
+        limit_resources(request["timeout"], request["memory_mb"])
+        random.seed(0)
+        names = {"__name__": "__main__"}
+        for cell in request["history"]:  # an earlier cell of the session: once more, in silence
+            run_cell(cell, names)
+        for target in (1, 2):
+            os.dup2(3, target)
+        os.close(3)
+        code = run_cell(request["code"], names)
+    finally:
+        os._exit(code)
+
+
+def limit_resources(timeout: float, memory_mb: int):
+    size_now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
+    cpu = int(timeout) + 1
+    for name, limit in (
+        ("CPU", cpu),  # seconds of processor time: a loop that ignores every signal still ends
+        ("AS", size_now + memory_mb * 2**20),  # address space: a list that grows for ever ends in MemoryError
+        ("FSIZE", 8 * 2**20),  # bytes in one file
+        ("NOFILE", 64),  # open files
+        ("NPROC", 64),  # processes of this user (the kernel exempts root)
+        ("CORE", 0),
+    ):
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
+
+
+def run_cell(code: str, names: dict) -> int:
+    """Run one program like a notebook cell: a last bare expression is printed. Returns how the child should exit."""
+    try:
+        tree = ast.parse(code)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "<code>", "exec"), names)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "<code>", "eval"), names)
+            if value is not None:
+                print(value if isinstance(value, str) else repr(value))
+        sys.stdout.flush()
+        return OK
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code)
+        return OK if stop.code in (None, 0) else ERROR
+    except MemoryError:
+        print("MemoryError", flush=True)
+        return MEMORY
+    except BaseException as error:
+        import traceback
+
+        print("".join(traceback.format_exception_only(error)).strip().splitlines()[-1], flush=True)
+        return ERROR
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))

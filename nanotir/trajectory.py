@@ -1,0 +1,177 @@
+"""What a rollout is, and how it is written down.
+
+A trajectory's ids are exactly what the model read and wrote, in order. Ids are only ever appended: nothing is decoded and encoded
+again, because BPE is no bijection and the log-probs would then belong to other ids. Everything else runs parallel to the ids:
+`trained` (1 where the model chose the id), `logps` (its log-prob then), and spans that say who wrote what.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+from nanotir.tokenizer import ASSISTANT, END, USER, Tokenizer
+from nanotir.tools.tool import ToolResult
+
+FINISH_REASONS = ("stop", "length", "budget", "cancelled")
+
+
+@dataclass
+class Span:
+    """ids[start:end] were written by one author: kind is "prompt", "text", "output", or the name of the tool that is called."""
+
+    kind: str
+    start: int
+    end: int
+
+
+@dataclass
+class Call:
+    tool: str
+    code: str  # exactly the text between the tags
+    result: ToolResult
+
+
+@dataclass
+class Trajectory:
+    ids: list[int] = field(default_factory=list)
+    trained: list[int] = field(default_factory=list)  # 1 exactly on ids the model chose, the stop id included
+    logps: list[float] = field(default_factory=list)  # the sampler's log-probs; 0 where nothing was sampled
+    spans: list[Span] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    finish_reason: str = ""  # stop: it ended itself. length: out of tokens. budget: it wanted one call too many. cancelled: by us.
+
+    def append(self, kind: str, ids, trained: int, logps=None):
+        """Add ids by one author. Text that goes on where the last span ended becomes part of it."""
+        start = len(self.ids)
+        self.ids += ids
+        self.trained += [trained] * len(ids)
+        self.logps += [0.0] * len(ids) if logps is None else logps
+        if self.spans and self.spans[-1].kind == kind:
+            self.spans[-1].end = len(self.ids)
+        else:
+            self.spans.append(Span(kind, start, len(self.ids)))
+
+    @property
+    def new_tokens(self) -> int:
+        """How many ids the model wrote: what costs it something, and what length penalties count."""
+        return sum(self.trained)
+
+    def texts(self, tokenizer: Tokenizer, kind: str = "text") -> list[str]:
+        """The decoded spans of one kind, in order; by default the words the model wrote: no code, no tool output, no stop id."""
+        return [tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END) for s in self.spans if s.kind == kind]
+
+    def record(self, tokenizer: Tokenizer) -> dict:
+        """A JSON-ready account of the whole, span by span, for traces.jsonl."""
+        return {
+            "spans": [
+                {"kind": s.kind, "text": tokenizer.decode(self.ids[s.start : s.end]), "ids": self.ids[s.start : s.end],
+                 "trained": self.trained[s.start : s.end], "logps": [round(p, 4) for p in self.logps[s.start : s.end]]}
+                for s in self.spans
+            ],
+            "calls": [asdict(call) for call in self.calls],
+            "finish_reason": self.finish_reason,
+        }  # fmt: skip
+
+
+STYLES = {  # what opens and what closes a block
+    "tags": lambda name: (f"<{name}>", f"</{name}>"),
+    "fences": lambda name: (f"```{name}\n", "\n```\n"),
+}
+
+
+class Format:
+    """How calls and results are written: with tags, <python>1+1</python><output>2</output>, or with Markdown fences.
+
+    In both styles the delimiters are single ids of the tokenizer, so a block opens and closes at an id, never inside one, and tool
+    output (untrusted text) cannot contain them.
+    """
+
+    def __init__(self, style: str = "tags", tools: tuple[str, ...] = ("python", "search")):
+        if style not in STYLES:
+            raise ValueError(f"no format '{style}'; there are {', '.join(STYLES)}")
+        self.style, self.tools = style, tuple(tools)
+
+    def delimiters(self, kind: str) -> tuple[str, str]:
+        """What opens and what closes a block of this kind: a tool's name, or "output"."""
+        return STYLES[self.style](kind)
+
+    def prompt(self, tokenizer: Tokenizer, question: str) -> list[int]:
+        """<|user|>question<|assistant|>. The question is somebody else's text: it cannot contain a tag."""
+        return [tokenizer.tags[USER], *tokenizer.encode_untrusted(question), tokenizer.tags[ASSISTANT]]
+
+    def output_ids(self, tokenizer: Tokenizer, output: str, room: int | None = None) -> list[int]:
+        """A tool's output between its delimiters; cut where `room` ids would not hold it, but always closed."""
+        opener, closer = (tokenizer.tags[tag] for tag in self.delimiters("output"))
+        ids = tokenizer.encode_untrusted(output)
+        if room is not None and len(ids) > room - 2:
+            marker = tokenizer.encode_untrusted("...")
+            ids = ids[: max(0, room - 2 - len(marker))] + marker[: max(0, room - 2)]
+        return [opener, *ids, closer]
+
+    def trajectory(self, tokenizer: Tokenizer, question: str, pieces, end: bool = True) -> Trajectory:
+        """A demonstration as if the model had written it. Pieces are (kind, text): "text", a tool's name, or "output"."""
+        trajectory = Trajectory(finish_reason="stop" if end else "length")
+        trajectory.append("prompt", self.prompt(tokenizer, question), 0)
+        for kind, text in pieces:
+            if kind == "text":
+                trajectory.append(kind, tokenizer.encode(text), 1)
+            elif kind == "output":
+                trajectory.append(kind, self.output_ids(tokenizer, text), 0)
+            else:
+                opener, closer = (tokenizer.tags[tag] for tag in self.delimiters(kind))
+                trajectory.append(kind, [opener, *tokenizer.encode(text), closer], 1)
+        if end:
+            trajectory.append("text", [tokenizer.tags[END]], 1)
+        return trajectory
+
+    def parse(self, text: str) -> list[tuple[str, str]]:
+        """The pieces of a transcript that somebody else wrote out as text, in this style. A block that is never closed is text."""
+        pieces, position = [], 0
+        for start, end, kind, body in self._blocks(text):
+            if text[position:start].strip():
+                pieces.append(("text", text[position:start]))
+            pieces.append((kind, body))
+            position = end
+        return pieces + ([("text", text[position:])] if text[position:].strip() else [])
+
+    def _blocks(self, text: str):
+        kinds = "|".join((*self.tools, "output"))
+        pattern = rf"<({kinds})>(.*?)</\1>" if self.style == "tags" else rf"```({kinds})\n(.*?)\n?```(?:\n|$)"
+        for match in re.finditer(pattern, text, re.DOTALL):
+            yield *match.span(), match[1], match[2]
+
+
+@dataclass
+class Batch:
+    """Trajectories as tensors, right-padded: ids, mask and logps are (B, T); `rows` says which trajectory each row is."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor  # True exactly on ids that the model chose
+    logps: torch.Tensor  # the sampler's
+    rows: list[int]
+
+
+def collate(trajectories, pad_id: int, rows=None, device="cpu") -> Batch:
+    """One batch of the trajectories (or of those numbered in `rows`), padded to the longest of them."""
+    rows = list(range(len(trajectories)) if rows is None else rows)
+    chosen = [trajectories[row] for row in rows]
+    width = -(-max(len(t.ids) for t in chosen) // 16) * 16  # few distinct shapes: every new one costs the CPU's bf16 kernels a compilation
+    pad = lambda values, fill: values + [fill] * (width - len(values))
+    return Batch(
+        torch.tensor([pad(t.ids, pad_id) for t in chosen], device=device),
+        torch.tensor([pad(t.trained, 0) for t in chosen], device=device).bool(),
+        torch.tensor([pad(t.logps, 0.0) for t in chosen], device=device),
+        rows,
+    )
+
+
+def micro_batches(trajectories, pad_id: int, max_tokens: int, device="cpu"):
+    """All trajectories, in batches of at most max_tokens (padding counted) of about equal length: sorting by length saves a third
+    of the padding. Longest first, so that what does not fit in memory fails at once. A single longer row makes its own batch."""
+    order = sorted(range(len(trajectories)), key=lambda i: -len(trajectories[i].ids))
+    while order:
+        fit = max(1, max_tokens // len(trajectories[order[0]].ids))
+        yield collate(trajectories, pad_id, order[:fit], device)
+        order = order[fit:]

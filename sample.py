@@ -1,0 +1,78 @@
+"""Ask a trained model and watch it call its tools.
+
+    python sample.py "What is 384 * 927?"
+    python sample.py                       a prompt loop
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from nanotir.checkpoint import load_run
+from nanotir.sampler import Sampler, SamplerConfig
+from nanotir.show import Stream, show
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Ask a trained model.")
+    parser.add_argument("question", nargs="?", help="without one: a prompt loop")
+    parser.add_argument("--run", help="run folder (default: the latest in runs/)")
+    parser.add_argument("--n", type=int, default=1, help="answers to each question")
+    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 0 for one answer, 1 for several)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
+    parser.add_argument("--json", action="store_true", help="one JSON line per answer")
+    options = parser.parse_args(arguments)
+    try:
+        sampler = make_sampler(options)
+        for question in [options.question] if options.question is not None else ask():
+            answer(sampler, question, options)
+    except ValueError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print()
+
+
+def make_sampler(options) -> Sampler:
+    config, model, tokenizer, format, tools = load_run(options.run or latest_run())
+    temperature = options.temperature if options.temperature is not None else float(options.n > 1)
+    settings = replace(SamplerConfig(**config["sampler"]), temperature=temperature)
+    return Sampler(model, tokenizer, [] if options.no_tools else tools, format, settings)
+
+
+def latest_run() -> Path:
+    """The run folder under runs/ with the newest checkpoint."""
+    checkpoints = sorted(Path("runs").glob("*/checkpoint/state.pt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise ValueError("no trained run in runs/ yet: run `python train.py` first, or name a run folder with --run")
+    return checkpoints[-1].parent.parent
+
+
+def ask():
+    while True:
+        try:
+            question = input("question> ")
+        except EOFError:
+            return
+        if question.strip():
+            yield question
+
+
+def answer(sampler: Sampler, question: str, options):
+    watch = Stream(sampler.tokenizer) if options.n == 1 and not options.json else None
+    trajectories = sampler.generate([question], options.n, options.seed, watch)
+    for trajectory in trajectories:
+        if options.json:
+            print(json.dumps({"question": question, **trajectory.record(sampler.tokenizer)}))
+        elif watch is None:
+            print(show(trajectory, sampler.tokenizer))
+    if watch:
+        print()
+
+
+if __name__ == "__main__":
+    main()
