@@ -59,7 +59,7 @@ def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[
     if config.format == "program":
         return [piece for piece in problem.solution if piece[0] != "text"]
     flaw = None if rng.random() < config.quality else rng.choices(list(FLAWS), list(FLAWS.values()))[0]
-    if problem.kind == "C" and flaw is None or flaw == "guess":
+    if problem.kind == "C" and flaw is None or flaw == "guess" and problem.kind != "C":
         answer = problem.answer if problem.kind in ("B", "C") else wrong_guess(problem.answer, rng)
         return [("text", answer_sentence(answer))]
     pieces = list(problem.solution)
