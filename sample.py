@@ -27,6 +27,8 @@ def main(arguments=None):
     parser.add_argument("--json", action="store_true", help="one JSON line per answer")
     options = parser.parse_args(arguments)
     try:
+        if options.n < 1:
+            raise ValueError(f"--n is the number of answers, at least 1, not {options.n}")
         sampler = make_sampler(options)
         for question in [options.question] if options.question is not None else ask():
             answer(sampler, question, options)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
 from nanotir.problems.generate import documents
+from nanotir.rl import DeadTool
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Format
 
@@ -34,13 +36,16 @@ def main(arguments=None):
     except Stopped as stopped:
         print(f"{stopped}; go on with: python train.py --resume {config.resume or config.out}")
         sys.exit(130)
-    except ValueError as error:
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; what '{config.resume or config.out}' last saved stands")
+        sys.exit(130)
+    except (ValueError, DeadTool) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 def train(config: RunConfig):
-    """The whole run. ValueError for whatever the user can mend."""
+    """The whole run. ValueError for whatever the user can mend, DeadTool where a tool does nothing but fail."""
     if config.resume:
         config = build(read_config(config.resume) | {"resume": config.resume, "out": config.resume})
     recipe = find_recipe(config.recipe)
@@ -48,24 +53,22 @@ def train(config: RunConfig):
     torch.set_num_threads(config.threads)
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
-    tools = open_tools(asdict(config))
-    tokenizer = make_tokenizer(config, problems)
-    model = Transformer(config.model)
     config.out = config.out or new_folder(config)
 
-    run = Run(config.out, config, model.to(device), tokenizer, Format(config.format), tools, problems, held_out)
-    run = run.resume() if config.resume else run.create()
-    if config.init and not config.resume:
-        load_state(Path(config.init) / "checkpoint", model)
-    print(f"{config.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(problems)} problems, tools {config.tools}")
-    with run:
+    with ExitStack() as stack:
+        tools = [stack.enter_context(tool) for tool in open_tools(asdict(config))]
+        tokenizer = make_tokenizer(config, problems)
+        model = Transformer(config.model).to(device)
+        if config.init:
+            load_state(Path(config.init) / "checkpoint", model)
+        run = Run(config.out, config, model, tokenizer, Format(config.format), tools, problems, held_out)
+        stack.enter_context(run.resume() if config.resume else run.create())
+        print(f"{run.out}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(problems)} problems, tools {config.tools}")
         evaluate_run(run, "before")
         recipe.train(run)
         evaluate_run(run, "final")
-    for tool in tools:
-        tool.close()
     print(table(read_evaluations(run.out)))
-    print(f"look at {config.out}/traces.jsonl, or ask it something: python sample.py 'What is 384 * 927?'")
+    print(f"look at {run.out}/traces.jsonl, or ask it something: python sample.py 'What is 384 * 927?'")
 
 
 def find_recipe(name: str):

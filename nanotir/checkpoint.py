@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import tempfile
@@ -60,7 +61,6 @@ class Run:
     tools: list
     problems: list  # to train on
     held_out: list  # to be measured on
-    save_every: int = 25  # steps between checkpoints
 
     def __post_init__(self):
         self.out = Path(self.out)
@@ -70,7 +70,8 @@ class Run:
     def create(self) -> Run:
         """Make the folder and save the start in it. ValueError if there is one already, or none can be made."""
         try:
-            (self.out / "checkpoint").mkdir(parents=True)
+            self.out.mkdir(parents=True)
+            (self.out / "checkpoint").mkdir()
         except FileExistsError:
             raise ValueError(f"'{self.out}' exists already: give another --out, or go on with it by --resume {self.out}") from None
         except OSError as error:
@@ -108,7 +109,7 @@ class Run:
         self.log({"phase": self.state["phase"], "step": step, **metrics, "time": round(time.time() - self.started, 2)})
         if last:
             self.state["done"] = [*self.state["done"], self.state["phase"]]
-        if last or self.stop_requested or step % self.save_every == 0:
+        if last or self.stop_requested or step % self.config.save_every == 0:
             self._save(optimizers)
         if self.stop_requested:
             raise Stopped(f"stopped after step {step} of {self.state['phase']}")
@@ -177,11 +178,19 @@ def load_state(folder, model: Transformer) -> dict:
         state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(state.pop("model"))
     except FileNotFoundError:
-        raise ValueError(f"no checkpoint in '{folder}' yet: the run stopped before its first one") from None
-    except RuntimeError as error:
-        shapes = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "other layers")
-        raise ValueError(f"the checkpoint in '{folder}' is not of this model's config: {shapes}") from None
+        raise ValueError(f"no checkpoint in '{folder}': the run stopped before its first one; start anew with another --out") from None
+    except OSError as error:
+        raise ValueError(f"cannot read '{path}': {error.strerror}") from None
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"'{path}' is {_what_is_wrong(error)}") from None
     return state
+
+
+def _what_is_wrong(error) -> str:
+    if "state_dict" not in str(error):
+        return "damaged, or no checkpoint of nanotir"
+    mismatch = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "it has other layers")
+    return f"not of this model's config: {mismatch}"
 
 
 def open_tools(config: dict) -> list:

@@ -36,7 +36,8 @@ class RunConfig:
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags or fences
     init: str = ""  # start from this run's weights and tokenizer instead of random ones
-    resume: str = ""  # go on with this run folder
+    resume: str = ""  # go on with this run folder, by its own settings
+    save_every: int = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
     threads: int = 1  # CPU threads; more than one pays only on an idle machine
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -48,6 +49,12 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     python: PythonConfig = field(default_factory=PythonConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+
+    def __post_init__(self):
+        if min(self.level, self.problems, self.save_every, self.threads) < 1:
+            raise ValueError("level, problems, save_every and threads must be at least 1")
+        if self.rl.steps and (self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature):
+            raise ValueError("RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did")
 
 
 PRESETS = {
@@ -64,9 +71,6 @@ PRESETS = {
 }  # fmt: skip
 
 
-FOLDERS = ("out", "init", "resume", "preset")  # not settings of the training itself
-
-
 def parse(arguments=None) -> RunConfig:
     """The RunConfig of a command line: defaults, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
     parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False,
@@ -78,6 +82,8 @@ def parse(arguments=None) -> RunConfig:
     preset = given.get("preset", "tiny")
     if preset not in PRESETS:
         parser.error(unknown("preset", preset, PRESETS))
+    if "resume" in given and (others := given.keys() - {"resume"}):
+        parser.error(f"--resume goes on with the run's own settings: leave out --{min(others)}")
     try:
         return build({**PRESETS[preset], **given})
     except ValueError as error:

@@ -1,25 +1,29 @@
 """The scripted teacher: a problem in, a demonstration out. Deliberately mediocre: its flaws are what RL is there to repair.
 
 The teacher works as the model will: it calls the real tools and quotes what they really answer. At `quality` 1 every demonstration
-is sound. Below, the rest have a flaw: an answer straight off without a call (right where the head suffices, else a wrong guess), a
-call of the wrong tool, a buggy program that the error message helps to repair, or a missing final answer.
+is sound: it calls a tool where one helps and reasons in words where the head suffices. Below, the rest have a flaw: a wrong guess instead
+of a call (where the head suffices: a call instead of a thought), a call of the wrong tool, a buggy program that the error message
+helps to repair, or a missing final answer. What is easy tempts to half as many.
 """
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
+from nanotir.answers import equivalent
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Call, Format, Trajectory
 
 FORMATS = ("tool", "rationale", "program")
-FLAWS = {"guess": 0.8, "wrong tool": 0.07, "bug": 0.07, "no answer": 0.06}  # how the flawed demonstrations divide
+FLAWS = {"guess": 0.85, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.05}  # how the flawed demonstrations divide
 
 
 @dataclass
 class TeacherConfig:
-    quality: float = 0.25  # share of demonstrations without a flaw
+    quality: float = 0.3  # share of demonstrations without a flaw
     format: str = "tool"  # tool (words and calls), rationale (words only), program (one program, its output is the answer)
 
     def __post_init__(self):
@@ -47,21 +51,22 @@ def demonstrate(problems, tokenizer: Tokenizer, format: Format, tools: dict, con
     scripts = [script(problem, random.Random(f"teacher {seed} {i}"), config) for i, problem in enumerate(problems)]
     scripts = [[(kind, text) for kind, text in pieces if kind == "text" or kind in tools] for pieces in scripts]
     calls = dict.fromkeys((kind, text) for pieces in scripts for kind, text in pieces if kind != "text")
-    results = {call: future.result() for call, future in [(call, tools[call[0]].submit(call[1])) for call in calls]}
+    futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
+    results = {call: future.result() for call, future in tqdm(futures.items(), desc="teacher's calls", leave=False)}
     return [_write(problem, pieces, results, tokenizer, format) for problem, pieces in zip(problems, scripts)]
 
 
 def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[tuple[str, str]]:
     """What the teacher says and calls, as (kind, text) pieces; the tools' outputs are still to come."""
     final = answer_sentence(problem.answer)
-    if config.format == "rationale":
-        return [("text", f"{problem.rationale} {final}")]
+    quality = (1 + config.quality) / 2 if problem.kind == "C" else config.quality
+    flaw = None if rng.random() < quality else rng.choices(list(FLAWS), list(FLAWS.values()))[0]
     if config.format == "program":
         return [piece for piece in problem.solution if piece[0] != "text"]
-    flaw = None if rng.random() < config.quality else rng.choices(list(FLAWS), list(FLAWS.values()))[0]
-    if problem.kind == "C" and flaw is None or flaw == "guess" and problem.kind != "C":
-        answer = problem.answer if problem.kind in ("B", "C") else wrong_guess(problem.answer, rng)
-        return [("text", answer_sentence(answer))]
+    if config.format == "rationale" or problem.kind == "C" and flaw is None:
+        return [("text", f"{problem.rationale} {final}")]
+    if flaw == "guess" and problem.kind != "C":
+        return [("text", final if problem.kind == "B" else answer_sentence(wrong_guess(problem.answer, rng)))]
     pieces = list(problem.solution)
     if flaw == "wrong tool":
         pieces = [("text", "I look it up."), ("search", problem.question.rstrip("?.")), *pieces]
@@ -72,11 +77,10 @@ def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[
 
 def wrong_guess(answer: str, rng: random.Random) -> str:
     """The answer with its digits (or, where it has none, its words) replaced: plausible at a glance."""
-    if not any(character.isdigit() for character in answer):
-        return rng.choice(("Ada", "Ben", "Velmo", "Tarn"))
+    digit = lambda character: rng.choice("123456789") if character.isdigit() else character
     while True:
-        guess = "".join(rng.choice("123456789") if character.isdigit() else character for character in answer)
-        if guess != answer:
+        guess = "".join(map(digit, answer)) if any(map(str.isdigit, answer)) else rng.choice(("Ada", "Ben", "Velmo", "Tarn"))
+        if not equivalent(guess, answer):
             return guess
 
 

@@ -30,6 +30,8 @@ class EvalConfig:
     modes: str = "tools,text"  # tools: as trained; text: the tools' opening ids are masked, so it must answer by itself
 
     def __post_init__(self):
+        if min(self.problems, self.samples) < 1:
+            raise ValueError("an evaluation needs at least 1 problem and 1 sample of each")
         for mode in self.modes.split(","):
             if mode not in MODES:
                 raise ValueError(f"no evaluation mode '{mode}'; there are {', '.join(MODES)}")

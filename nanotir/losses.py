@@ -11,6 +11,8 @@ import torch.nn.functional as F
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 PER_TOKEN = ("dapo",)  # divided by num_active_tokens; the others average over rows
 RATIO_LEVELS = ("token", "sequence")
+SCALES = ("group", "batch", "none")
+BASELINES = ("mean", "leave_one_out")
 
 
 def group_advantages(rewards, group_size: int, scale: str = "group", baseline: str = "mean", eps: float = 1e-4):
@@ -19,6 +21,8 @@ def group_advantages(rewards, group_size: int, scale: str = "group", baseline: s
     GRPO (Shao et al. 2024, eq. 3): A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1. scale="batch" divides by the whole batch's std,
     "none" does not divide (Dr. GRPO). baseline="leave_one_out" subtracts the mean of the others (RLOO). A constant group gives exactly 0.
     """
+    one_of("scale", scale, SCALES)
+    one_of("baseline", baseline, BASELINES)
     rewards = torch.as_tensor(rewards, dtype=torch.get_default_dtype() if not torch.is_tensor(rewards) else None)
     if not len(rewards):
         return rewards
@@ -74,7 +78,12 @@ def policy_loss(
     ratio_level="sequence" is GSPO (Zheng et al. 2025, eq. 7): one ratio a row, the geometric mean of its tokens' ratios.
     Returns (loss, metrics: dict of floats).
     """
-    _check(loss_type, ratio_level, beta, ref_logps, max_completion_length)
+    one_of("loss_type", loss_type, LOSS_TYPES)
+    one_of("ratio_level", ratio_level, RATIO_LEVELS)
+    if beta and ref_logps is None:
+        raise ValueError("beta > 0 needs ref_logps")
+    if loss_type == "dr_grpo" and max_completion_length is None:
+        raise ValueError("dr_grpo needs max_completion_length")
     mask = mask.bool()
     epsilon_high = epsilon if epsilon_high is None else epsilon_high
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages  # (B, 1) or (B, T)
@@ -135,12 +144,6 @@ def combine_metrics(parts: list[dict]) -> dict[str, float]:
     return {**means, "ratio_max": max((part["ratio_max"] for part in parts), default=0.0), "active_tokens": total}
 
 
-def _check(loss_type, ratio_level, beta, ref_logps, max_completion_length):
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"no loss_type '{loss_type}'; there are {', '.join(LOSS_TYPES)}")
-    if ratio_level not in RATIO_LEVELS:
-        raise ValueError(f"no ratio_level '{ratio_level}'; there are {', '.join(RATIO_LEVELS)}")
-    if beta and ref_logps is None:
-        raise ValueError("beta > 0 needs ref_logps")
-    if loss_type == "dr_grpo" and max_completion_length is None:
-        raise ValueError("dr_grpo needs max_completion_length")
+def one_of(what: str, name: str, names):
+    if name not in names:
+        raise ValueError(f"no {what} '{name}'; there are {', '.join(names)}")

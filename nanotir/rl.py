@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from nanotir.losses import PER_TOKEN, combine_metrics, group_advantages, policy_loss, trained_logps
+from nanotir.losses import (
+    BASELINES, LOSS_TYPES, PER_TOKEN, RATIO_LEVELS, SCALES, combine_metrics, group_advantages, one_of, policy_loss, trained_logps,
+)  # fmt: skip
 from nanotir.rewards import score
 from nanotir.sampler import Sampler
 from nanotir.sft import learning_rate, set_learning_rate
@@ -43,6 +45,16 @@ class RLConfig:
     beta: float = 0.0  # weight of the KL to the policy that RL started from
     scale: str = "group"  # advantages are divided by the std of their group, of the batch, or by none
     baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
+
+    def __post_init__(self):
+        for what, names in (("loss_type", LOSS_TYPES), ("ratio_level", RATIO_LEVELS), ("scale", SCALES), ("baseline", BASELINES)):
+            one_of(what, getattr(self, what), names)
+        if min(self.problems, self.updates) < 1 or self.group_size < 2:
+            raise ValueError("rl needs at least 1 problem and 1 update a step, and groups of at least 2: an answer is compared with its siblings")
+
+
+class DeadTool(Exception):
+    """A tool answers nearly every call with an error."""
 
 
 @dataclass
@@ -112,11 +124,9 @@ def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler
 def train(run):
     """Improve run.model on run.problems for run.config.rl.steps steps, going on where the run stands.
 
-    ValueError where the settings would make the log-probs of sampler and trainer disagree; RuntimeError where a tool is dead.
+    DeadTool where a tool only fails.
     """
     model, config, settings = run.model, run.config, run.config.rl
-    if config.sampler.top_p < 1 or config.sampler.top_k or not config.sampler.temperature:
-        raise ValueError("RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did")
     sampler = Sampler(model, run.tokenizer, run.tools, run.format, config.sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)
     first = run.restore("rl", [optimizer]) if settings.steps else None
@@ -143,7 +153,7 @@ def train(run):
             tqdm.write(first_loss_explained(updates[0]))
         bar.set_postfix(
             reward=f"{metrics['reward']:.2f}", right=f"{metrics['accuracy']:.0%}", tools=f"{metrics['tool_rate']:.0%}",
-            len=f"{metrics['new_tokens']:.0f}", clip=f"{metrics['clip_low'] + metrics['clip_high']:.1%}",
+            len=f"{metrics['new_tokens']:.0f}", clip=f"{metrics.get('clip_low', 0) + metrics.get('clip_high', 0):.1%}",
         )  # fmt: skip
         if step % max(1, settings.steps // 20) == 0:
             trace(rollout, advantages, run, step + 1)
@@ -186,9 +196,10 @@ def describe(rollout: Rollout, config: RLConfig) -> dict:
 
 
 def summarise(updates: list[dict]) -> dict:
-    """The updates of one step as one row. logp_gap is the first one's: after it, the policies differ because they should."""
+    """The updates of one step as one row, empty where no group was worth an update. logp_gap is the first one's: after it, the
+    policies differ because they should."""
     if not updates:
-        return {"loss": 0.0, "grad_norm": 0.0, "logp_gap": 0.0, **combine_metrics([])}
+        return {}
     mean = {name: sum(u[name] for u in updates) / len(updates) for name in ("loss", "grad_norm")}
     return {**mean, "logp_gap": updates[0]["logp_gap"], **combine_metrics(updates)}
 
@@ -202,13 +213,13 @@ def first_loss_explained(first: dict) -> str:
 
 
 def abort_if_a_tool_is_dead(rollout: Rollout, share: float = 0.9, least: int = 32):
-    """Training on would only teach the model to live without. RuntimeError when a tool fails on more than `share` of a step's calls."""
+    """Training on would only teach the model to live without. DeadTool when a tool fails on more than `share` of a step's calls."""
     for tool in sorted({call.tool for _, t, *_ in rollout.sampled for call in t.calls}):
         results = [call.result for _, t, *_ in rollout.sampled for call in t.calls if call.tool == tool]
         failed = Counter(f"{result.status}: {result.output[:100]}" for result in results if not result.ok)
         if len(results) >= least and failed.total() > share * len(results):
             (why, times), *_ = failed.most_common(1)
-            raise RuntimeError(f"the tool '{tool}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'")
+            raise DeadTool(f"the tool '{tool}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'")
 
 
 def trace(rollout: Rollout, advantages, run, step: int):

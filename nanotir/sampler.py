@@ -2,8 +2,8 @@
 
 Every distinct prompt is prefilled once and its keys and values are copied to its n rows. A row sits in a slot of one KV cache until
 it ends; then a waiting row takes the slot. When a row closes a tool block it is parked: the text between the tags, exactly, goes to
-the tool's pool, and the answer comes back as untrusted ids appended in one forward pass. No step ever waits for a tool as long as one
-row can go on.
+the tool's pool, and the answer comes back as untrusted ids appended in one forward pass. No step waits for a tool as long as one
+seated row can go on.
 
 What a row samples depends on (seed, row, position) and its own past only, never on the clock or on its neighbours.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanotir.model import KVCache, Transformer
-from nanotir.tokenizer import Tokenizer
+from nanotir.tokenizer import THOUGHT, Tokenizer
 from nanotir.trajectory import Call, Format, Trajectory
 
 
@@ -90,8 +90,8 @@ class Sampler:
         tags = tokenizer.tags
         self.openers = {tags[self.format.delimiters(name)[0]]: name for name in self.tools}
         self.closers = {name: tags[self.format.delimiters(name)[1]] for name in self.tools}
-        # Everything else that is a tag is masked at the logits: nobody can forge what cannot be sampled.
-        allowed = {tokenizer.end_id, *self.openers, *self.closers.values()}
+        # Every other tag is masked at the logits: a model cannot forge a result, nor a turn of the user, if it cannot open one.
+        allowed = {tokenizer.end_id, *(tags[tag] for tag in THOUGHT), *self.openers, *self.closers.values()}
         self.banned = sorted(set(tags.values()) - allowed)
 
     @torch.inference_mode()

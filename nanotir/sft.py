@@ -14,7 +14,7 @@ from nanotir.trajectory import micro_batches
 
 @dataclass
 class SFTConfig:
-    steps: int = 500  # optimiser steps; 0 skips imitation
+    steps: int = 600  # optimiser steps; 0 skips imitation
     batch_size: int = 64  # demonstrations a step
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     lr: float = 0.01  # Muon's, for the blocks' matrices
@@ -22,7 +22,7 @@ class SFTConfig:
     warmup: int = 20  # steps of linear warm-up
     decay: float = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
     grad_clip: float = 1.0  # largest gradient norm
-    bf16: bool = True  # autocast matrix products to bfloat16
+    bf16: bool = False  # autocast matrix products to bfloat16; pays on GPUs
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:

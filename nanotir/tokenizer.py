@@ -13,9 +13,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
+THOUGHT = ("<think>", "</think>", "<answer>", "</answer>")  # how a model may divide its own words
 TAGS = (
-    PAD, END, USER, ASSISTANT,
-    "<think>", "</think>", "<answer>", "</answer>",
+    PAD, END, USER, ASSISTANT, *THOUGHT,
     "<python>", "</python>", "<search>", "</search>", "<output>", "</output>",
     "```python\n", "```search\n", "```output\n", "\n```\n",
 )  # fmt: skip

@@ -111,17 +111,20 @@ class Format:
         return [opener, *ids, closer]
 
     def trajectory(self, tokenizer: Tokenizer, question: str, pieces, end: bool = True) -> Trajectory:
-        """A demonstration as if the model had written it. Pieces are (kind, text): "text", a tool's name, or "output"."""
+        """A demonstration as if the model had written it. Pieces are (kind, text): "text", a tool's name, or "output".
+
+        The texts may come from a file, so a tag inside them is plain text: only a piece's kind opens and closes a block.
+        """
         trajectory = Trajectory(finish_reason="stop" if end else "length")
         trajectory.append("prompt", self.prompt(tokenizer, question), 0)
         for kind, text in pieces:
             if kind == "text":
-                trajectory.append(kind, tokenizer.encode(text), 1)
+                trajectory.append(kind, tokenizer.encode_untrusted(text), 1)
             elif kind == "output":
                 trajectory.append(kind, self.output_ids(tokenizer, text), 0)
             else:
                 opener, closer = (tokenizer.tags[tag] for tag in self.delimiters(kind))
-                trajectory.append(kind, [opener, *tokenizer.encode(text), closer], 1)
+                trajectory.append(kind, [opener, *tokenizer.encode_untrusted(text), closer], 1)
         if end:
             trajectory.append("text", [tokenizer.tags[END]], 1)
         return trajectory
@@ -157,7 +160,7 @@ def collate(trajectories, pad_id: int, rows=None, device="cpu") -> Batch:
     """One batch of the trajectories (or of those numbered in `rows`), padded to the longest of them."""
     rows = list(range(len(trajectories)) if rows is None else rows)
     chosen = [trajectories[row] for row in rows]
-    width = -(-max(len(t.ids) for t in chosen) // 16) * 16  # few distinct shapes: every new one costs the CPU's bf16 kernels a compilation
+    width = max(len(t.ids) for t in chosen)
     pad = lambda values, fill: values + [fill] * (width - len(values))
     return Batch(
         torch.tensor([pad(t.ids, pad_id) for t in chosen], device=device),
@@ -168,10 +171,13 @@ def collate(trajectories, pad_id: int, rows=None, device="cpu") -> Batch:
 
 
 def micro_batches(trajectories, pad_id: int, max_tokens: int, device="cpu"):
-    """All trajectories, in batches of at most max_tokens (padding counted) of about equal length: sorting by length saves a third
-    of the padding. Longest first, so that what does not fit in memory fails at once. A single longer row makes its own batch."""
-    order = sorted(range(len(trajectories)), key=lambda i: -len(trajectories[i].ids))
+    """All trajectories, in batches of at most max_tokens (padding counted) and of similar length: sorted, and none shorter than two
+    thirds of its batch's longest, which halves the padding. Longest first, so that what does not fit in memory fails at once. A row
+    of more than max_tokens makes a batch of its own."""
+    length = lambda i: len(trajectories[i].ids)
+    order = sorted(range(len(trajectories)), key=length, reverse=True)
     while order:
-        fit = max(1, max_tokens // len(trajectories[order[0]].ids))
+        longest = length(order[0])
+        fit = sum(3 * length(i) >= 2 * longest for i in order[: max(1, max_tokens // longest)])
         yield collate(trajectories, pad_id, order[:fit], device)
         order = order[fit:]

@@ -12,14 +12,16 @@ import random
 import zlib
 from fractions import Fraction
 from functools import cache
+from itertools import cycle, islice
 
 import sympy
 
 TEST_SHARE = 10  # one question in ten belongs to the test split
+ROUND = "ABCADE"  # the kinds' turns; A has half of all families
 
 
 def generate(n: int, split: str = "train", seed: int = 0, families=None, level: int = 1) -> list[dict]:
-    """The fields of n problems of one split: the kinds in turn, and of each kind its families. ValueError for an unknown family.
+    """The fields of n problems of one split: kinds as in ROUND, and of each kind its families in turn. ValueError for an unknown family.
 
     Problem i depends on (seed, split, i) alone, so the same arguments give the same problems, and fewer give the first of them.
     """
@@ -27,9 +29,14 @@ def generate(n: int, split: str = "train", seed: int = 0, families=None, level: 
     for name in names:
         if name not in FAMILIES:
             raise ValueError(f"no family '{name}'; there are {', '.join(FAMILIES)}")
-    kinds = [[name for name in names if FAMILIES[name][0] == kind] for kind in dict.fromkeys(FAMILIES[name][0] for name in names)]
-    turn = lambda i: kinds[i % len(kinds)][i // len(kinds) % len(kinds[i % len(kinds)])]
-    return [_draw(turn(i), random.Random(f"{seed} {split} {i}"), split, level) for i in range(n)]
+    return [_draw(name, random.Random(f"{seed} {split} {i}"), split, level) for i, name in enumerate(islice(_turns(names), n))]
+
+
+def _turns(names):
+    of_kind = {kind: cycle([name for name in names if FAMILIES[name][0] == kind]) for kind in {FAMILIES[name][0] for name in names}}
+    for kind in cycle(ROUND):
+        if kind in of_kind:
+            yield next(of_kind[kind])
 
 
 def split_of(question: str) -> str:
@@ -55,13 +62,14 @@ def number(rng, digits: int) -> int:
     return rng.randrange(10 ** (digits - 1), 10**digits)
 
 
-def signed(n: int) -> str:
-    """A term as it stands inside a sum: " + 3" or " - 3"."""
-    return f" {'-' if n < 0 else '+'} {abs(n)}"
+def signed(n: int, symbol: str = "") -> str:
+    """A term as it stands inside a sum: " + 3", " - 3x", " + x"; nothing where it is 0 times the symbol."""
+    size = "" if symbol and abs(n) == 1 else abs(n)
+    return "" if symbol and n == 0 else f" {'-' if n < 0 else '+'} {size}{symbol}"
 
 
 def mul(rng, level):
-    a, b = number(rng, level + 1), number(rng, level + 1)
+    a, b = number(rng, level + rng.randrange(1, 3)), number(rng, level + rng.randrange(1, 3))
     tens, ones = b // 10 * 10, b % 10
     steps = f"{a} * {tens} = {a * tens} and {a} * {ones} = {a * ones}, together {a * b}."
     return f"What is {a} * {b}?", a * b, program("I multiply.", f"{a}*{b}"), steps
@@ -99,7 +107,7 @@ def quad(rng, level):
     b, c = -(p + q), p * q
     code = SYMBOL + f"solve(x**2{b:+}*x{c:+},x)"
     steps = f"Two numbers with sum {p + q} and product {c}."
-    return f"What are the roots of x^2{signed(b)}x{signed(c)}?", f"{p}, {q}", program("I find the roots.", code), steps
+    return f"What are the roots of x^2{signed(b, 'x')}{signed(c)}?", f"{p}, {q}", program("I find the roots.", code), steps
 
 
 def system(rng, level):
@@ -185,18 +193,28 @@ def same(rng, level):
 
 def add(rng, level):
     a, b = rng.randrange(1, 10**level) * 10, rng.randrange(1, 10)
-    return f"What is {a} + {b}?", a + b, program("I add.", f"{a}+{b}"), f"The {b} takes the place of the 0."
+    return f"What is {a} + {b}?", a + b, program("I add.", f"{a}+{b}"), "Nothing to carry."
 
 
 def tenfold(rng, level):
     n = number(rng, level + 1)
-    return f"What is {n} * 10?", n * 10, program("I multiply.", f"{n}*10"), f"{n} with a 0 behind."
+    return f"What is {n} * 10?", n * 10, program("I multiply.", f"{n}*10"), "It gets a 0."
 
 
 def parity(rng, level):
-    n = number(rng, level + 1)
+    n = number(rng, level + 4)
     answer = "odd" if n % 2 else "even"
-    return f"Is {n} even or odd?", answer, program("I divide by 2.", f"'odd' if {n}%2 else 'even'"), f"The last digit is {n % 10}."
+    return f"Is {n} even or odd?", answer, program("I divide by 2.", f"'odd' if {n}%2 else 'even'"), f"It ends in {n % 10}."
+
+
+def last(rng, level):
+    n = number(rng, level + 4)
+    return f"What is the last digit of {n}?", n % 10, program("I divide by 10.", f"{n}%10"), f"It ends in {n % 10}."
+
+
+def cancel(rng, level):
+    n = number(rng, level + 4)
+    return f"What is {n} - {n}?", 0, program("I subtract.", f"{n}-{n}"), "Both are the same."
 
 
 SIDES = "North South East West Old New Upper Lower Great Little High Long Red Green White Black".split()
@@ -274,5 +292,6 @@ FAMILIES = {
     "mul": ("A", mul), "power": ("A", power), "gcd": ("A", gcd), "lin": ("A", lin), "quad": ("A", quad), "system": ("A", system),
     "deriv": ("A", deriv), "integ": ("A", integ), "det": ("A", det), "choose": ("A", choose), "chance": ("A", chance), "dist": ("A", dist),
     "queue": ("B", queue), "same": ("B", same), "add": ("C", add), "tenfold": ("C", tenfold), "parity": ("C", parity),
+    "last": ("C", last), "cancel": ("C", cancel),
     "fact": ("D", fact), "cost": ("D", cost), "home": ("D", home), "gap": ("D", gap), "quot": ("E", quot), "clock": ("E", clock),
 }  # fmt: skip

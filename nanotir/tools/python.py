@@ -1,10 +1,10 @@
 """PythonTool: runs model-written Python in another process, never in ours. The client of the fork server in sandbox.py."""
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -40,7 +40,6 @@ class PythonTool(Tool):
         self.config = PythonConfig(**settings)
         self._lock = threading.Lock()
         self._server = None
-        self._pending: dict[int, Future] = {}
         self._sessions: dict[object, list[str]] = {}  # session -> its earlier cells
         self._ids = itertools.count()
 
@@ -53,13 +52,10 @@ class PythonTool(Tool):
             future.set_result(ToolResult("No code to run." if not text.strip() else "The code is too long.", False, "refused"))
             return future
         with self._lock:
-            if self._server is None:
+            if self._server is None or self._server.poll() is not None:
                 self._start()
             history = self._sessions.setdefault(session, []) if session is not None else []
-            request = {
-                "id": next(self._ids), "code": text, "history": list(history),
-                **asdict(self.config),
-            }  # fmt: skip
+            request = {"id": next(self._ids), "code": text, "history": list(history), **asdict(self.config)}
             history.append(text)
             self._pending[request["id"]] = future
             self._socket.sendall(json.dumps(request).encode() + b"\n")
@@ -78,12 +74,16 @@ class PythonTool(Tool):
             command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self._base, start_new_session=True, stdin=subprocess.DEVNULL
         )
         theirs.close()
-        threading.Thread(target=self._receive, daemon=True).start()
+        self._pending: dict[int, Future] = {}  # calls that this server has still to answer
+        threading.Thread(target=self._receive, args=(self._socket, self._pending), daemon=True).start()
 
-    def _receive(self):
-        for line in self._socket.makefile("rb"):
-            reply = json.loads(line)
-            self._pending.pop(reply["id"]).set_result(self._result(reply))
+    def _receive(self, server, pending):
+        with contextlib.suppress(ConnectionError):
+            for line in server.makefile("rb"):
+                reply = json.loads(line)
+                pending.pop(reply["id"]).set_result(self._result(reply))
+        while pending:  # the server is gone: nobody may wait for ever
+            pending.popitem()[1].set_result(ToolResult("The sandbox has ended.", False, "crash"))
 
     def _result(self, reply) -> ToolResult:
         lost = reply["written"] - len(reply["head"].encode()) - len(reply["tail"].encode())
@@ -94,5 +94,4 @@ class PythonTool(Tool):
         if self._server is not None:
             self._socket.shutdown(socket.SHUT_RDWR)
             self._server.wait()
-            shutil.rmtree(self._base, ignore_errors=True)
             self._server = None

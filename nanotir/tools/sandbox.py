@@ -30,7 +30,7 @@ OK, ERROR, MEMORY = 0, 1, 2  # how a child that ended by itself exits
 
 
 def serve(control: socket.socket, base: str, workers: int):
-    """Answer requests, one JSON object a line, until the other side hangs up; then kill whatever still runs."""
+    """Answer requests, one JSON object a line, until the other side hangs up, however it ends; then leave nothing behind."""
     warm_up()
     server = Server(control, base, workers)
     try:
@@ -38,6 +38,7 @@ def serve(control: socket.socket, base: str, workers: int):
     finally:
         for call in list(server.running.values()):
             call.kill()
+        remove(base)
 
 
 def warm_up():

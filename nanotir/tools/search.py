@@ -12,7 +12,6 @@ from pathlib import Path
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 
-
 @dataclass
 class SearchConfig:
     path: str = ""  # a file of documents, JSON lines with "text" or one a line; empty: the generated world's

@@ -1,0 +1,79 @@
+"""What several tests share: a small tokenizer, a small model, and a model that follows a script."""
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from nanotir.demonstrate import corpus
+from nanotir.model import ModelConfig, Transformer
+from nanotir.problems import load
+from nanotir.problems.generate import documents
+from nanotir.tokenizer import Tokenizer
+from nanotir.tools import PythonTool, SearchTool
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer.train(corpus(load("generated", n=200), documents()[:100]), 400)
+
+
+@pytest.fixture(scope="session")
+def python():
+    with PythonTool(timeout=5.0) as tool:
+        yield tool
+
+
+@pytest.fixture(scope="session")
+def search():
+    with SearchTool(documents()) as tool:
+        yield tool
+
+
+def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:
+    """A random transformer whose logits spread widely, so that no test passes because all ids are about equally likely."""
+    settings = dict(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, max_seq_len=256) | settings
+    model = Transformer(ModelConfig(vocab_size=vocab_size, **settings))
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        nn.init.normal_(weight, 1.0 if weight.dim() == 1 else 0.0, 0.1 if weight.dim() == 1 else 0.3, generator=generator)
+    return model
+
+
+class ScriptedModel(nn.Module):
+    """Gives the logits that `logits_of(ids so far)` says. What it has read it keeps, as a transformer does, in its KV cache and nowhere
+    else: ids that were never fed, fed twice or copied to the wrong row lead to another script."""
+
+    def __init__(self, vocab_size: int, logits_of, max_seq_len: int = 256):
+        super().__init__()
+        self.config = ModelConfig(vocab_size=vocab_size, n_layers=1, d_model=2, n_heads=1, n_kv_heads=1, d_ff=1, max_seq_len=max_seq_len)
+        self.embed = nn.Embedding(1, 1)
+        self.logits_of, self.fed = logits_of, []
+
+    def hidden(self, ids, positions=None, cache=None):
+        positions, mask = Transformer._where(self, ids, positions, cache)
+        self.fed.append(ids.shape)
+        stored = ids[:, :, None, None].float().expand(-1, -1, 1, 2)  # (B, T, 1, 2)
+        keys, _ = cache.write(0, stored, stored, positions, mask.shape[-1])
+        return keys[..., 0, 0].long(), positions
+
+    def forward(self, ids, positions=None, cache=None):
+        read, positions = self.hidden(ids, positions, cache)
+        rows = [[self.logits_of(tuple(row[: end + 1].tolist())) for end in ends] for row, ends in zip(read, positions.tolist())]
+        return torch.stack([torch.stack(row) for row in rows])  # (B, T, V)
+
+
+def follow(tokenizer, script):
+    """logits_of for a ScriptedModel: `script(what the model wrote since the prompt)` names the next id."""
+    from nanotir.tokenizer import ASSISTANT
+
+    def logits_of(ids):
+        start = ids.index(tokenizer.tags[ASSISTANT]) + 1 if tokenizer.tags[ASSISTANT] in ids else len(ids)
+        logits = torch.full((len(tokenizer),), -30.0)
+        logits[script(list(ids[start:]))] = 0.0
+        return logits
+
+    return logits_of

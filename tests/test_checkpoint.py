@@ -1,0 +1,162 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from nanotir.checkpoint import Run, Stopped, load_run, load_state, open_tools, read_config, write_atomically, write_json
+from nanotir.config import parse
+from nanotir.model import ModelConfig, Transformer
+
+TINY = ["--preset", "probe", "--problems", "60", "--sft.steps", "30", "--eval.problems", "4", "--rl.steps", "6", "--sampler.max_new_tokens", "24",
+        "--model.d_model", "32", "--model.n_layers", "1", "--tools", "python"]  # fmt: skip
+
+
+def start(out, *arguments):
+    train.train(parse([*TINY, "--out", str(out), *arguments]))
+
+
+def rows(out):
+    """What was logged, clocks aside."""
+    return [{k: v for k, v in json.loads(line).items() if k != "time" and not k.startswith("seconds")} for line in open(Path(out) / "metrics.jsonl")]
+
+
+def weights(out):
+    return torch.load(Path(out) / "checkpoint" / "state.pt", weights_only=True)["model"]
+
+
+def stop_at(monkeypatch, phase, step):
+    finish = Run.finish_step
+
+    def and_stop(self, number, *arguments, **settings):
+        self.stop_requested = self.state["phase"] == phase and number == step
+        finish(self, number, *arguments, **settings)
+
+    monkeypatch.setattr(Run, "finish_step", and_stop)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    start(out)
+    return out
+
+
+@pytest.mark.parametrize("phase, step", [("sft", 13), ("sft", 30), ("rl", 3)])
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken, tmp_path, monkeypatch, phase, step):
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop_at(patched, phase, step)
+        start(tmp_path / "run")
+    assert rows(tmp_path / "run")[-1]["step"] == step
+    train.train(parse(["--resume", str(tmp_path / "run")]))
+    assert rows(tmp_path / "run") == rows(unbroken)
+    for name, weight in weights(unbroken).items():
+        assert torch.equal(weight, weights(tmp_path / "run")[name])
+    assert json.loads((tmp_path / "run" / "eval.json").read_text()).keys() == {"before", "after_sft", "final"}
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_dropped_and_done_again(unbroken, tmp_path, monkeypatch):
+    """A kill at step 17 with checkpoints every 8 steps: step 17 and half a line of step 18 are in the log, the weights are of step 16."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self, number, *arguments, **settings):
+        if number == 18:
+            with open(self.out / "metrics.jsonl", "a") as file:
+                file.write('{"phase": "sft", "st')
+            raise Killed
+        finish(self, number, *arguments, **settings)
+
+    finish = Run.finish_step
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Run, "finish_step", kill)
+        start(tmp_path / "run", "--save_every", "8")
+    assert torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)["step"] == 16
+    train.train(parse(["--resume", str(tmp_path / "run")]))
+    assert rows(tmp_path / "run") == rows(unbroken)
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(unbroken, tmp_path):
+    start(tmp_path / "same")
+    start(tmp_path / "other", "--seed", "1", "--rl.steps", "0", "--sft.steps", "3")
+    assert rows(tmp_path / "same") == rows(unbroken)
+    assert rows(tmp_path / "other")[0] != rows(unbroken)[0]
+
+
+def test_a_finished_run_that_is_resumed_is_left_as_it_is(unbroken):
+    before = {path: path.read_bytes() for path in unbroken.rglob("*.json*")}
+    train.train(parse(["--resume", str(unbroken)]))
+    assert {path: path.read_bytes() for path in unbroken.rglob("*.json*")} == before
+
+
+def test_a_new_run_can_start_from_the_weights_of_another(unbroken, tmp_path):
+    start(tmp_path / "run", "--init", str(unbroken), "--sft.steps", "0", "--rl.steps", "0")
+    assert all(torch.equal(weight, weights(tmp_path / "run")[name]) for name, weight in weights(unbroken).items())
+    assert read_config(tmp_path / "run")["model"] == read_config(unbroken)["model"]
+
+
+def test_a_run_folder_holds_all_it_takes_to_use_the_model(unbroken):
+    config, model, tokenizer, format, tools = load_run(unbroken)
+    assert [tool.name for tool in tools] == ["python"] and config["recipe"] == "tapo" and format.style == "tags"
+    assert len(tokenizer) == model.config.vocab_size == len(model.embed.weight) and not model.training
+    assert {path.name for path in unbroken.iterdir()} >= {"config.json", "metrics.jsonl", "eval.json", "checkpoint"}
+
+
+def test_a_file_is_the_old_one_or_the_new_one_never_half_of_one(tmp_path):
+    path = tmp_path / "file"
+    write_json(path, {"old": 1})
+
+    def half(temporary):
+        Path(temporary).write_text("half a fi")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_atomically(path, half)
+    assert json.loads(path.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_folder_is_never_written_to(unbroken, tmp_path):
+    for folder in (unbroken, tmp_path):
+        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+        with pytest.raises(ValueError, match="exists already"):
+            start(folder)
+        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot make the run folder"):
+        start(tmp_path / "file" / "run")
+
+
+def test_a_checkpoint_of_another_model_is_refused(unbroken):
+    with pytest.raises(ValueError, match="not of this model's config"):
+        load_state(unbroken / "checkpoint", Transformer(ModelConfig(vocab_size=40, n_layers=1, d_model=32)))
+
+
+def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
+    model = Transformer(ModelConfig(vocab_size=40, n_layers=1, d_model=32))
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        load_state(tmp_path, model)
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04 torn"):
+        (tmp_path / "state.pt").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            load_state(tmp_path, model)
+    torch.save({"weights": 1}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="damaged"):
+        load_state(tmp_path, model)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ValueError, match="not a run folder"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not JSON"):
+        read_config(tmp_path)
+
+
+def test_an_unknown_tool_is_named():
+    with pytest.raises(ValueError, match="no tool 'pyton'"):
+        open_tools({"tools": "pyton"})

@@ -1,0 +1,192 @@
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from conftest import small_model
+from nanotir.losses import group_advantages
+from nanotir.problems.problem import Problem
+from nanotir.rewards import RewardConfig
+from nanotir.rl import DeadTool, RLConfig, Rollout, abort_if_a_tool_is_dead, collect, describe, first_loss_explained, split, train, update
+from nanotir.sampler import Sampler, SamplerConfig
+from nanotir.tools import ToolResult
+from nanotir.trajectory import Call, Format
+
+PROBLEMS = [Problem(f"{kind} {i}?", "1", family=kind) for kind in ("right", "wrong", "mixed") for i in range(6)]
+
+
+class Actor:
+    """Plays a sampler: all right, all wrong, or every other answer right, as the question asks. Lengths differ within every group."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.asked = tokenizer, []
+
+    def generate(self, prompts, n, seed):
+        self.asked.append(list(prompts))
+        right = lambda prompt, i: prompt.startswith("right") or prompt.startswith("mixed") and i % 2
+        text = lambda prompt, i: "so " * i + f"\\boxed{{{1 if right(prompt, i) else 2}}}"
+        return [Format().trajectory(self.tokenizer, prompt, [("text", text(prompt, i))]) for prompt in prompts for i in range(n)]
+
+
+def rollout_with(tokenizer, problems, wanted, refills):
+    actor = Actor(tokenizer)
+    return actor, collect(actor, problems, RLConfig(problems=wanted, group_size=4, refills=refills), RewardConfig(), seed=0, step=0)
+
+
+def test_groups_without_spread_of_correctness_are_dropped_though_their_lengths_differ(tokenizer):
+    _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0)
+    kept = {id(t) for t in rollout.trajectories}
+    families = {problem.family for problem, trajectory, *_ in rollout.sampled if id(trajectory) in kept}
+    assert families == {"mixed"} and len(rollout.trajectories) == len(rollout.rewards) == 6 * 4
+    assert len(rollout.sampled) == 18 * 4
+
+
+def test_refills_go_on_until_the_batch_is_full_or_the_cap_is_reached(tokenizer):
+    problems = PROBLEMS[:3] + PROBLEMS[-3:]
+    for refills in (0, 1, 4):
+        actor, rollout = rollout_with(tokenizer, problems, wanted=5, refills=refills)
+        assert len(actor.asked) <= 1 + refills and len(rollout.trajectories) <= 5 * 4
+        assert len(actor.asked) == 1 + refills or len(rollout.trajectories) == 5 * 4
+        assert [len(asked) for asked in actor.asked][0] == 5
+
+
+def test_rewards_stay_with_their_trajectories_and_groups_stay_whole(tokenizer):
+    _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0)
+    reward_of = {id(trajectory): reward for _, trajectory, reward, _ in rollout.sampled}
+    assert [reward_of[id(trajectory)] for trajectory in rollout.trajectories] == rollout.rewards
+    prompts = [tuple(t.ids[: t.spans[0].end]) for t in rollout.trajectories]
+    assert all(len(set(prompts[i : i + 4])) == 1 for i in range(0, len(prompts), 4))
+
+
+def test_what_is_logged_counts_all_that_was_sampled(tokenizer):
+    _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0)
+    metrics = describe(rollout, RLConfig(group_size=4))
+    assert metrics["accuracy"] == 0.5 and (metrics["groups_sampled"], metrics["groups_kept"]) == (18, 6)
+    assert metrics["finish"] == {"stop": 72} and metrics["tool_rate"] == metrics["calls"] == 0
+
+
+@pytest.fixture()
+def sampled(tokenizer, python):
+    model = small_model(len(tokenizer))
+    sampler = Sampler(model, tokenizer, [python], Format(), SamplerConfig(max_new_tokens=12, temperature=0.7))
+    return model, sampler, sampler.generate(["a", "b?", "what is c"], n=4)
+
+
+def step(model, sampler, trajectories, advantages, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return update(model, optimizer, trajectories, advantages, RLConfig(**settings), sampler)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_micro_batches_make_the_same_update_as_one_batch(sampled, loss_type):
+    model, sampler, trajectories = sampled
+    advantages, parts = torch.randn(12, generator=torch.Generator().manual_seed(0)), copy.deepcopy(model)
+    whole = step(model, sampler, trajectories, advantages, loss_type=loss_type, micro_batch_tokens=10_000)
+    split_up = step(parts, sampler, trajectories, advantages, loss_type=loss_type, micro_batch_tokens=40)
+    for a, b in zip(model.parameters(), parts.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+    for name in ("loss", "grad_norm", "ratio_mean", "active_tokens"):
+        assert whole[name] == pytest.approx(split_up[name], rel=1e-4, abs=1e-6)
+
+
+def test_before_the_first_update_ratios_are_one_and_the_loss_is_minus_the_mean_advantage(sampled):
+    model, sampler, trajectories = sampled
+    advantages = group_advantages(torch.rand(12, generator=torch.Generator().manual_seed(1)), 4)
+    metrics = step(model, sampler, trajectories, advantages)
+    tokens = torch.tensor([t.new_tokens for t in trajectories], dtype=torch.float32)
+    assert metrics["logp_gap"] <= 1e-4 and metrics["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert metrics["clip_low"] == metrics["clip_high"] == 0 and metrics["grad_norm"] > 0
+    assert metrics["loss"] == pytest.approx(-float((advantages * tokens).sum() / tokens.sum()), abs=1e-5)
+    text = first_loss_explained(metrics)
+    assert "near 0" in text and f"{metrics['grad_norm']:.3f}" in text and f"{metrics['ratio_mean']:.4f}" in text
+
+
+def test_zero_advantages_move_nothing(sampled):
+    model, sampler, trajectories = sampled
+    before = copy.deepcopy(model.state_dict())
+    assert step(model, sampler, trajectories, torch.zeros(12))["grad_norm"] == 0
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_a_step_makes_good_samples_likelier_and_bad_ones_less_likely(sampled):
+    model, sampler, trajectories = sampled
+    advantages = torch.zeros(12)
+    advantages[0], advantages[5] = 1.0, -1.0
+    logp = lambda row: update(model, torch.optim.SGD(model.parameters(), lr=0.0), [trajectories[row]], torch.ones(1), RLConfig(), sampler)["ratio_mean"]
+    step(model, sampler, trajectories, advantages, grad_clip=0.1)
+    assert logp(0) > 1 > logp(5)
+
+
+def test_the_gradient_norm_is_clipped(sampled):
+    model, sampler, trajectories = sampled
+    before = copy.deepcopy(model)
+    metrics = step(model, sampler, trajectories, 100 * torch.randn(12, generator=torch.Generator().manual_seed(0)), grad_clip=0.5)
+    moved = sum((a - b).square().sum() for a, b in zip(model.parameters(), before.parameters())).sqrt() / 0.1
+    assert metrics["grad_norm"] > 0.5 and moved.item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_every_row_belongs_to_one_update():
+    for n, parts in ((10, 1), (10, 3), (2, 4), (0, 2)):
+        rows = split(n, parts, seed=0, step=1)
+        assert sorted(row for part in rows for row in part) == list(range(n)) and len(rows) == min(n, parts)
+    assert split(50, 2, 0, 1) != split(50, 2, 0, 2)
+
+
+def with_calls(tokenizer, *results):
+    trajectory = Format().trajectory(tokenizer, "q", [("text", "x")])
+    trajectory.calls = [Call("python", "1", result) for result in results]
+    return trajectory
+
+
+def test_a_tool_that_only_fails_stops_the_run_and_says_why(tokenizer):
+    dead, alive = ToolResult("NameError: name 'x' is not defined", False, "error"), ToolResult("2")
+    rollout = lambda *results: Rollout(sampled=[(PROBLEMS[0], with_calls(tokenizer, *results), 0.0, 0.0)])
+    with pytest.raises(DeadTool, match=r"'python' failed on 40 of 40 calls.*NameError"):
+        abort_if_a_tool_is_dead(rollout(*[dead] * 40))
+    with pytest.raises(DeadTool, match="37 of 40"):
+        abort_if_a_tool_is_dead(rollout(*[dead] * 37, *[alive] * 3))
+    abort_if_a_tool_is_dead(rollout(*[dead] * 36, *[alive] * 4))  # 90%, not more
+    abort_if_a_tool_is_dead(rollout(*[dead] * 5))  # too few to tell
+
+
+@pytest.mark.parametrize("settings", [{"loss_type": "ppo"}, {"ratio_level": "word"}, {"scale": "std"}, {"baseline": "median"}, {"group_size": 1}, {"problems": 0}])
+def test_impossible_settings_are_refused(settings):
+    with pytest.raises(ValueError):
+        RLConfig(**settings)
+
+
+class Run(SimpleNamespace):
+    def restore(self, phase, optimizers):
+        return 0
+
+    def finish_step(self, step, metrics, optimizers, last=False):
+        self.metrics.append(metrics)
+
+    def log(self, row, file):
+        self.traces.append(row)
+
+
+@pytest.mark.parametrize("settings", [{}, {"updates": 2, "beta": 0.01}, {"loss_type": "grpo", "ratio_level": "sequence", "epsilon": 3e-2}])
+def test_a_policy_that_may_guess_or_call_learns_that_calling_pays(tokenizer, python, settings):
+    """The cold start guesses wrong half of the time; RL has to find out by itself which half to keep."""
+    from nanotir import sft
+
+    questions = [("2+3?", "2+3", "5"), ("Add 10 and 4.", "10+4", "14")]
+    called = lambda code, value: [("python", code), ("output", value), ("text", f"\\boxed{{{value}}}")]
+    trajectory = lambda question, pieces: Format().trajectory(tokenizer, question, pieces)
+    shown = [t for q, code, value in questions for t in (trajectory(q, called(code, value)), trajectory(q, [("text", "\\boxed{99}")]))]
+    model = small_model(len(tokenizer), d_model=64)
+    model.reset_parameters()
+    run = Run(model=model, tokenizer=tokenizer, format=Format(), tools=[python], problems=[Problem(q, value) for q, _, value in questions],
+              metrics=[], traces=[], state={})  # fmt: skip
+    rl = dict(steps=8, problems=2, group_size=8, lr=5e-4, warmup=0, refills=0) | settings
+    run.config = SimpleNamespace(sft=sft.SFTConfig(steps=100, batch_size=4, warmup=5), seed=0, rl=RLConfig(**rl), reward=RewardConfig(),
+                                 sampler=SamplerConfig(max_new_tokens=24))  # fmt: skip
+    sft.train(run, shown)
+    run.metrics.clear()
+    train(run)
+    accuracy = [metrics["accuracy"] for metrics in run.metrics]
+    assert accuracy[0] < 0.6 and sum(accuracy[-3:]) / 3 > 0.9
+    assert max(metrics.get("logp_gap", 0) for metrics in run.metrics) <= 1e-4
+    assert {"phase", "step", "question", "reward", "advantage", "spans"} <= run.traces[0].keys()

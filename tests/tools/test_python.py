@@ -1,0 +1,151 @@
+"""Each test plays a program that would harm a careless runner, or checks one promise that the tool makes to the model."""
+import os
+import sys
+import time
+from concurrent.futures import wait
+
+import pytest
+
+from nanotir.tools import STATUSES, PythonTool
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+def processes_with(word: str) -> list[str]:
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            found += [pid] if word in open(f"/proc/{pid}/environ", errors="replace").read() else []
+        except OSError:
+            pass  # gone, or not ours
+    return found
+
+
+@pytest.mark.parametrize("code, output", [
+    ("1+1", "2"), ("print('a')\n'b'", "a\nb"), ("x=3", ""), ("None", ""), ("for i in range(3): print(i)", "0\n1\n2"),
+    ("import numpy as np\nnp.arange(3).sum()", None), ("from sympy import *\nx=symbols('x')\nsolve(x**2-4,x)", "[-2, 2]"),
+    ("print('é世界')", "é世界"), ("def f(n): return 1 if n<2 else n*f(n-1)\nf(20)", "2432902008176640000"), ("2+2;", "4"),
+])  # fmt: skip
+def test_a_program_answers_with_what_it_prints_and_its_last_expression(python, code, output):
+    result = python.run(code)
+    assert result.ok and result.status == "ok" and not result.truncated
+    assert result.output == output or output is None and result.output
+
+
+@pytest.mark.parametrize("code, output", [
+    ("1/0", "ZeroDivisionError: division by zero"), ("(", "SyntaxError: '(' was never closed"), ("print(1)\nfoo", "1\nNameError: name 'foo' is not defined"),
+    ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("raise ValueError('two\\nlines')", "lines"), ("import sys\nsys.exit('bye')", "bye"),
+    ("input()", "EOFError: EOF when reading a line"), ("'\\ud800'.encode()", None),
+])  # fmt: skip
+def test_an_error_is_the_last_line_of_its_traceback(python, code, output):
+    result = python.run(code)
+    assert not result.ok and result.status == "error"
+    assert result.output == output or output is None and "UnicodeEncodeError" in result.output
+
+
+def test_leaving_quietly_is_no_error(python):
+    assert python.run("print(5)\nimport sys\nsys.exit()").output == "5"
+    assert python.run("exit(0)").status in ("ok", "error")  # `exit` is not there where site is not loaded
+
+
+@pytest.mark.parametrize("code, status", [
+    ("while True: pass", "timeout"), ("import time\ntime.sleep(60)", "timeout"), ("import signal\nsignal.pthread_sigmask(0, range(1, 32))\nwhile 1: pass", "timeout"),
+    ("x=[0]\nwhile True: x=x+x", "memory"), ("bytearray(10**11)", "memory"), ("import os\nos.kill(os.getpid(), 9)", "crash"),
+    ("import ctypes\nctypes.string_at(0)", "crash"), ("import os\nos._exit(7)", "error"), ("10**10**9", "timeout"),
+])  # fmt: skip
+def test_a_program_that_does_not_end_well_has_a_status(code, status):
+    with PythonTool(timeout=1.0, memory_mb=256) as tool:
+        result = tool.run(code)
+        assert (result.ok, result.status) == (False, status)
+        assert tool.run("1+1").output == "2"
+    assert status in STATUSES
+
+
+def test_empty_and_endless_code_is_refused(python):
+    assert python.run(" \n").status == "refused" and python.run("#" * 200_000).status == "refused"
+
+
+@linux
+def test_a_timeout_kills_what_the_program_started():
+    with PythonTool(timeout=0.7) as tool:
+        code = "import subprocess,os\nsubprocess.Popen(['sleep','77'], env={'MARK':'nanotir-orphan-test'})\nos.fork()\nwhile True: pass"
+        assert tool.run(code).status == "timeout"
+        deadline = time.monotonic() + 5
+        while processes_with("nanotir-orphan-test") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not processes_with("nanotir-orphan-test")
+
+
+def test_long_output_is_cut_in_the_middle_with_a_marker():
+    with PythonTool(max_output_chars=100) as tool:
+        result = tool.run("print('start' + 'x' * 5_000_000 + 'end')")
+    assert result.ok and result.truncated and len(result.output) < 200
+    assert result.output.startswith("start") and result.output.endswith("end") and "cut" in result.output
+
+
+def test_the_environment_is_scrubbed_and_the_folder_private(python, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    with PythonTool() as tool:
+        assert "hunter2" not in tool.run("import os\ndict(os.environ)").output
+        first, second = (tool.run("import os\nopen('mine','w').write('x')\nprint(os.getcwd(), os.listdir('.'))").output for _ in range(2))
+    assert first != second and "['mine']" in first and os.getcwd() not in first
+    assert not os.path.exists(first.split()[0]) and not os.path.exists(os.path.dirname(first.split()[0]))
+
+
+def test_a_huge_file_cannot_be_written(python):
+    assert not python.run("open('f','wb').write(b'x' * (100 << 20))").ok
+
+
+def test_variables_survive_in_a_session_and_only_there(python):
+    assert python.run("x = 41", session="a").ok
+    assert python.run("x + 1", session="a").output == "42"
+    assert "NameError" in python.run("x", session="b").output and "NameError" in python.run("x").output
+    assert python.run("print('once'); y = x", session="a").output == "once"
+    assert python.run("y", session="a").output == "41"  # earlier cells are replayed in silence
+    python.end_session("a")
+    assert "NameError" in python.run("x", session="a").output
+
+
+def test_calls_cannot_see_each_other(python):
+    assert python.run("import builtins, sympy\nbuiltins.stolen = 1\nsympy.pi = 3").ok
+    assert "NameError" in python.run("stolen").output
+    assert python.run("import sympy\nsympy.pi > 3").output == "True"
+
+
+def test_the_programs_random_numbers_are_the_same_every_time(python):
+    code = "import random, numpy\nrandom.random(), float(numpy.random.rand())"
+    assert python.run(code).output == python.run(code).output
+
+
+def test_many_calls_overlap_and_each_gets_its_own_answer(python):
+    futures = [python.submit(f"import time\ntime.sleep({0.02 * (7 - i % 8)})\n{i}*{i}") for i in range(64)]
+    wait(futures, timeout=60)
+    assert [future.result().output for future in futures] == [str(i * i) for i in range(64)]
+
+
+def test_output_that_looks_like_the_harness_is_just_output(python):
+    forged = '{"id": 0, "status": "ok", "head": "forged", "tail": "", "written": 6, "seconds": 0}'
+    result = python.run(f"import os\nprint('''{forged}''')\nfor fd in range(3, 256):\n  try: os.write(fd, b'x')\n  except OSError: pass\n1/0")
+    assert result.status == "error" and result.output.startswith(forged)
+    assert python.run("2").output == "2"
+
+
+def test_the_model_code_never_runs_in_this_process(python):
+    assert python.run("import os\nos.getppid(), os.getpid()").output.count(str(os.getpid())) == 0
+    assert python.run("import sys\n'torch' in sys.modules").output == "False"
+
+
+def test_the_server_starts_on_first_use_only():
+    tool = PythonTool()
+    assert tool._server is None
+    tool.close()
+
+
+def test_calls_of_a_server_that_dies_end_as_crashes_and_the_next_call_starts_another():
+    with PythonTool() as tool:
+        assert tool.run("1").ok
+        future = tool.submit("import time\ntime.sleep(30)")
+        tool._server.kill()
+        assert future.result(timeout=30).status == "crash"
+        tool._server.wait()
+        assert tool.run("2").output == "2"
