@@ -9,9 +9,8 @@ import argparse
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
-from nanotir.checkpoint import load_run
+from nanotir.checkpoint import latest_run, load_run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import Stream, show
 
@@ -44,14 +43,6 @@ def make_sampler(options) -> Sampler:
     temperature = options.temperature if options.temperature is not None else float(options.n > 1)
     settings = replace(SamplerConfig(**config["sampler"]), temperature=temperature)
     return Sampler(model, tokenizer, [] if options.no_tools else tools, format, settings)
-
-
-def latest_run() -> Path:
-    """The run folder under runs/ with the newest checkpoint."""
-    checkpoints = sorted(Path("runs").glob("*/checkpoint/state.pt"), key=lambda path: path.stat().st_mtime)
-    if not checkpoints:
-        raise ValueError("no trained run in runs/ yet: run `python train.py` first, or name a run folder with --run")
-    return checkpoints[-1].parent.parent
 
 
 def ask():

@@ -215,6 +215,14 @@ def load_run(folder, device: str = "cpu"):
     return config, model, tokenizer, Format(config["format"]), open_tools(config)
 
 
+def latest_run() -> Path:
+    """The run folder under runs/ with the newest checkpoint. ValueError if there is none."""
+    checkpoints = sorted(Path("runs").glob("*/checkpoint/state.pt"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
+        raise ValueError("no trained run in runs/ yet: run `python train.py` first, or name a run folder with --run")
+    return checkpoints[-1].parent.parent
+
+
 def load_tokenizer(folder) -> Tokenizer:
     try:
         return Tokenizer.load(Path(folder) / "checkpoint")

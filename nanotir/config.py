@@ -1,6 +1,6 @@
 """The settings of a run: the dataclasses of the files that use them, put together, and a command line made of their fields.
 
-Every field is a flag: `--seed 1`, `--rl.steps 100`. Its type and default are the field's, its help is the comment beside the field.
+Every field is a flag: `--seed 1`, `--rl.group-size 4`. Its type and default are the field's, its help is the comment beside the field.
 """
 from __future__ import annotations
 
@@ -65,9 +65,17 @@ PRESETS = {
     },
     "small": {
         "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.d_ff": 1536, "model.max_seq_len": 1024,
-        "teacher.quality": 1.0, "sampler.max_new_tokens": 320, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
+        "teacher.quality": 1.0, "sft.steps": 250, "sft.batch_size": 32, "sft.micro_batch_tokens": 4096, "sft.adam_lr": 3e-3, "sft.bf16": True,
+        "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
+        "rl.steps": 10, "rl.problems": 8, "rl.updates": 1, "rl.lr": 1e-4, "eval.problems": 200,
     },
-    "gpu": {},
+    "gpu": {  # the small model on longer diet
+        "model.vocab_size": 4096, "model.n_layers": 12, "model.d_model": 768, "model.n_heads": 12, "model.n_kv_heads": 4, "model.d_ff": 3072,
+        "model.max_seq_len": 1024, "device": "cuda", "teacher.quality": 1.0, "sft.steps": 2000, "sft.batch_size": 128, "sft.micro_batch_tokens": 32768,
+        "sft.lr": 5e-3, "sft.adam_lr": 1e-3, "sft.bf16": True, "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "sampler.max_rows": 256,
+        "reward.max_completion_len": 320, "reward.soft_punish_cache": 160, "rl.steps": 200, "rl.lr": 1e-5, "rl.micro_batch_tokens": 32768,
+        "eval.problems": 500,
+    },
 }  # fmt: skip
 
 
@@ -76,14 +84,14 @@ def parse(arguments=None) -> RunConfig:
     parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False,
                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
     for name, (kind, default, comment) in flags().items():
-        parser.add_argument(f"--{name}", type=boolean if kind is bool else kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(),
+        parser.add_argument(dashed(f"--{name}"), dest=name, type=boolean if kind is bool else kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(),
                             help=f"{comment} (default: {default!r})")  # fmt: skip
     given = vars(parser.parse_args(arguments))
     preset = given.get("preset", "tiny")
     if preset not in PRESETS:
         parser.error(unknown("preset", preset, PRESETS))
     if "resume" in given and (others := given.keys() - {"resume"}):
-        parser.error(f"--resume goes on with the run's own settings: leave out --{min(others)}")
+        parser.error(f"--resume goes on with the run's own settings: leave out {dashed(f'--{min(others)}')}")
     try:
         return build({**PRESETS[preset], **given})
     except ValueError as error:
@@ -126,11 +134,18 @@ def boolean(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
+def dashed(argument: str) -> str:
+    """--eval_data as --eval-data: flags are spelled with dashes, and a field's own name will do. Values are left alone."""
+    flag, equals, value = argument.partition("=")
+    return (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + value
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, with one line for a mistake, and the nearest flag for an unknown one."""
 
     def parse_args(self, arguments=None):
-        options, rest = self.parse_known_args(arguments)
+        arguments = sys.argv[1:] if arguments is None else arguments
+        options, rest = self.parse_known_args([dashed(argument) for argument in arguments])
         if rest:
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
             self.error(unknown("flag", rest[0].split("=")[0], known) if rest[0].startswith("-") else f"'{rest[0]}' belongs to no flag")

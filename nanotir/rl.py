@@ -31,7 +31,7 @@ class RLConfig:
     problems: int = 32  # groups that an update learns from
     group_size: int = 8  # samples of each problem
     refills: int = 1  # more rounds of sampling while groups without spread of correctness leave the batch short
-    updates: int = 1  # optimiser steps on each rollout, each on its share of the rows
+    updates: int = 2  # optimiser steps on each rollout, each on its share of the rows
     lr: float = 4e-4  # AdamW's
     warmup: int = 3  # steps of linear warm-up
     decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0

@@ -19,13 +19,18 @@ def test_every_setting_has_a_flag_a_default_and_help(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
     for name, (kind, default, comment) in flags().items():
-        assert f"--{name} {kind.__name__.upper()}" in text and comment and repr(default) in text
+        assert f"--{name.replace('_', '-')} {kind.__name__.upper()}" in text and comment and repr(default) in text
     assert len(flags()) > 60
 
 
 def test_flags_reach_their_fields_with_their_types():
     config = parse(["--seed", "3", "--rl.lr", "1e-3", "--sampler.sessions", "true", "--model.n_layers=2", "--data", "generated:mul"])
     assert (config.seed, config.rl.lr, config.sampler.sessions, config.model.n_layers, config.data) == (3, 1e-3, True, 2, "generated:mul")
+
+
+def test_a_flag_may_be_spelled_with_dashes_or_as_its_field():
+    for flag in ("--eval-data", "--eval_data"):
+        assert parse([flag, "jsonl:my_file.jsonl"]).eval_data == parse([f"{flag}=jsonl:my_file.jsonl"]).eval_data == "jsonl:my_file.jsonl"
 
 
 def test_a_flag_wins_over_the_preset_and_the_preset_over_the_default():

@@ -122,7 +122,7 @@ def system(rng, level):
 
 def polynomial(rng, level):
     """(text, code) of a random polynomial with two or three terms, and the sympy expression."""
-    powers = sorted(rng.sample(range(1, 4 + level), 2), reverse=True)
+    powers = sorted(rng.sample(range(1, 3 + level), 2), reverse=True)
     terms = [(rng.randrange(2, 10), power) for power in powers]
     text = " + ".join(f"{a}x^{n}" if n > 1 else f"{a}x" for a, n in terms)
     return text, text.replace(" + ", "+").replace("x", "*x").replace("^", "**"), terms
@@ -243,7 +243,8 @@ def documents(seed: int = 0) -> list[str]:
 
 
 def fact(rng, level):
-    subject, table = rng.choice(list(zip(("population", "home town", "price"), world())))
+    population, _, price = world()
+    subject, table = rng.choice((("population", population), ("price", price)))
     key = rng.choice(list(table))
     query = f"{subject} of {key}"
     return f"What is the {query}?", table[key], [("text", "I look it up."), ("search", query)], f"I recall that the {query} is {table[key]}."
