@@ -76,7 +76,9 @@ def evaluate(model, tokenizer, tools, format, problems, config: EvalConfig, samp
     result = {}
     for mode in config.modes.split(","):
         sampler = Sampler(model, tokenizer, tools if mode == "tools" else [], format, sampling)
-        rows = sampler.generate([problem.question for problem in problems], config.samples, seed)
+        with tqdm(total=len(problems) * config.samples, desc=f"evaluate {mode}", leave=False, dynamic_ncols=True) as bar:
+            finished = lambda row, kind, ids: kind == "finish" and bar.update()
+            rows = sampler.generate([problem.question for problem in problems], config.samples, seed, watch=finished)
         groups = [rows[i : i + config.samples] for i in range(0, len(rows), config.samples)]
         result[mode] = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
     model.train(was_training)
@@ -161,10 +163,7 @@ def main(arguments=None):
         settings = EvalConfig(options.problems or config["eval"]["problems"], options.n, options.k, options.modes)
         spec = options.data or config["eval_data"]
         problems = load(spec, "test", settings.problems, seed=options.seed + 1, level=config["level"])
-        result = {}
-        for mode in tqdm(settings.modes.split(","), desc="evaluate", disable=options.json):
-            one = replace(settings, modes=mode)
-            result |= evaluate(model, tokenizer, tools, format, problems, one, SamplerConfig(**config["sampler"]), options.seed)
+        result = evaluate(model, tokenizer, tools, format, problems, settings, SamplerConfig(**config["sampler"]), options.seed)
     except ValueError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         sys.exit(2)

@@ -27,7 +27,7 @@ from nanotir.trajectory import Trajectory, micro_batches
 
 @dataclass
 class RLConfig:
-    steps: int = 40  # rollouts; 0 skips reinforcement learning
+    steps: int = 30  # rollouts; 0 skips reinforcement learning
     problems: int = 32  # groups that an update learns from
     group_size: int = 8  # samples of each problem
     refills: int = 1  # more rounds of sampling while groups without spread of correctness leave the batch short
@@ -177,15 +177,17 @@ def starting_policy(model, run):
 def describe(rollout: Rollout, config: RLConfig) -> dict:
     """What was sampled in a step, kept or not. Each metric is explained in the README's table."""
     problems, trajectories, rewards, correct = zip(*rollout.sampled)
-    n, groups = len(trajectories), len(trajectories) // config.group_size
+    n, size = len(trajectories), config.group_size
+    groups = [correct[start : start + size] for start in range(0, n, size)]
     calls = [call for t in trajectories for call in t.calls]
     kinds = sorted({problem.kind or problem.family for problem in problems})
     per = lambda kind: [len(t.calls) for p, t in zip(problems, trajectories) if (p.kind or p.family) == kind]
     return {
         "reward": sum(rewards) / n,
         "accuracy": sum(correct) / n,
-        "groups_sampled": groups,
-        "groups_kept": len(rollout.trajectories) // config.group_size,
+        "groups_sampled": len(groups),
+        "groups_kept": len(rollout.trajectories) // size,
+        "groups_without_spread": sum(len(set(group)) == 1 for group in groups) / len(groups),
         "tool_rate": sum(bool(t.calls) for t in trajectories) / n,
         "calls": len(calls) / n,
         "calls_by_kind": {kind: round(sum(per(kind)) / len(per(kind)), 3) for kind in kinds},

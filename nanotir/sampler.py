@@ -98,7 +98,8 @@ class Sampler:
     def generate(self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None) -> list[Trajectory]:
         """n trajectories for each prompt (a question, or ids), prompts in order, n rows each.
 
-        watch(row, kind, ids) hears of everything that is appended. Once stop() is true, unfinished rows end as "cancelled".
+        watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true,
+        unfinished rows end as "cancelled".
         ValueError for a prompt that leaves no room to answer.
         """
         prompts = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
@@ -269,6 +270,7 @@ class Generation:
 
     def _finish(self, row: Row, reason: str):
         row.trajectory.finish_reason = reason
+        self.watch(row.index, "finish", [])
         if row in self.slots:
             self.slots[self.slots.index(row)] = None
         self.parked.pop(row, None)

@@ -25,7 +25,7 @@ class Actor:
     def generate(self, prompts, n, seed):
         self.asked.append(list(prompts))
         right = lambda prompt, i: prompt.startswith("right") or prompt.startswith("mixed") and i % 2
-        text = lambda prompt, i: "so " * i + f"\\boxed{{{1 if right(prompt, i) else 2}}}"
+        text = lambda prompt, i: "so " * 8 * i + f"\\boxed{{{1 if right(prompt, i) else 2}}}"
         return [Format().trajectory(self.tokenizer, prompt, [("text", text(prompt, i))]) for prompt in prompts for i in range(n)]
 
 
@@ -38,6 +38,8 @@ def test_groups_without_spread_of_correctness_are_dropped_though_their_lengths_d
     _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0)
     kept = {id(t) for t in rollout.trajectories}
     families = {problem.family for problem, trajectory, *_ in rollout.sampled if id(trajectory) in kept}
+    lengths_differ = {problem.family for problem, _, reward, correct in rollout.sampled if reward not in (0, 1)}
+    assert lengths_differ == {"right", "wrong", "mixed"}
     assert families == {"mixed"} and len(rollout.trajectories) == len(rollout.rewards) == 6 * 4
     assert len(rollout.sampled) == 18 * 4
 
@@ -63,6 +65,7 @@ def test_what_is_logged_counts_all_that_was_sampled(tokenizer):
     _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0)
     metrics = describe(rollout, RLConfig(group_size=4))
     assert metrics["accuracy"] == 0.5 and (metrics["groups_sampled"], metrics["groups_kept"]) == (18, 6)
+    assert metrics["groups_without_spread"] == pytest.approx(12 / 18)
     assert metrics["finish"] == {"stop": 72} and metrics["tool_rate"] == metrics["calls"] == 0
 
 

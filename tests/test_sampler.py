@@ -348,7 +348,7 @@ def test_the_watcher_hears_everything_that_is_appended_in_order(run, tokenizer):
     heard = []
     (row,) = run("a<python>1</python>", "b<|end|>", tools=[Spy()], watch=lambda row, kind, ids: heard.append((kind, ids)))
     assert [id for _, ids in heard for id in ids] == row.ids[row.spans[0].end :]
-    assert {kind for kind, _ in heard} == {"text", "python", "output"}
+    assert {kind for kind, _ in heard} == {"text", "python", "output", "finish"} and heard[-1] == ("finish", [])
 
 
 def test_a_prompt_without_room_to_answer_is_refused(tokenizer):

@@ -191,29 +191,29 @@ def same(rng, level):
     return f"Who is named twice: {' '.join(line)}?", twice, [("text", steps)], steps
 
 
-def add(rng, level):
-    a, b = rng.randrange(1, 10**level) * 10, rng.randrange(1, 10)
-    return f"What is {a} + {b}?", a + b, program("I add.", f"{a}+{b}"), "Nothing to carry."
-
-
-def tenfold(rng, level):
-    n = number(rng, level + 1)
-    return f"What is {n} * 10?", n * 10, program("I multiply.", f"{n}*10"), "It gets a 0."
-
-
 def parity(rng, level):
-    n = number(rng, level + 4)
+    n = number(rng, level + 7)
     answer = "odd" if n % 2 else "even"
     return f"Is {n} even or odd?", answer, program("I divide by 2.", f"'odd' if {n}%2 else 'even'"), f"It ends in {n % 10}."
 
 
 def last(rng, level):
-    n = number(rng, level + 4)
+    n = number(rng, level + 7)
     return f"What is the last digit of {n}?", n % 10, program("I divide by 10.", f"{n}%10"), f"It ends in {n % 10}."
 
 
+def first(rng, level):
+    n = number(rng, level + 7)
+    return f"What is the first digit of {n}?", str(n)[0], program("I write it out.", f"str({n})[0]"), f"It starts with {str(n)[0]}."
+
+
+def zero(rng, level):
+    n = number(rng, level + 7)
+    return f"What is {n} * 0?", 0, program("I multiply.", f"{n}*0"), "Nothing is left."
+
+
 def cancel(rng, level):
-    n = number(rng, level + 4)
+    n = number(rng, level + 7)
     return f"What is {n} - {n}?", 0, program("I subtract.", f"{n}-{n}"), "Both are the same."
 
 
@@ -292,7 +292,7 @@ def clock(rng, level):
 FAMILIES = {
     "mul": ("A", mul), "power": ("A", power), "gcd": ("A", gcd), "lin": ("A", lin), "quad": ("A", quad), "system": ("A", system),
     "deriv": ("A", deriv), "integ": ("A", integ), "det": ("A", det), "choose": ("A", choose), "chance": ("A", chance), "dist": ("A", dist),
-    "queue": ("B", queue), "same": ("B", same), "add": ("C", add), "tenfold": ("C", tenfold), "parity": ("C", parity),
-    "last": ("C", last), "cancel": ("C", cancel),
+    "queue": ("B", queue), "same": ("B", same), "parity": ("C", parity), "first": ("C", first), "last": ("C", last),
+    "zero": ("C", zero), "cancel": ("C", cancel),
     "fact": ("D", fact), "cost": ("D", cost), "home": ("D", home), "gap": ("D", gap), "quot": ("E", quot), "clock": ("E", clock),
 }  # fmt: skip

@@ -33,6 +33,7 @@ class SearchTool(Tool):
 
     def __init__(self, documents=None, path: str = "", **settings):
         self.config = SearchConfig(str(path), **settings)
+        assert not isinstance(documents, str), "one text is not a list of documents; a file is given as path="
         documents = read_documents(path) if path else list(documents or [])
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
