@@ -14,7 +14,7 @@ import sys
 import time
 from concurrent.futures import wait
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -60,7 +60,7 @@ def cold_start(steps: int = 150) -> Policy:
     config, problems = RunConfig(), load("generated", n=2000)
     tokenizer = Tokenizer.train(corpus(problems, documents()), config.model.vocab_size)
     config.model.vocab_size = len(tokenizer)
-    policy = Policy(config, Transformer(config.model), tokenizer, open_tools({"tools": config.tools, "python": vars(config.python), "search": vars(config.search)}))
+    policy = Policy(config, Transformer(config.model), tokenizer, open_tools(asdict(config)))
     policy.problems = problems
     shown, optimizers = policy.demonstrations(2000), make_optimizers(policy.model, config.sft)
     for step in range(steps):

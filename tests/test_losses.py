@@ -10,7 +10,7 @@ torch.manual_seed(0)
 B, T = 6, 9
 A = torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0], dtype=torch.float64)
 L_MAX = 12
-close = lambda a, b, tolerance=1e-9: torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+assert_close = lambda a, b, tolerance=1e-9: torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
 def case(on_policy=False):
@@ -57,8 +57,8 @@ def test_loss_and_gradient_equal_those_derived_by_hand(loss_type, level, low, hi
     loss, _ = policy_loss(new, old, A, mask, **settings)
     loss.backward()
     expected, gradient = by_hand(new.detach(), old, ref, mask, loss_type, level, low, high, beta)
-    close(loss.item(), expected)
-    close(new.grad, gradient)
+    assert_close(loss.item(), expected)
+    assert_close(new.grad, gradient)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -66,7 +66,7 @@ def test_on_policy_the_gradient_is_reinforces(loss_type):
     new, old, _, mask = case(on_policy=True)
     policy_loss(new, old, A, mask, loss_type=loss_type, max_completion_length=L_MAX)[0].backward()
     share = {"grpo": 1 / (B * mask.sum(1, keepdim=True).clamp(min=1).double()), "dr_grpo": 1 / (B * L_MAX)}.get(loss_type, 1 / int(mask.sum()))
-    close(new.grad, -(A[:, None] * mask * share))
+    assert_close(new.grad, -(A[:, None] * mask * share))
 
 
 def test_what_is_masked_touches_nothing():
@@ -91,8 +91,8 @@ def test_micro_batches_add_up_to_one_batch():
     gradient, new.grad = new.grad.clone(), None
     parts = [policy_loss(new[rows], old[rows], A[rows], mask[rows], num_active_tokens=mask.sum())[0] for rows in ([0], [1, 2], [3, 4, 5])]
     sum(parts).backward()
-    close(sum(parts), whole)
-    close(new.grad, gradient)
+    assert_close(sum(parts), whole)
+    assert_close(new.grad, gradient)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -100,7 +100,7 @@ def test_padding_changes_no_loss(loss_type):
     new, old, ref, mask = case()
     pad = lambda x: torch.nn.functional.pad(x.detach(), (0, 5))
     settings = dict(loss_type=loss_type, beta=0.1, max_completion_length=L_MAX)
-    close(policy_loss(pad(new), pad(old), A, pad(mask), ref_logps=pad(ref), **settings)[0], policy_loss(new, old, A, mask, ref_logps=ref, **settings)[0].detach())
+    assert_close(policy_loss(pad(new), pad(old), A, pad(mask), ref_logps=pad(ref), **settings)[0], policy_loss(new, old, A, mask, ref_logps=ref, **settings)[0].detach())
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -115,7 +115,7 @@ def test_an_empty_mask_gives_zero_and_finite_gradients(loss_type, level):
 def test_advantages_may_differ_from_token_to_token():
     new, old, _, mask = case()
     per_token = A[:, None].expand(B, T).clone()
-    close(policy_loss(new, old, per_token, mask)[0], policy_loss(new, old, A, mask)[0])
+    assert_close(policy_loss(new, old, per_token, mask)[0], policy_loss(new, old, A, mask)[0])
     per_token[0, 4] += 1
     assert policy_loss(new, old, per_token, mask)[0] != policy_loss(new, old, A, mask)[0]
 
@@ -131,10 +131,10 @@ def test_metrics_count_what_the_bounds_stopped():
     old, mask = torch.zeros(2, 4), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
     new = torch.tensor([[1.5, 1.1, 0.5, 1.0], [0.5, 1.5, 9.0, 9.0]]).log()
     _, metrics = policy_loss(new, old, torch.tensor([1.0, -1.0]), mask, epsilon=0.2, epsilon_high=0.28)
-    close(metrics["clip_high"], 1 / 6, 1e-6)  # 1.5 with a positive advantage
-    close(metrics["clip_low"], 1 / 6, 1e-6)  # 0.5 with a negative one
-    close(metrics["ratio_mean"], (1.5 + 1.1 + 0.5 + 1 + 0.5 + 1.5) / 6, 1e-6)
-    close(metrics["ratio_max"], 1.5, 1e-6)
+    assert_close(metrics["clip_high"], 1 / 6, 1e-6)  # 1.5 with a positive advantage
+    assert_close(metrics["clip_low"], 1 / 6, 1e-6)  # 0.5 with a negative one
+    assert_close(metrics["ratio_mean"], (1.5 + 1.1 + 0.5 + 1 + 0.5 + 1.5) / 6, 1e-6)
+    assert_close(metrics["ratio_max"], 1.5, 1e-6)
     assert metrics["active_tokens"] == 6 and metrics["zero_advantage"] == 0
 
 
@@ -143,17 +143,17 @@ def test_metrics_of_parts_combine_to_those_of_the_whole():
     metrics = lambda rows: policy_loss(new[rows], old[rows], A[rows], mask[rows], beta=0.1, ref_logps=ref[rows])[1]
     combined, whole = combine_metrics([metrics([0, 1]), metrics([2, 3, 4]), metrics([5])]), metrics(list(range(B)))
     for name in (*METRICS, "ratio_max", "active_tokens"):
-        close(combined[name], whole[name], 1e-6)
+        assert_close(combined[name], whole[name], 1e-6)
 
 
 def test_advantages_compare_each_sample_with_its_siblings():
     rewards = torch.tensor([1.0, 0, 0, 0, 3, 1, 1, 3], dtype=torch.float64)
     expected = torch.tensor([0.75, -0.25, -0.25, -0.25, 1, -1, -1, 1], dtype=torch.float64)
-    close(group_advantages(rewards, 4, scale="none"), expected)
+    assert_close(group_advantages(rewards, 4, scale="none"), expected)
     stds = torch.tensor([0.5] * 4 + [(4 / 3) ** 0.5] * 4, dtype=torch.float64)  # ddof 1
-    close(group_advantages(rewards, 4), expected / (stds + 1e-4))
-    close(group_advantages(rewards, 4, scale="batch"), expected / (rewards.std() + 1e-4))
-    close(group_advantages(rewards, 4, scale="none", baseline="leave_one_out"), expected * 4 / 3)
+    assert_close(group_advantages(rewards, 4), expected / (stds + 1e-4))
+    assert_close(group_advantages(rewards, 4, scale="batch"), expected / (rewards.std() + 1e-4))
+    assert_close(group_advantages(rewards, 4, scale="none", baseline="leave_one_out"), expected * 4 / 3)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -174,7 +174,7 @@ def test_log_probs_are_those_of_the_softmax_at_the_temperature():
     ids = torch.randint(11, (2, 3))
     for temperature in (1.0, 0.7):
         expected = (logits / temperature).softmax(-1).gather(-1, ids[..., None])[..., 0].log()
-        close(token_logps(logits, ids, temperature), expected, 1e-5)
+        assert_close(token_logps(logits, ids, temperature), expected, 1e-5)
 
 
 def test_trained_log_probs_equal_a_full_forward_and_stay_zero_elsewhere():
@@ -185,7 +185,7 @@ def test_trained_log_probs_equal_a_full_forward_and_stay_zero_elsewhere():
     keep = mask & (ids != 3) & (ids != 4)
     logps = trained_logps(model, ids, keep, 0.7, [3, 4])
     full = torch.nn.functional.pad(token_logps(logits[:, :-1], ids[:, 1:], 0.7), (1, 0))
-    close(logps[keep], full[keep], 1e-5)
+    assert_close(logps[keep], full[keep], 1e-5)
     assert (logps[~keep] == 0).all()
 
 

@@ -14,7 +14,7 @@ VARIANTS = [
     {"n_kv_heads": 4, "d_head": 16},
     {"n_layers": 3, "rope_theta": 1e6},
 ]
-close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+assert_close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
 def ids_of(*shape, seed=0):
@@ -27,7 +27,7 @@ def test_prefill_then_decode_equals_a_full_forward(settings):
     model, ids = small_model(V, **settings), ids_of(3, 20)
     cache = KVCache(model.config, 3, 20)
     logits = [model(ids[:, :12], cache=cache)] + [model(ids[:, t : t + 1], cache=cache) for t in range(12, 20)]
-    close(torch.cat(logits, 1), model(ids))
+    assert_close(torch.cat(logits, 1), model(ids))
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def test_chunked_append_equals_a_full_forward():
     model, ids = small_model(V), ids_of(2, 21)
     cache = KVCache(model.config, 2, 30)
     logits = [model(ids[:, a:b], cache=cache) for a, b in ((0, 5), (5, 6), (6, 13), (13, 21))]
-    close(torch.cat(logits, 1), model(ids))
+    assert_close(torch.cat(logits, 1), model(ids))
 
 
 @torch.no_grad()
@@ -48,10 +48,10 @@ def test_ragged_rows_equal_each_row_alone():
     prefilled = model(ids, positions, cache)
     assert cache.lengths.tolist() == lengths
     for i, n in enumerate(lengths):
-        close(prefilled[i, :n], model(rows[i][:, :n])[0])
+        assert_close(prefilled[i, :n], model(rows[i][:, :n])[0])
     steps = [model(torch.stack([rows[i][0, n + t : n + t + 1] for i, n in enumerate(lengths)]), cache=cache) for t in range(6)]
     for i, n in enumerate(lengths):
-        close(torch.cat(steps, 1)[i], model(rows[i])[0, n:])
+        assert_close(torch.cat(steps, 1)[i], model(rows[i])[0, n:])
 
 
 @torch.no_grad()
@@ -62,9 +62,9 @@ def test_rows_of_a_step_may_append_chunks_of_different_length():
     chunk, positions = ids[:, 4:9].clone(), torch.arange(4, 9).repeat(2, 1)
     positions[1, 2:], chunk[1, 2:] = -1, 0  # the second row gets two ids, the first five
     logits = model(chunk, positions, cache)
-    close(logits[0], model(ids)[0, 4:9])
-    close(logits[1, :2], model(ids)[1, 4:6])
-    close(model(ids[1:, 6:7], torch.tensor([[6]]), cache.take([1]))[0, 0], model(ids)[1, 6])
+    assert_close(logits[0], model(ids)[0, 4:9])
+    assert_close(logits[1, :2], model(ids)[1, 4:6])
+    assert_close(model(ids[1:, 6:7], torch.tensor([[6]]), cache.take([1]))[0, 0], model(ids)[1, 6])
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def test_a_slot_forgets_the_row_that_sat_in_it_before():
     model(short[:, :5], cache=fresh)
     cache.put([1], fresh)
     assert cache.lengths.tolist() == [20, 5]
-    close(model(short[:, 5:], torch.tensor([[5]]), cache.take([1]))[0, 0], model(short)[0, 5])
+    assert_close(model(short[:, 5:], torch.tensor([[5]]), cache.take([1]))[0, 0], model(short)[0, 5])
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_take_repeats_rows_and_first_is_a_view():
     cache = KVCache(model.config, 2, 8)
     model(ids[:, :4], cache=cache)
     twice = cache.take([1, 1])
-    close(model(ids[[1, 1], 4:], cache=twice)[:, 0], model(ids[[1, 1]])[:, 4])
+    assert_close(model(ids[[1, 1], 4:], cache=twice)[:, 0], model(ids[[1, 1]])[:, 4])
     model(ids[:1, 4:], cache=cache.first(1))
     assert cache.lengths.tolist() == [5, 4]
 
@@ -102,7 +102,7 @@ def test_no_logit_depends_on_a_later_id():
 @torch.no_grad()
 def test_only_distances_between_positions_matter():
     model, ids = small_model(V), ids_of(1, 8)
-    close(model(ids, positions=torch.arange(8)[None] + 100), model(ids))
+    assert_close(model(ids, positions=torch.arange(8)[None] + 100), model(ids))
     stretched = model(ids, positions=2 * torch.arange(8)[None])
     assert (stretched - model(ids)).abs().max() > 1e-2
 
@@ -114,26 +114,26 @@ def test_attention_equals_its_formula_with_key_heads_repeated():
     scores = torch.einsum("bthd,bshd->bhts", q, k.repeat_interleave(2, 2)) / math.sqrt(6)
     weights = scores.masked_fill(~causal, float("-inf")).softmax(-1)
     expected = torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(2, 2))
-    close(attend(q, k, v, None), expected)
-    close(attend(q, k, v, causal[None, None].expand(2, 1, 7, 7)), expected)
+    assert_close(attend(q, k, v, None), expected)
+    assert_close(attend(q, k, v, causal[None, None].expand(2, 1, 7, 7)), expected)
 
 
 def test_rope_turns_pairs_and_keeps_lengths():
     x = torch.randn(1, 3, 2, 4, generator=torch.Generator().manual_seed(0))
     cos, sin = rope_angles(torch.arange(3)[None], 4, 100.0)
     turned = rotate(x, cos, sin)
-    close(turned.norm(dim=-1), x.norm(dim=-1))
-    close(turned[:, 0], x[:, 0])
+    assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert_close(turned[:, 0], x[:, 0])
     a, b = x[0, 2, 0, 1], x[0, 2, 0, 3]  # the second pair of position 2 turns by 2 * 100^(-2/4) = 0.2
-    close(turned[0, 2, 0, 1], a * math.cos(0.2) - b * math.sin(0.2))
-    close(turned[0, 2, 0, 3], b * math.cos(0.2) + a * math.sin(0.2))
+    assert_close(turned[0, 2, 0, 1], a * math.cos(0.2) - b * math.sin(0.2))
+    assert_close(turned[0, 2, 0, 3], b * math.cos(0.2) + a * math.sin(0.2))
 
 
 def test_rms_norm_equals_its_formula():
     norm = RMSNorm(3, 1e-6)
     norm.weight.data = torch.tensor([1.0, 2.0, 3.0])
     x = torch.tensor([[3.0, 4.0, 0.0]])
-    close(norm(x), x / math.sqrt(25 / 3) * norm.weight)
+    assert_close(norm(x), x / math.sqrt(25 / 3) * norm.weight)
 
 
 def test_tied_embeddings_are_one_parameter():

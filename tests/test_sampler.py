@@ -292,14 +292,14 @@ def test_greedy_takes_the_likeliest_id_and_records_its_log_prob(tokenizer):
 
 def test_truncate_keeps_the_likeliest_and_renormalises_nothing():
     probs = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
-    close = lambda a, b: torch.testing.assert_close(a, torch.tensor([b]))
-    close(truncate(probs, 1.0, 0), [0.1, 0.4, 0.2, 0.3])
-    close(truncate(probs, 1.0, 2), [0.0, 0.4, 0.0, 0.3])
-    close(truncate(probs, 0.65, 0), [0.0, 0.4, 0.0, 0.3])  # the id that crosses top_p is kept
-    close(truncate(probs, 0.75, 0), [0.0, 0.4, 0.2, 0.3])
-    close(truncate(probs, 0.65, 3), [0.0, 0.4, 0.0, 0.3])  # 0.65 of the 0.9 that top_k left
-    close(truncate(probs, 1e-9, 0), [0.0, 0.4, 0.0, 0.0])
-    close(truncate(probs, 1.0, 99), [0.1, 0.4, 0.2, 0.3])
+    assert_close = lambda a, b: torch.testing.assert_close(a, torch.tensor([b]))
+    assert_close(truncate(probs, 1.0, 0), [0.1, 0.4, 0.2, 0.3])
+    assert_close(truncate(probs, 1.0, 2), [0.0, 0.4, 0.0, 0.3])
+    assert_close(truncate(probs, 0.65, 0), [0.0, 0.4, 0.0, 0.3])  # the id that crosses top_p is kept
+    assert_close(truncate(probs, 0.75, 0), [0.0, 0.4, 0.2, 0.3])
+    assert_close(truncate(probs, 0.65, 3), [0.0, 0.4, 0.0, 0.3])  # 0.65 of the 0.9 that top_k left
+    assert_close(truncate(probs, 1e-9, 0), [0.0, 0.4, 0.0, 0.0])
+    assert_close(truncate(probs, 1.0, 99), [0.1, 0.4, 0.2, 0.3])
 
 
 def test_uniforms_belong_to_seed_row_and_position_alone():

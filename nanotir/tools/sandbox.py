@@ -202,7 +202,8 @@ def run_child(request, folder, pipe):
         silence = os.open(os.devnull, os.O_RDWR)
         for target, source in ((0, silence), (1, silence), (2, silence)):
             os.dup2(source, target)
-        sys.stdin, sys.stdout, sys.stderr = (open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+        stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
+        sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
         os.dup2(pipe, 3)
         os.closerange(4, 4096)  # the server's sockets and the other calls' pipes
         os.chdir(folder)
