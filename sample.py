@@ -10,6 +10,8 @@ import json
 import sys
 from dataclasses import replace
 
+import torch
+
 from nanotir.checkpoint import latest_run, load_run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import Stream, show
@@ -40,6 +42,7 @@ def main(arguments=None):
 
 def make_sampler(options) -> Sampler:
     config, model, tokenizer, format, tools = load_run(options.run or latest_run())
+    torch.set_num_threads(config["threads"])
     temperature = options.temperature if options.temperature is not None else float(options.n > 1)
     settings = replace(SamplerConfig(**config["sampler"]), temperature=temperature)
     return Sampler(model, tokenizer, [] if options.no_tools else tools, format, settings)

@@ -24,8 +24,8 @@ from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
 from nanotir.problems.generate import documents
-from nanotir.rl import DeadTool
 from nanotir.tokenizer import Tokenizer
+from nanotir.tools import DeadTool
 from nanotir.trajectory import Format
 
 
@@ -39,7 +39,7 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print(f"\ninterrupted; what '{config.resume or config.out}' last saved stands")
         sys.exit(130)
-    except (ValueError, DeadTool) as error:
+    except (ValueError, OSError, DeadTool) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -58,7 +58,7 @@ def train(config: RunConfig):
     with ExitStack() as stack:
         tools = [stack.enter_context(tool) for tool in open_tools(asdict(config))]
         tokenizer = make_tokenizer(config, problems)
-        model = Transformer(config.model).to(device)
+        model = Transformer(config.model, config.seed).to(device)
         if config.init:
             load_state(Path(config.init) / "checkpoint", model)
         run = Run(config.out, config, model, tokenizer, Format(config.format), tools, problems, held_out)

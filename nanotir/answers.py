@@ -23,7 +23,7 @@ def extract_answer(text: str) -> str | None:
 
 def equivalent(prediction: str, gold: str) -> bool:
     """Whether two answers say the same: equal text, spaces aside, or equal numbers. Never raises, never hangs."""
-    a, b = prediction.strip().replace(" ", ""), gold.strip().replace(" ", "")
+    a, b = (re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text.strip()) for text in (prediction, gold))  # "1 2" is not 12
     return a == b or (number(a) is not None and number(a) == number(b))
 
 

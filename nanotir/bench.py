@@ -21,17 +21,17 @@ import torch
 from nanotir.checkpoint import latest_run, load_run, open_tools
 from nanotir.config import RunConfig, build
 from nanotir.demonstrate import corpus, demonstrate
-from nanotir.losses import group_advantages, trained_logps
+from nanotir.losses import group_advantages
 from nanotir.model import KVCache, Transformer
 from nanotir.problems import load
 from nanotir.problems.generate import documents
 from nanotir.rewards import score
-from nanotir.rl import update
+from nanotir.rl import rescore, split, update
 from nanotir.sampler import Sampler
-from nanotir.sft import make_optimizers
+from nanotir.sft import imitate, make_optimizers
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import PythonTool, Tool, ToolResult
-from nanotir.trajectory import Format, micro_batches
+from nanotir.trajectory import Format
 
 ROUNDS = 7
 
@@ -64,16 +64,8 @@ def cold_start(steps: int = 150) -> Policy:
     policy.problems = problems
     shown, optimizers = policy.demonstrations(2000), make_optimizers(policy.model, config.sft)
     for step in range(steps):
-        imitate(policy, shown[step * 64 % 1900 :][:64], optimizers)
+        imitate(policy.model, optimizers, shown[step * 64 % 1900 :][:64], tokenizer.pad_id, config.sft)
     return policy
-
-
-def imitate(policy, batch, optimizers):
-    for micro in micro_batches(batch, policy.tokenizer.pad_id, policy.config.sft.micro_batch_tokens):
-        (-trained_logps(policy.model, micro.ids, micro.mask).sum() / sum(t.new_tokens for t in batch)).backward()
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
 
 
 def medians(measure, rounds: int = ROUNDS) -> dict:
@@ -84,7 +76,7 @@ def medians(measure, rounds: int = ROUNDS) -> dict:
 
 
 def rl_step(policy) -> dict:
-    """One step of 32 problems x 8 samples with real tool calls, its phases, and how much of the wall time they explain."""
+    """One step of 32 problems x 8 samples with real tool calls, by phases. Every sample is learned from: no group is dropped."""
     config, sampler = policy.config.rl, policy.sampler()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.0)  # the weights stay, so that all rounds measure the same policy
 
@@ -95,11 +87,15 @@ def rl_step(policy) -> dict:
         clock.append(time.perf_counter())
         rewards, _ = score(rows, [p for p in problems for _ in range(8)], policy.tokenizer, policy.config.reward)
         clock.append(time.perf_counter())
-        update(policy.model, optimizer, rows, group_advantages(rewards, 8), config, sampler)
+        rescore(policy.model, rows, config, sampler)
+        clock.append(time.perf_counter())
+        advantages = group_advantages(rewards, 8)
+        for part in split(len(rows), config.updates, seed=0, step=round):
+            update(policy.model, optimizer, [rows[row] for row in part], advantages[part], config, sampler)
         clock.append(time.perf_counter())
         phases = [b - a for a, b in zip(clock, clock[1:])]
         calls = [call for row in rows for call in row.calls]
-        return {"seconds": clock[-1] - clock[0], "rollout": phases[0], "reward": phases[1], "update": phases[2],
+        return {"seconds": clock[-1] - clock[0], "rollout": phases[0], "reward": phases[1], "rescore": phases[2], "update": phases[3],
                 "new_tokens": sum(row.new_tokens for row in rows), "calls": len(calls), "tool_seconds": sum(call.result.seconds for call in calls)}  # fmt: skip
 
     return medians(measure)
@@ -107,13 +103,13 @@ def rl_step(policy) -> dict:
 
 def sft_step(policy) -> dict:
     """One optimiser step of imitation on 64 demonstrations."""
-    shown, model = policy.demonstrations(512), policy.model
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.0)]
+    shown, settings = policy.demonstrations(512), replace(policy.config.sft, lr=0.0, adam_lr=0.0)
+    optimizers = make_optimizers(policy.model, settings)  # the weights stay
     tokens = lambda batch: sum(len(t.ids) for t in batch)
 
     def measure(round):
         batch, start = shown[64 * (round + 1) % 512 :][:64], time.perf_counter()
-        imitate(policy, batch, optimizers)
+        imitate(policy.model, optimizers, batch, policy.tokenizer.pad_id, settings)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "tokens_per_second": tokens(batch) / seconds}
 

@@ -1,6 +1,6 @@
 """A run and its folder: what it logs, and how it is saved, stopped and taken up again, bit for bit.
 
-    config.json  metrics.jsonl  traces.jsonl  eval.json  checkpoint/{config.json, tokenizer.json, state.pt}  report.html
+    config.json  metrics.jsonl  traces.jsonl  eval.json  checkpoint/{config.json, tokenizer.json, state.pt}
 
 Every random draw of a run is keyed by (seed, what it is for, step), so the step is all the random state there is; PyTorch's and Python's
 own generators are saved all the same. Each file is replaced in one atomic rename: whenever a run is killed, the last checkpoint stands.
@@ -12,7 +12,6 @@ import os
 import pickle
 import random
 import signal
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,20 +32,18 @@ class Stopped(Exception):
 def write_atomically(path, write):
     """Call write(temporary path), flush to disk, then rename: readers see the old file or the new one, never half of one."""
     path = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
+    temporary = path.with_name(f".{path.name}.tmp")  # always this name: what a kill leaves behind is overwritten next time
     try:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path, value):
-    write_atomically(path, lambda temporary: Path(temporary).write_text(json.dumps(value, indent=1) + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
 
 
 @dataclass
@@ -131,9 +128,10 @@ class Run:
         if not path.exists():
             return
         done, phase, step = (self.state[key] for key in ("done", "phase", "step"))
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]  # a kill may leave half a line
+        whole, _, _ = path.read_text().rpartition("\n")  # a kill may leave half a line
+        rows = [json.loads(line) for line in whole.splitlines()]
         kept = [row for row in rows if row["phase"] in done or row["phase"] == phase and row["step"] <= step]
-        write_atomically(path, lambda temporary: Path(temporary).write_text("".join(json.dumps(row) + "\n" for row in kept)))
+        write_atomically(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in kept)))
 
     def __enter__(self):
         """From here on Ctrl-C lets the current step finish, saves and stops; a second one kills at once."""
@@ -164,11 +162,14 @@ def read_config(folder) -> dict:
     """The config of a run folder. ValueError, in one line, for a folder that is none."""
     path = Path(folder) / "config.json"
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except OSError:
         raise ValueError(f"'{folder}' is not a run folder: it has no readable config.json") from None
     except ValueError:
         raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"'{path}' is not the config of a run: the folder is damaged, or not a run's")
+    return config
 
 
 def load_state(folder, model: Transformer) -> dict:
@@ -210,9 +211,13 @@ def load_run(folder, device: str = "cpu"):
     """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools)."""
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
-    model = Transformer(ModelConfig(**config["model"])).to(device).eval()
+    try:
+        model = Transformer(ModelConfig(**config["model"])).to(device).eval()
+        format, tools = Format(config["format"]), open_tools(config)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"'{folder}/config.json' does not fit this version of nanotir: {error}") from None
     load_state(Path(folder) / "checkpoint", model)
-    return config, model, tokenizer, Format(config["format"]), open_tools(config)
+    return config, model, tokenizer, format, tools
 
 
 def latest_run() -> Path:

@@ -30,7 +30,7 @@ class RunConfig:
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
     seed: int = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH, math:PATH or jsonl:PATH
-    eval_data: str = "generated"  # held-out problems, likewise
+    eval_data: str = ""  # held-out problems, likewise; by default the test split of what is generated
     problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
     level: int = 1  # difficulty of generated problems, from 1
     tools: str = "python,search"  # what the model may call
@@ -51,6 +51,9 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
 
     def __post_init__(self):
+        if not self.eval_data and not self.data.startswith("generated"):
+            raise ValueError(f"--data {self.data} needs held-out problems as well: name them by --eval-data")
+        self.eval_data = self.eval_data or self.data
         if min(self.level, self.problems, self.save_every, self.threads) < 1:
             raise ValueError("level, problems, save_every and threads must be at least 1")
         if self.rl.steps and (self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature):
@@ -81,8 +84,7 @@ PRESETS = {
 
 def parse(arguments=None) -> RunConfig:
     """The RunConfig of a command line: defaults, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
-    parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False,
-                    formatter_class=argparse.ArgumentDefaultsHelpFormatter)  # fmt: skip
+    parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False)
     for name, (kind, default, comment) in flags().items():
         parser.add_argument(dashed(f"--{name}"), dest=name, type=boolean if kind is bool else kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(),
                             help=f"{comment} (default: {default!r})")  # fmt: skip
@@ -92,6 +94,8 @@ def parse(arguments=None) -> RunConfig:
         parser.error(unknown("preset", preset, PRESETS))
     if "resume" in given and (others := given.keys() - {"resume"}):
         parser.error(f"--resume goes on with the run's own settings: leave out {dashed(f'--{min(others)}')}")
+    if "init" in given and (shape := [name for name in given if name.startswith("model.")]):
+        parser.error(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
     try:
         return build({**PRESETS[preset], **given})
     except ValueError as error:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from nanotir.answers import equivalent
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
+from nanotir.tools import check_alive
 from nanotir.trajectory import Call, Format, Trajectory
 
 FORMATS = ("tool", "rationale", "program")
@@ -23,8 +24,8 @@ FLAWS = {"guess": 0.85, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.05}  # h
 
 @dataclass
 class TeacherConfig:
-    quality: float = 0.3  # share of demonstrations without a flaw
-    format: str = "tool"  # tool (words and calls), rationale (words only), program (one program, its output is the answer)
+    quality: float = 0.3  # share of demonstrations without a flaw, in the format tool; the others have none
+    format: str = "tool"  # tool (words and calls), rationale (words only), program (calls only: the last one's output is the answer)
 
     def __post_init__(self):
         if self.format not in FORMATS:
@@ -53,6 +54,8 @@ def demonstrate(problems, tokenizer: Tokenizer, format: Format, tools: dict, con
     calls = dict.fromkeys((kind, text) for pieces in scripts for kind, text in pieces if kind != "text")
     futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
     results = {call: future.result() for call, future in tqdm(futures.items(), desc="teacher's calls", leave=False)}
+    for name in tools:
+        check_alive(name, [result for (kind, _), result in results.items() if kind == name])
     return [_write(problem, pieces, results, tokenizer, format) for problem, pieces in zip(problems, scripts)]
 
 
@@ -62,7 +65,7 @@ def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[
     quality = (1 + config.quality) / 2 if problem.kind == "C" else config.quality
     flaw = None if rng.random() < quality else rng.choices(list(FLAWS), list(FLAWS.values()))[0]
     if config.format == "program":
-        return [piece for piece in problem.solution if piece[0] != "text"]
+        return [piece for piece in problem.solution if piece[0] != "text"] or [("python", repr(problem.answer))]
     if config.format == "rationale" or problem.kind == "C" and flaw is None:
         return [("text", f"{problem.rationale} {final}")]
     if flaw == "guess" and problem.kind != "C":

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, replace
 
+import torch
 from tqdm import tqdm
 
 from nanotir.answers import equivalent, extract_answer
@@ -111,7 +112,7 @@ def statistics(problems, groups, tokenizer, ks) -> dict:
         "by_family": breakdown([p.family for p in problems], shares, groups),
         "by_kind": breakdown([p.kind or p.family for p in problems], shares, groups),
         "calls_per_problem": len(calls) / len(trajectories),
-        "calls_per_correct": sum(len(t.calls) for t, ok in zip(trajectories, sum(right, [])) if ok) / n_right if n_right else None,
+        "calls_per_correct": len(calls) / n_right if n_right else None,
         "call_status": {status: count / len(calls) for status, count in statuses.items()},
         "mean_new_tokens": mean([t.new_tokens for t in trajectories]),
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
@@ -155,15 +156,16 @@ def main(arguments=None):
     parser.add_argument("--n", type=int, default=1, help="samples of each problem; 1 is greedy")
     parser.add_argument("--k", default="1", help="pass@k and maj@k for these k, as 1,4,16")
     parser.add_argument("--modes", default="tools,text")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="of problems and samples (default: the run's own, so the problems of its eval.json)")
     parser.add_argument("--json", action="store_true", help="print all statistics as JSON")
     options = parser.parse_args(arguments)
     try:
         config, model, tokenizer, format, tools = load_run(options.run)
+        torch.set_num_threads(config["threads"])
         settings = EvalConfig(options.problems or config["eval"]["problems"], options.n, options.k, options.modes)
-        spec = options.data or config["eval_data"]
-        problems = load(spec, "test", settings.problems, seed=options.seed + 1, level=config["level"])
-        result = evaluate(model, tokenizer, tools, format, problems, settings, SamplerConfig(**config["sampler"]), options.seed)
+        seed = config["seed"] if options.seed is None else options.seed
+        problems = load(options.data or config["eval_data"], "test", settings.problems, seed=seed + 1, level=config["level"])
+        result = evaluate(model, tokenizer, tools, format, problems, settings, SamplerConfig(**config["sampler"]), seed)
     except ValueError as error:
         print(f"evaluate: {error}", file=sys.stderr)
         sys.exit(2)

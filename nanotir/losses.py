@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
-PER_TOKEN = ("dapo",)  # divided by num_active_tokens; the others average over rows
 RATIO_LEVELS = ("token", "sequence")
 SCALES = ("group", "batch", "none")
 BASELINES = ("mean", "leave_one_out")

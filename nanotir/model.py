@@ -30,6 +30,8 @@ class ModelConfig:
     tie_embeddings: bool = True  # one matrix reads ids in and logits out
 
     def __post_init__(self):
+        if min(self.n_layers, self.d_model, self.n_heads, self.n_kv_heads, self.d_ff, self.max_seq_len) < 1:
+            raise ValueError("a model needs at least 1 of everything: n_layers, d_model, n_heads, n_kv_heads, d_ff, max_seq_len")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if not self.d_head and self.d_model % self.n_heads:
@@ -169,14 +171,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.reset_parameters()
+        self.reset_parameters(seed)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
 
@@ -189,6 +191,8 @@ class Transformer(nn.Module):
                 writes, embeds = name.endswith(("out.weight", "down.weight")), name == "embed.weight"
                 std = 0.02 / (2 * self.config.n_layers) ** 0.5 if writes else 3.4 / self.config.d_model**0.5 if embeds else 0.02
                 nn.init.normal_(weight, 0.0, std, generator=generator)
+            elif name.endswith("bias"):
+                nn.init.zeros_(weight)
 
     def forward(self, ids, positions=None, cache: KVCache | None = None):
         """Logits (B, T, V) of the next token after each of ids (B, T).

@@ -2,8 +2,9 @@
 
     problems -> G trajectories each -> rewards -> group advantages -> micro-batches -> policy loss -> AdamW
 
-The sampler's own log-probs serve as the old log-probs: sampler and trainer share weights and code, and `logp_gap` logs, for every
-rollout, how far they are apart (float noise, about 1e-5). So the first update of a rollout sees ratios of 1, and its loss is near 0.
+Sampler and trainer share weights and code, so they agree on the log-prob of every sampled id but for float noise. `rescore` checks
+that on every rollout (`logp_gap`, about 1e-5) and keeps the trainer's, which do not depend on which rows happened to share a batch
+while tools were slow. So the first update of a rollout sees ratios of 1.
 """
 from __future__ import annotations
 
@@ -17,17 +18,18 @@ import torch
 from tqdm import tqdm
 
 from nanotir.losses import (
-    BASELINES, LOSS_TYPES, PER_TOKEN, RATIO_LEVELS, SCALES, combine_metrics, group_advantages, one_of, policy_loss, trained_logps,
+    BASELINES, LOSS_TYPES, RATIO_LEVELS, SCALES, combine_metrics, group_advantages, one_of, policy_loss, trained_logps,
 )  # fmt: skip
 from nanotir.rewards import score
 from nanotir.sampler import Sampler
 from nanotir.sft import learning_rate, set_learning_rate
+from nanotir.tools import check_alive
 from nanotir.trajectory import Trajectory, micro_batches
 
 
 @dataclass
 class RLConfig:
-    steps: int = 30  # rollouts; 0 skips reinforcement learning
+    steps: int = 40  # rollouts; 0 skips reinforcement learning
     problems: int = 32  # groups that an update learns from
     group_size: int = 8  # samples of each problem
     refills: int = 1  # more rounds of sampling while groups without spread of correctness leave the batch short
@@ -49,12 +51,8 @@ class RLConfig:
     def __post_init__(self):
         for what, names in (("loss_type", LOSS_TYPES), ("ratio_level", RATIO_LEVELS), ("scale", SCALES), ("baseline", BASELINES)):
             one_of(what, getattr(self, what), names)
-        if min(self.problems, self.updates) < 1 or self.group_size < 2:
-            raise ValueError("rl needs at least 1 problem and 1 update a step, and groups of at least 2: an answer is compared with its siblings")
-
-
-class DeadTool(Exception):
-    """A tool answers nearly every call with an error."""
+        if min(self.problems, self.updates) < 1 or self.group_size < 2 or self.refills < 0:
+            raise ValueError("rl needs at least 1 problem and 1 update a step, groups of at least 2 (an answer is compared with its siblings), and refills >= 0")
 
 
 @dataclass
@@ -94,11 +92,24 @@ def hash_of(*keys: int) -> int:
     return random.Random(" ".join(map(str, keys))).getrandbits(63)
 
 
+@torch.no_grad()
+def rescore(model, trajectories, config: RLConfig, sampler: Sampler) -> float:
+    """Replace the sampler's log-probs by the trainer's. Returns the largest difference there was: float noise, or a bug."""
+    device, gap = next(model.parameters()).device, 0.0
+    for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            logps = trained_logps(model, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
+        gap = max(gap, (logps - micro.logps).abs().max().item())  # both are 0 where nothing was sampled
+        for row, values in zip(micro.rows, logps.tolist()):
+            trajectories[row].logps = values[: len(trajectories[row].ids)]
+    return gap
+
+
 def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler: Sampler, reference=None) -> dict:
     """One optimiser step. Every micro-batch's loss is divided by what the whole step holds, so that together they are one batch."""
     device = next(model.parameters()).device
     num_active_tokens = sum(t.new_tokens for t in trajectories)
-    seen, loss, logp_gap = [], 0.0, 0.0
+    seen, loss = [], 0.0
     for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
         logps_of = lambda policy: trained_logps(policy, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
@@ -110,21 +121,26 @@ def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler
             ratio_level=config.ratio_level, epsilon=config.epsilon, epsilon_high=config.epsilon_high, beta=config.beta,
             ref_logps=ref_logps, max_completion_length=sampler.config.max_new_tokens, num_active_tokens=num_active_tokens,
         )  # fmt: skip
-        share = 1.0 if config.loss_type in PER_TOKEN else len(micro.rows) / len(trajectories)
+        share = micro_share(config.loss_type, len(micro.rows) / len(trajectories), metrics["active_tokens"] / max(num_active_tokens, 1))
         (micro_loss * share).backward()
         loss += micro_loss.item() * share
-        logp_gap = max(logp_gap, ((logps - micro.logps).abs() * micro.mask).max().item())
         seen.append(metrics)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
     optimizer.step()
     optimizer.zero_grad()
-    return {"loss": loss, "grad_norm": grad_norm, "logp_gap": logp_gap, **combine_metrics(seen)}
+    return {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)}
+
+
+def micro_share(loss_type: str, of_rows: float, of_tokens: float) -> float:
+    """The weight of a micro-batch's loss in that of the step: dapo's is a part of the sum already, bnpo's a mean over the micro-batch's
+    tokens, the others' a mean over its rows."""
+    return {"dapo": 1.0, "bnpo": of_tokens}.get(loss_type, of_rows)
 
 
 def train(run):
     """Improve run.model on run.problems for run.config.rl.steps steps, going on where the run stands.
 
-    DeadTool where a tool only fails.
+    DeadTool where one only fails.
     """
     model, config, settings = run.model, run.config, run.config.rl
     sampler = Sampler(model, run.tokenizer, run.tools, run.format, config.sampler)
@@ -134,23 +150,26 @@ def train(run):
         return
     reference = starting_policy(model, run) if settings.beta else None
     bar = tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="rl", dynamic_ncols=True)
+    explained, results = first > 0, {tool.name: [] for tool in run.tools}
     for step in bar:
         started = time.perf_counter()
         set_learning_rate([optimizer], learning_rate(step, settings.steps, settings.warmup, settings.decay))
         rollout = collect(sampler, run.problems, settings, config.reward, config.seed, step)
-        abort_if_a_tool_is_dead(rollout)
+        check_tools(rollout, results)
         sampled = time.perf_counter()
 
+        logp_gap = rescore(model, [trajectory for _, trajectory, *_ in rollout.sampled], settings, sampler)
         advantages = group_advantages(rollout.rewards, settings.group_size, settings.scale, settings.baseline)
         updates = []
         for rows in split(len(rollout.trajectories), settings.updates, config.seed, step):
             chosen = [rollout.trajectories[row] for row in rows]
             updates.append(update(model, optimizer, chosen, advantages[rows], settings, sampler, reference))
 
-        metrics = describe(rollout, settings) | summarise(updates)
+        metrics = describe(rollout, settings) | {"logp_gap": logp_gap} | summarise(updates)
         metrics |= {"seconds_rollout": sampled - started, "seconds_update": time.perf_counter() - sampled}
-        if step == 0 and updates:
+        if updates and not explained:
             tqdm.write(first_loss_explained(updates[0]))
+            explained = True
         bar.set_postfix(
             reward=f"{metrics['reward']:.2f}", right=f"{metrics['accuracy']:.0%}", tools=f"{metrics['tool_rate']:.0%}",
             len=f"{metrics['new_tokens']:.0f}", clip=f"{metrics.get('clip_low', 0) + metrics.get('clip_high', 0):.1%}",
@@ -198,30 +217,28 @@ def describe(rollout: Rollout, config: RLConfig) -> dict:
 
 
 def summarise(updates: list[dict]) -> dict:
-    """The updates of one step as one row, empty where no group was worth an update. logp_gap is the first one's: after it, the
-    policies differ because they should."""
+    """The updates of one step as one row, empty where no group was worth an update."""
     if not updates:
         return {}
     mean = {name: sum(u[name] for u in updates) / len(updates) for name in ("loss", "grad_norm")}
-    return {**mean, "logp_gap": updates[0]["logp_gap"], **combine_metrics(updates)}
+    return {**mean, **combine_metrics(updates)}
 
 
 def first_loss_explained(first: dict) -> str:
     return (
-        f"rl step 1: the loss is {first['loss']:+.4f}, and near 0 it should be: before any update the ratio of new to old policy is "
-        f"{first['ratio_mean']:.4f} everywhere, nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}), and advantages sum to 0 "
-        f"in every group. What teaches is the gradient: its norm is {first['grad_norm']:.3f}."
+        f"first update: the loss is {first['loss']:+.4f}, which says nothing about learning: the ratio of new to old policy is still "
+        f"{first['ratio_mean']:.4f} everywhere, so the loss is minus the mean advantage over all ids, near 0 but for the length of answers, and "
+        f"nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}). What teaches is its gradient, of norm {first['grad_norm']:.3f}."
     )
 
 
-def abort_if_a_tool_is_dead(rollout: Rollout, share: float = 0.9, least: int = 32):
-    """Training on would only teach the model to live without. DeadTool when a tool fails on more than `share` of a step's calls."""
-    for tool in sorted({call.tool for _, t, *_ in rollout.sampled for call in t.calls}):
-        results = [call.result for _, t, *_ in rollout.sampled for call in t.calls if call.tool == tool]
-        failed = Counter(f"{result.status}: {result.output[:100]}" for result in results if not result.ok)
-        if len(results) >= least and failed.total() > share * len(results):
-            (why, times), *_ = failed.most_common(1)
-            raise DeadTool(f"the tool '{tool}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'")
+def check_tools(rollout: Rollout, results: dict):
+    """DeadTool where a tool only fails. `results` holds each tool's, by name, until there are enough to tell; then it starts anew."""
+    for call in (call for _, trajectory, *_ in rollout.sampled for call in trajectory.calls):
+        results[call.tool].append(call.result)
+    for name, seen in results.items():
+        check_alive(name, seen)
+        results[name] = seen if len(seen) < 32 else []
 
 
 def trace(rollout: Rollout, advantages, run, step: int):

@@ -35,6 +35,8 @@ class SamplerConfig:
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError("sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
+        if min(self.max_new_tokens, self.max_rows) < 1 or min(self.max_calls, self.max_tool_tokens) < 0:
+            raise ValueError("sampling needs max_new_tokens and max_rows of at least 1, max_calls and max_tool_tokens of at least 0")
 
 
 def uniforms(seed: int, rows, positions) -> np.ndarray:

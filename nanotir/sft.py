@@ -61,10 +61,27 @@ def shuffle(epoch: int, n: int, seed: int) -> list[int]:
     return random.Random(f"sft {seed} {epoch}").sample(range(n), n)
 
 
+def imitate(model, optimizers, batch, pad_id: int, config: SFTConfig) -> dict:
+    """One optimiser step on the mean negative log-prob of everything in the batch that the teacher wrote."""
+    device = next(model.parameters()).device
+    num_active_tokens = sum(trajectory.new_tokens for trajectory in batch)  # one denominator for the whole step
+    loss = 0.0
+    for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+            logps = trained_logps(model, micro.ids, micro.mask)
+        micro_loss = -logps.sum() / num_active_tokens
+        micro_loss.backward()
+        loss += micro_loss.item()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens}
+
+
 def train(run, demonstrations):
     """Imitate the demonstrations for run.config.sft.steps steps, going on where the run stands."""
-    model, config, pad_id, seed = run.model, run.config.sft, run.tokenizer.pad_id, run.config.seed
-    device = next(model.parameters()).device
+    model, config, seed = run.model, run.config.sft, run.config.seed
     optimizers = make_optimizers(model, config)
     first = run.restore("sft", optimizers) if config.steps else None
     if first is None:
@@ -75,19 +92,6 @@ def train(run, demonstrations):
         share = learning_rate(step, config.steps, config.warmup, config.decay)
         set_learning_rate(optimizers, share)
         batch = batch_of(step, demonstrations, config.batch_size, seed)
-        num_active_tokens = sum(trajectory.new_tokens for trajectory in batch)  # one denominator for the whole step
-        loss = 0.0
-        for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                logps = trained_logps(model, micro.ids, micro.mask)
-            micro_loss = -logps.sum() / num_active_tokens
-            micro_loss.backward()
-            loss += micro_loss.item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-
-        bar.set_postfix(loss=f"{loss:.3f}")
-        metrics = {"loss": loss, "grad_norm": grad_norm, "lr_share": share, "tokens": num_active_tokens}
-        run.finish_step(step + 1, metrics, optimizers, last=step + 1 == config.steps)
+        metrics = imitate(model, optimizers, batch, run.tokenizer.pad_id, config)
+        bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+        run.finish_step(step + 1, metrics | {"lr_share": share}, optimizers, last=step + 1 == config.steps)

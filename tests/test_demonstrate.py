@@ -58,7 +58,8 @@ def test_a_rationale_has_words_only_and_a_program_has_no_words(taught):
         assert {span.kind for span in trajectory.spans} == {"prompt", "text"}
     for problem, trajectory in zip(PROBLEMS, taught(format="program")):
         assert {span.kind for span in trajectory.spans} - {"prompt", "output", "python", "search"} == {"text"}  # the end id alone
-        assert trajectory.spans[-1].end - trajectory.spans[-1].start == 1 or problem.kind == "B"
+        assert trajectory.spans[-1].end - trajectory.spans[-1].start == 1 and trajectory.calls
+        assert problem.kind == "E" or problem.answer in trajectory.calls[-1].result.output
 
 
 def test_the_teachers_ids_are_trained_and_the_tools_are_not(taught, tokenizer):

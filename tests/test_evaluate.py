@@ -57,7 +57,7 @@ def test_statistics_are_what_their_names_say(tokenizer):
     s = statistics(problems, groups(tokenizer), tokenizer, [1, 2])
     assert s["accuracy"] == 0.5 and (s["low"], s["high"]) == wilson_interval(1.5, 3) and (s["n"], s["samples"]) == (3, 2)
     assert s["pass@k"] == {1: 0.5, 2: pytest.approx(2 / 3)} and s["maj@k"] == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3)}
-    assert s["calls_per_problem"] == 3 / 6 and s["calls_per_correct"] == 2 / 3
+    assert s["calls_per_problem"] == 3 / 6 and s["calls_per_correct"] == 3 / 3
     assert s["call_status"] == {"ok": 2 / 3, "error": 1 / 3} and s["finish"] == {"stop": 6}
     assert s["by_family"]["g"] == {"accuracy": 0.5, "n": 2, "calls_per_problem": 0.25}
     assert {kind: row["accuracy"] for kind, row in s["by_kind"].items()} == {"A": 0.75, "B": 0.0}

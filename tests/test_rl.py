@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from conftest import small_model
-from nanotir.losses import group_advantages
+from nanotir.losses import LOSS_TYPES, group_advantages
 from nanotir.problems.problem import Problem
 from nanotir.rewards import RewardConfig
-from nanotir.rl import DeadTool, RLConfig, Rollout, abort_if_a_tool_is_dead, collect, describe, first_loss_explained, split, train, update
+from nanotir.rl import RLConfig, Rollout, check_tools, collect, describe, first_loss_explained, rescore, split, train, update
 from nanotir.sampler import Sampler, SamplerConfig
-from nanotir.tools import ToolResult
+from nanotir.tools import DeadTool, ToolResult
 from nanotir.trajectory import Call, Format
 
 PROBLEMS = [Problem(f"{kind} {i}?", "1", family=kind) for kind in ("right", "wrong", "mixed") for i in range(6)]
@@ -81,7 +81,7 @@ def step(model, sampler, trajectories, advantages, **settings):
     return update(model, optimizer, trajectories, advantages, RLConfig(**settings), sampler)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_micro_batches_make_the_same_update_as_one_batch(sampled, loss_type):
     model, sampler, trajectories = sampled
     advantages, parts = torch.randn(12, generator=torch.Generator().manual_seed(0)), copy.deepcopy(model)
@@ -96,9 +96,13 @@ def test_micro_batches_make_the_same_update_as_one_batch(sampled, loss_type):
 def test_before_the_first_update_ratios_are_one_and_the_loss_is_minus_the_mean_advantage(sampled):
     model, sampler, trajectories = sampled
     advantages = group_advantages(torch.rand(12, generator=torch.Generator().manual_seed(1)), 4)
+    sampled_logps = [list(t.logps) for t in trajectories]
+    gap = rescore(model, trajectories, RLConfig(), sampler)
     metrics = step(model, sampler, trajectories, advantages)
     tokens = torch.tensor([t.new_tokens for t in trajectories], dtype=torch.float32)
-    assert metrics["logp_gap"] <= 1e-4 and metrics["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert 0 < gap <= 1e-5 and metrics["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert gap == pytest.approx(max(abs(a - b) for old, t in zip(sampled_logps, trajectories) for a, b in zip(old, t.logps)), abs=1e-9)
+    assert all(len(t.logps) == len(t.ids) for t in trajectories)
     assert metrics["clip_low"] == metrics["clip_high"] == 0 and metrics["grad_norm"] > 0
     assert metrics["loss"] == pytest.approx(-float((advantages * tokens).sum() / tokens.sum()), abs=1e-5)
     text = first_loss_explained(metrics)
@@ -144,13 +148,19 @@ def with_calls(tokenizer, *results):
 
 def test_a_tool_that_only_fails_stops_the_run_and_says_why(tokenizer):
     dead, alive = ToolResult("NameError: name 'x' is not defined", False, "error"), ToolResult("2")
-    rollout = lambda *results: Rollout(sampled=[(PROBLEMS[0], with_calls(tokenizer, *results), 0.0, 0.0)])
+    def check(seen, *results):
+        check_tools(Rollout(sampled=[(PROBLEMS[0], with_calls(tokenizer, *results), 0.0, 0.0)]), seen)
+
     with pytest.raises(DeadTool, match=r"'python' failed on 40 of 40 calls.*NameError"):
-        abort_if_a_tool_is_dead(rollout(*[dead] * 40))
+        check({"python": []}, *[dead] * 40)
     with pytest.raises(DeadTool, match="37 of 40"):
-        abort_if_a_tool_is_dead(rollout(*[dead] * 37, *[alive] * 3))
-    abort_if_a_tool_is_dead(rollout(*[dead] * 36, *[alive] * 4))  # 90%, not more
-    abort_if_a_tool_is_dead(rollout(*[dead] * 5))  # too few to tell
+        check({"python": []}, *[dead] * 37, *[alive] * 3)
+    check({"python": []}, *[dead] * 36, *[alive] * 4)  # 90%, not more
+    seen = {"python": []}
+    for _ in range(3):
+        check(seen, *[dead] * 10)  # too few to tell
+    with pytest.raises(DeadTool, match="40 of 40"):
+        check(seen, *[dead] * 10)  # but they add up from step to step
 
 
 @pytest.mark.parametrize("settings", [{"loss_type": "ppo"}, {"ratio_level": "word"}, {"scale": "std"}, {"baseline": "median"}, {"group_size": 1}, {"problems": 0}])
@@ -191,5 +201,5 @@ def test_a_policy_that_may_guess_or_call_learns_that_calling_pays(tokenizer, pyt
     train(run)
     accuracy = [metrics["accuracy"] for metrics in run.metrics]
     assert accuracy[0] < 0.6 and sum(accuracy[-3:]) / 3 > 0.9
-    assert max(metrics.get("logp_gap", 0) for metrics in run.metrics) <= 1e-4
+    assert max(metrics["logp_gap"] for metrics in run.metrics) <= 1e-4
     assert {"phase", "step", "question", "reward", "advantage", "spans"} <= run.traces[0].keys()

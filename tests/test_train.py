@@ -62,12 +62,16 @@ def lines_of(path, *rows):
 def mistakes(folder):
     good, bad = '{"question": "q", "answer": "1"}', lines_of(folder / "bad.jsonl", '{"question": "q", "answer": "1"}', "{oops")
     (folder / "empty").mkdir()
+    other = ["--eval-data", "generated"]
     return [
-        (["--data", "jsonl:nowhere.jsonl"], "nowhere.jsonl"), (["--data", f"jsonl:{bad}"], "bad.jsonl:2"), (["--data", f"gsm8k:{lines_of(folder / 'a', good)}"], "a:1"),
-        (["--data", "generated:mull"], "mul"), (["--data", "gsm8q:x"], "did you mean 'gsm8k'"), (["--recipe", "tapoo"], "did you mean 'tapo'"),
+        (["--data", "jsonl:nowhere.jsonl", *other], "nowhere.jsonl"), (["--data", f"jsonl:{bad}", *other], "bad.jsonl:2"), (["--data", f"jsonl:{bad}"], "--eval-data"),
+        (["--data", f"gsm8k:{lines_of(folder / 'a', good)}", *other], "a:1"),
+        (["--data", "generated:mull"], "mul"), (["--data", "gsm8q:x", *other], "did you mean 'gsm8k'"), (["--recipe", "tapoo"], "did you mean 'tapo'"),
         (["--resume", "nowhere"], "not a run folder"), (["--resume", "empty"], "not a run folder"), (["--init", "empty"], "not a run folder"),
         (["--device", "tpu"], "there are cpu"), (["--tools", "pyton"], "no tool 'pyton'"), (["--format", "xml"], "no format 'xml'"), (["--out", "empty"], "exists already"),
         (["--out", "a/b"], "cannot make"), (["--sampler.temperature", "0"], "RL needs"), (["--search.path", "nowhere.txt"], "nowhere.txt"), (["--rl.loss_type", "ppo"], "no loss_type"),
+        (["--sampler.max-rows", "0"], "max_rows"), (["--python.workers", "0"], "workers"), (["--model.n-kv-heads", "0"], "n_kv_heads"), (["--rl.refills", "-1"], "refills"),
+        (["--init", "empty", "--model.n-layers", "3"], "leave out --model.n-layers"), (["--search.path", str(folder)], "cannot read documents"),
         (["--model.vocab_size", "100"], "at least"), (["--level", "0"], "level"), (["--problems", "0"], "problems"),
     ]  # fmt: skip
 
@@ -79,7 +83,7 @@ def test_a_users_mistake_is_one_line_exit_code_2_and_leaves_nothing(tmp_path, mo
     for arguments, hint in mistakes(tmp_path):
         before = sorted(tmp_path.rglob("*"))
         with pytest.raises(SystemExit) as stopped:
-            train.main([*SHORT, *arguments] if "--resume" not in arguments else arguments)
+            train.main([*SHORT, *arguments] if arguments[0] not in ("--resume", "--init") else arguments)
         out, err = capsys.readouterr()
         assert stopped.value.code == 2 and err.count("\n") == 1 and err.startswith("train.py: ") and hint in err, (arguments, err)
         assert sorted(tmp_path.rglob("*")) == before, arguments

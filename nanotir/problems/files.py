@@ -34,7 +34,10 @@ def _row(reader, line: str, where: str) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object is needed, not {type(record).__name__}")
     try:
-        return reader(record)
+        fields = reader(record)
+        if not fields["answer"].strip():
+            raise ValueError("the answer is empty")  # or a model that says nothing would be right
+        return fields
     except KeyError as missing:
         raise ValueError(f"{where}: no field {missing}") from None
     except (TypeError, ValueError) as error:

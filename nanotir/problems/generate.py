@@ -177,14 +177,14 @@ NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kai Lea Max Nina Otto Pia".
 
 
 def queue(rng, level):
-    line = rng.sample(NAMES, 3 + level)
+    line = rng.sample(NAMES, min(3 + level, len(NAMES)))
     place, who = rng.choice((("first", line[0]), ("last", line[-1])))
     steps = f"The {place} is {who}."
     return f"In line stand {' '.join(line)}. Who is {place}?", who, [("text", steps)], steps
 
 
 def same(rng, level):
-    line = rng.sample(NAMES, 3 + level)
+    line = rng.sample(NAMES, min(3 + level, len(NAMES)))
     twice = rng.choice(line)
     line.insert(rng.randrange(len(line) + 1), twice)
     steps = f"I see {twice} again."

@@ -26,6 +26,10 @@ class PythonConfig:
     max_output_chars: int = 2000  # longer output is cut in the middle
     workers: int = 16  # calls that run at the same time; more wait
 
+    def __post_init__(self):
+        if min(self.timeout, self.memory_mb, self.max_output_chars, self.workers) <= 0:
+            raise ValueError("the python tool needs timeout, memory_mb, max_output_chars and workers above 0")
+
 
 class PythonTool(Tool):
     """Run a program and return what it printed, its last bare expression's value, or the last line of its traceback.
@@ -54,12 +58,28 @@ class PythonTool(Tool):
         with self._lock:
             if self._server is None or self._server.poll() is not None:
                 self._start()
-            history = self._sessions.setdefault(session, []) if session is not None else []
-            request = {"id": next(self._ids), "code": text, "history": list(history), **asdict(self.config)}
-            history.append(text)
-            self._pending[request["id"]] = future
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            history = self._sessions.get(session, [])
+            request = {"id": next(self._ids), "code": text, "history": history, **asdict(self.config)}
+            try:
+                self._send(request, future, session)
+            except OSError:  # the server is dying: once more, with another, unless the call has been answered as a crash already
+                unanswered = self._pending
+                self._server.kill()
+                self._server.wait()
+                self._start()
+                if unanswered.pop(request["id"], None):
+                    self._send(request, future, session)
         return future
+
+    def _send(self, request, future, session):
+        self._pending[request["id"]] = future, session, request["code"]
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+
+    def _answer(self, waiting, result: ToolResult):
+        future, session, cell = waiting
+        if session is not None and result.status in ("ok", "error"):  # a cell that was killed would only be killed again
+            self._sessions[session] = [*self._sessions.get(session, []), cell]
+        future.set_result(result)
 
     def end_session(self, session):
         self._sessions.pop(session, None)
@@ -74,20 +94,19 @@ class PythonTool(Tool):
             command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self._base, start_new_session=True, stdin=subprocess.DEVNULL
         )
         theirs.close()
-        self._pending: dict[int, Future] = {}  # calls that this server has still to answer
+        self._pending: dict[int, tuple] = {}  # calls that this server has still to answer
         threading.Thread(target=self._receive, args=(self._socket, self._pending), daemon=True).start()
 
     def _receive(self, server, pending):
         with contextlib.suppress(ConnectionError):
             for line in server.makefile("rb"):
                 reply = json.loads(line)
-                pending.pop(reply["id"]).set_result(self._result(reply))
+                self._answer(pending.pop(reply["id"]), self._result(reply))
         while pending:  # the server is gone: nobody may wait for ever
-            pending.popitem()[1].set_result(ToolResult("The sandbox has ended.", False, "crash"))
+            self._answer(pending.popitem()[1], ToolResult("The sandbox has ended.", False, "crash"))
 
     def _result(self, reply) -> ToolResult:
-        lost = reply["written"] - len(reply["head"].encode()) - len(reply["tail"].encode())
-        output, truncated = cut_middle(reply["head"] + reply["tail"], self.config.max_output_chars)
+        output, truncated = cut_middle(reply["head"], self.config.max_output_chars, reply["tail"], reply["lost"])
         return ToolResult(output.rstrip("\n"), reply["status"] == "ok", reply["status"], reply["seconds"], truncated)
 
     def close(self):

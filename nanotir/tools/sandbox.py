@@ -35,6 +35,8 @@ def serve(control: socket.socket, base: str, workers: int):
     server = Server(control, base, workers)
     try:
         server.loop()
+    except ConnectionError:
+        pass  # the trainer has hung up
     finally:
         for call in list(server.running.values()):
             call.kill()
@@ -75,7 +77,7 @@ class Server:
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 4096))
 
     def loop(self):
-        while self.control is not None:
+        while True:
             deadlines = [call.deadline for call in self.running.values()]
             timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
             for key, _ in self.selector.select(timeout):
@@ -91,15 +93,14 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             data = self.control.recv(1 << 20)
             if not data:
-                self.control = None  # the trainer is gone, and so are we
-                return
+                raise ConnectionResetError
             *lines, self.incoming = (self.incoming + data).split(b"\n")
             self.waiting += [json.loads(line) for line in lines]
 
     def start(self, request):
         self.count += 1
         folder = os.path.join(self.base, str(self.count))
-        os.mkdir(folder)
+        os.makedirs(folder)  # a call may have deleted the base: they are all one user's
         read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
@@ -149,7 +150,10 @@ class Call:
 
     def ended(self) -> bool:
         # Look without reaping: while the dead child still holds its id, nobody else can have it, so killpg hits the right group.
-        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        pid, *self.reaped = os.wait4(self.pid, os.WNOHANG)  # macOS before Python 3.13
+        return pid != 0
 
     def overdue(self) -> bool:
         self.timed_out = time.monotonic() >= self.deadline
@@ -163,16 +167,17 @@ class Call:
 
     def result(self) -> dict:
         self.kill()
-        _, wait_status, usage = os.wait4(self.pid, 0)
+        wait_status, usage = os.wait4(self.pid, 0)[1:] if hasattr(os, "waitid") or self.timed_out else self.reaped
         self.read()
         os.close(self.pipe)
         remove(self.folder)
+        lost = self.written - len(self.head) - len(self.tail)
         return {
             "id": self.request["id"],
             "status": self.verdict(os.waitstatus_to_exitcode(wait_status), usage.ru_utime + usage.ru_stime),
-            "head": self.head.decode("utf-8", "replace"),
-            "tail": self.tail.decode("utf-8", "replace"),
-            "written": self.written,
+            "head": self.head.decode("utf-8", "ignore" if lost else "replace"),  # a cut may have gone through a character
+            "tail": self.tail.decode("utf-8", "ignore" if lost else "replace"),
+            "lost": lost,
             "seconds": time.monotonic() - self.started,
         }
 
@@ -225,7 +230,7 @@ def limit_resources(timeout: float, memory_mb: int):
     cpu = int(timeout) + 1
     for name, limit in (
         ("CPU", cpu),  # seconds of processor time: a loop that ignores every signal still ends
-        ("AS", size_now + memory_mb * 2**20),  # address space: a list that grows for ever ends in MemoryError
+        ("AS", size_now + memory_mb * 2**20 if size_now else resource.RLIM_INFINITY),  # address space: a growing list ends in MemoryError
         ("FSIZE", 8 * 2**20),  # bytes in one file
         ("NOFILE", 64),  # open files
         ("NPROC", 64),  # processes of this user (the kernel exempts root)
@@ -252,6 +257,7 @@ def run_cell(code: str, names: dict) -> int:
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code)
+        sys.stdout.flush()
         return OK if stop.code in (None, 0) else ERROR
     except MemoryError:
         print("MemoryError", flush=True)

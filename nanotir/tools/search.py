@@ -18,6 +18,10 @@ class SearchConfig:
     top_k: int = 1  # passages in a result
     max_output_chars: int = 2000  # longer output is cut in the middle
 
+    def __post_init__(self):
+        if min(self.top_k, self.max_output_chars) < 1:
+            raise ValueError("the search tool needs top_k and max_output_chars of at least 1")
+
 
 NOTHING_FOUND = "Nothing found."
 
@@ -63,16 +67,14 @@ class SearchTool(Tool):
 
 
 def read_documents(path) -> list[str]:
-    documents = []
     try:
-        lines = open(path, encoding="utf-8")
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"cannot read documents: {error.strerror}: '{path}'") from None
-    with lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                documents.append(_document(line.strip(), f"{path}:{number}") if Path(path).suffix == ".jsonl" else line.strip())
-    return documents
+    except UnicodeDecodeError:
+        raise ValueError(f"cannot read documents: '{path}' is not UTF-8 text") from None
+    read = (lambda line, number: _document(line, f"{path}:{number}")) if Path(path).suffix == ".jsonl" else (lambda line, number: line)
+    return [read(line.strip(), number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _document(line: str, where: str) -> str:

@@ -1,6 +1,7 @@
 """What a tool is: a name, and `run(text) -> ToolResult`. Whatever the text says, the answer is a result, never an exception."""
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +15,18 @@ class ToolResult:
     status: str = "ok"  # one of STATUSES
     seconds: float = 0.0  # wall time of the call
     truncated: bool = False  # the output was longer and has been cut in the middle
+
+
+class DeadTool(Exception):
+    """A tool answers nearly every call with an error: going on would only teach the model to live without it."""
+
+
+def check_alive(name: str, results, share: float = 0.9, least: int = 32):
+    """DeadTool, with the commonest reason, where more than `share` of at least `least` calls have failed."""
+    failed = Counter(f"{result.status}: {result.output[:100]}" for result in results if not result.ok)
+    if len(results) >= least and failed.total() > share * len(results):
+        (why, times), *_ = failed.most_common(1)
+        raise DeadTool(f"the tool '{name}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'")
 
 
 class Tool:
@@ -46,10 +59,13 @@ class Tool:
         self.close()
 
 
-def cut_middle(text: str, limit: int) -> tuple[str, bool]:
-    """At most about `limit` characters: the head and the tail, with a visible marker between. Both matter: what a program
-    printed first shows what it did, and what it printed last holds the answer or the error."""
-    if len(text) <= limit:
+def cut_middle(head: str, limit: int, tail: str = "", lost: int = 0) -> tuple[str, bool]:
+    """At most about `limit` characters of head + tail, between which `lost` more are gone already: the two ends, with a visible
+    marker between. Both matter: what a program printed first shows what it did, what it printed last holds the answer or the error."""
+    text = head + tail
+    if len(text) <= limit and not lost:
         return text, False
-    head, tail = text[: limit - limit // 2], text[len(text) - limit // 2 :]
-    return f"{head}\n[... {len(text) - limit} characters cut ...]\n{tail}", True
+    front = min(len(head) if lost else limit, limit - limit // 2)
+    back = min(len(tail) if lost else limit, limit // 2)
+    cut = len(text) - front - back + lost
+    return f"{text[:front]}\n[... {cut} characters cut ...]\n{text[len(text) - back :]}", True

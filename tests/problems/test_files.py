@@ -35,7 +35,7 @@ def test_plain_lines_need_a_question_and_an_answer(tmp_path):
 
 
 @pytest.mark.parametrize("bad, word", [
-    ("{not json", "not JSON"), ("[1]", "a JSON object is needed"), ({"question": "q"}, "no field 'answer'"),
+    ({"question": "q", "answer": " "}, "not text"), ("{not json", "not JSON"), ("[1]", "a JSON object is needed"), ({"question": "q"}, "no field 'answer'"),
     ({"question": "", "answer": "1"}, "'question' is not text"), ({"question": ["q"], "answer": "1"}, "'question' is not text"),
 ])  # fmt: skip
 def test_a_bad_line_is_reported_with_file_and_number(tmp_path, bad, word):
@@ -45,7 +45,11 @@ def test_a_bad_line_is_reported_with_file_and_number(tmp_path, bad, word):
     assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source, row", [("gsm8k", {"question": "q", "answer": "no marker"}), ("math", {"problem": "p", "solution": "none"})])
+@pytest.mark.parametrize("source, row", [
+    ("gsm8k", {"question": "q", "answer": "no marker"}), ("gsm8k", {"question": "q", "answer": "x ####  "}),
+    ("math", {"problem": "p", "solution": "none"}), ("math", {"problem": "p", "solution": "\\boxed{}"}),
+])  # fmt: skip
+
 def test_a_line_without_a_gold_answer_is_a_bad_line(tmp_path, source, row):
     with pytest.raises(ValueError, match="a.jsonl:1: "):
         load(f"{source}:{write(tmp_path / 'a.jsonl', row)}")

@@ -21,3 +21,8 @@ def test_what_fits_is_not_cut():
 def test_a_cut_keeps_both_ends_and_says_how_much_is_missing():
     text, cut = cut_middle("a" * 50 + "b" * 50 + "c" * 50, 11)
     assert cut and text == "aaaaaa\n[... 139 characters cut ...]\nccccc"
+
+
+def test_a_cut_counts_what_was_lost_before_too():
+    assert cut_middle("aaaa", 10, "cc", lost=7) == ("aaaa\n[... 7 characters cut ...]\ncc", True)
+    assert cut_middle("a" * 10, 10, "c" * 10, lost=7) == ("aaaaa\n[... 17 characters cut ...]\nccccc", True)
