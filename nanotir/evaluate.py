@@ -122,13 +122,14 @@ def statistics(problems, groups, tokenizer, ks) -> dict:
 
 
 def breakdown(labels, shares, groups) -> dict:
-    """Accuracy, number of problems and calls per answer, for each label."""
+    """Accuracy, number of problems, calls per answer and which tools they called, for each label."""
     rows = {label: [(share, group) for name, share, group in zip(labels, shares, groups) if name == label] for label in sorted(set(labels))}
     return {
         label: {
             "accuracy": mean([share for share, _ in members]),
             "n": len(members),
             "calls_per_problem": mean([len(t.calls) for _, group in members for t in group]),
+            "calls_by_tool": dict(Counter(call.tool for _, group in members for t in group for call in t.calls)),
         }
         for label, members in rows.items()
     }

@@ -69,10 +69,11 @@ class KVCache:
         """The first n rows, as a view: writing to it writes here."""
         return self._of(self.kv[:, :, :n], self.lengths[:n])
 
-    def take(self, rows) -> KVCache:
-        """A copy of some rows, in the order given; a row may be taken several times."""
+    def take(self, rows, capacity: int | None = None) -> KVCache:
+        """A copy of some rows, or of their first `capacity` positions, in the order given; a row may be taken several times."""
         rows = torch.tensor(list(rows), dtype=torch.long, device=self.kv.device)
-        return self._of(self.kv[:, :, rows], self.lengths[rows])
+        slots = self.kv if capacity is None else self.kv[:, :, :, :, : capacity + 1]  # one to spare, as ever
+        return self._of(slots[:, :, rows], self.lengths[rows])
 
     def put(self, rows, other: KVCache):
         """Overwrite rows with the rows of another cache, whose capacity may be smaller."""

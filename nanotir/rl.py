@@ -138,10 +138,7 @@ def micro_share(loss_type: str, of_rows: float, of_tokens: float) -> float:
 
 
 def train(run):
-    """Improve run.model on run.problems for run.config.rl.steps steps, going on where the run stands.
-
-    DeadTool where one only fails.
-    """
+    """Improve run.model on run.problems for run.config.rl.steps steps, going on where the run stands. DeadTool where a tool only fails."""
     model, config, settings = run.model, run.config, run.config.rl
     sampler = Sampler(model, run.tokenizer, run.tools, run.format, config.sampler)
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)

@@ -209,7 +209,7 @@ class Generation:
             chunks.append(row.trajectory.ids[start:-1])  # and the result's last id will be fed by the next step
             starts.append(start)
         slots = list(ready.values())
-        cache = self.cache.take(slots)
+        cache = self.cache.take(slots, capacity=max(start + len(chunk) for start, chunk in zip(starts, chunks)))
         self._extend(cache, chunks, starts)
         self.cache.put(slots, cache)
         for row, slot in ready.items():

@@ -59,7 +59,7 @@ def test_statistics_are_what_their_names_say(tokenizer):
     assert s["pass@k"] == {1: 0.5, 2: pytest.approx(2 / 3)} and s["maj@k"] == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3)}
     assert s["calls_per_problem"] == 3 / 6 and s["calls_per_correct"] == 3 / 3
     assert s["call_status"] == {"ok": 2 / 3, "error": 1 / 3} and s["finish"] == {"stop": 6}
-    assert s["by_family"]["g"] == {"accuracy": 0.5, "n": 2, "calls_per_problem": 0.25}
+    assert s["by_family"]["g"] == {"accuracy": 0.5, "n": 2, "calls_per_problem": 0.25, "calls_by_tool": {"search": 1}}
     assert {kind: row["accuracy"] for kind, row in s["by_kind"].items()} == {"A": 0.75, "B": 0.0}
     assert s["mean_new_tokens"] == pytest.approx(sum(t.new_tokens for group in groups(tokenizer) for t in group) / 6)
     assert "50.0%" in table({"final": {"tools": s}})

@@ -91,6 +91,19 @@ def test_take_repeats_rows_and_first_is_a_view():
 
 
 @torch.no_grad()
+def test_a_row_can_be_taken_without_its_empty_end_extended_and_put_back():
+    model, ids = small_model(V), ids_of(2, 9)
+    cache = KVCache(model.config, 2, 20)
+    model(ids[:, :4], cache=cache)
+    short = cache.take([1], capacity=8)
+    padded = torch.cat([ids[1:, 4:8], torch.zeros(1, 1, dtype=torch.long)], 1)
+    model(padded, torch.tensor([[4, 5, 6, 7, -1]]), short)
+    cache.put([1], short)
+    assert short.capacity == 8 and cache.lengths.tolist() == [4, 8]
+    assert_close(model(ids[1:, 8:], torch.tensor([[8]]), cache.take([1]))[0, 0], model(ids)[1, 8])
+
+
+@torch.no_grad()
 def test_no_logit_depends_on_a_later_id():
     model, ids = small_model(V), ids_of(1, 10)
     changed = ids.clone()
