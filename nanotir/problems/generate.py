@@ -69,7 +69,7 @@ def signed(n: int, symbol: str = "") -> str:
 
 
 def mul(rng, level):
-    a, b = number(rng, level + rng.randrange(1, 3)), number(rng, level + rng.randrange(1, 3))
+    a, b = number(rng, level + 2), number(rng, level + 2)
     tens, ones = b // 10 * 10, b % 10
     steps = f"{a} * {tens} = {a * tens} and {a} * {ones} = {a * ones}, together {a * b}."
     return f"What is {a} * {b}?", a * b, program("I multiply.", f"{a}*{b}"), steps
