@@ -10,7 +10,7 @@ from nanotir.checkpoint import Run, Stopped, load_run, load_state, open_tools, r
 from nanotir.config import parse
 from nanotir.model import ModelConfig, Transformer
 
-TINY = ["--preset", "probe", "--problems", "120", "--data", "generated:zero,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "6",
+TINY = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "6",
         "--sampler.max_new_tokens", "32", "--tools", "python"]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import sample
 import train
 from nanotir.config import parse
 
-SHORT = ["--preset", "probe", "--problems", "120", "--data", "generated:zero,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "0"]
+SHORT = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -207,9 +207,9 @@ def first(rng, level):
     return f"What is the first digit of {n}?", str(n)[0], program("I write it out.", f"str({n})[0]"), f"It starts with {str(n)[0]}."
 
 
-def zero(rng, level):
+def itself(rng, level):
     n = number(rng, level + 7)
-    return f"What is {n} * 0?", 0, program("I multiply.", f"{n}*0"), "Nothing is left."
+    return f"What is {n} / {n}?", 1, program("I divide.", f"{n}//{n}"), "Both are the same."
 
 
 def cancel(rng, level):
@@ -293,6 +293,6 @@ FAMILIES = {
     "mul": ("A", mul), "power": ("A", power), "gcd": ("A", gcd), "lin": ("A", lin), "quad": ("A", quad), "system": ("A", system),
     "deriv": ("A", deriv), "integ": ("A", integ), "det": ("A", det), "choose": ("A", choose), "chance": ("A", chance), "dist": ("A", dist),
     "queue": ("B", queue), "same": ("B", same), "parity": ("C", parity), "first": ("C", first), "last": ("C", last),
-    "zero": ("C", zero), "cancel": ("C", cancel),
+    "itself": ("C", itself), "cancel": ("C", cancel),
     "fact": ("D", fact), "cost": ("D", cost), "home": ("D", home), "gap": ("D", gap), "quot": ("E", quot), "clock": ("E", clock),
 }  # fmt: skip
