@@ -38,10 +38,21 @@ def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int
     return soft_overlong_punishment
 
 
+def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0):
+    """max_penalty * the share of n-grams, of the ids that the model wrote, that occurred before (Yeo et al. 2025, appendix C.2)."""
+
+    def repetition_penalty(completion_ids, **_) -> list[float]:
+        ngrams = [list(zip(*(ids[i:] for i in range(ngram_size)))) for ids in completion_ids]
+        return [max_penalty * (1 - len(set(grams)) / len(grams)) if grams else 0.0 for grams in ngrams]
+
+    return repetition_penalty
+
+
 reward_funcs_registry = {
     "accuracy": lambda config: accuracy_reward,
     "format": lambda config: think_format_reward,
     "length": lambda config: get_soft_overlong_punishment(config.max_completion_len, config.soft_punish_cache),
+    "repetition": lambda config: get_repetition_penalty_reward(config.repetition_ngram),
 }
 
 
@@ -50,14 +61,19 @@ class RewardConfig:
     accuracy: float = 1.0  # weight of a right answer
     format: float = 0.0  # weight of one well-formed <think> block
     length: float = 0.4  # weight of the soft overlong punishment: what makes a needless call cost something
+    repetition: float = 0.0  # weight of the penalty on repeated n-grams
+    repetition_ngram: int = 3  # their length, in ids
     max_completion_len: int = 64  # from here on the punishment is -1 (ids written by the model)
     soft_punish_cache: int = 52  # length of the ramp that leads there
 
     def __post_init__(self):
-        # The worst right answer earns accuracy - length, the best wrong one format.
-        if min(self.accuracy, self.format, self.length) < 0 or self.accuracy < self.format + self.length:
-            raise ValueError(f"reward weights {self.accuracy}, {self.format}, {self.length}: a wrong answer could earn more than a right "
-                             "one; make accuracy at least format + length")  # fmt: skip
+        # The worst right answer earns accuracy - length - repetition, the best wrong one format.
+        others = (self.format, self.length, self.repetition)
+        if min(self.accuracy, *others) < 0 or self.accuracy < sum(others):
+            raise ValueError(f"reward weights: a wrong answer could earn more than a right one; make accuracy ({self.accuracy}) at least "
+                             f"format + length + repetition ({sum(others)}), and none negative")  # fmt: skip
+        if self.repetition_ngram < 1:
+            raise ValueError("repetition_ngram must be at least 1")
         if not 0 <= self.soft_punish_cache <= self.max_completion_len:
             raise ValueError("soft_punish_cache must lie between 0 and max_completion_len")
 

@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from nanotir.losses import (
-    BASELINES, LOSS_TYPES, RATIO_LEVELS, SCALES, combine_metrics, group_advantages, one_of, policy_loss, trained_logps,
+    BASELINES, KL_ESTIMATORS, LOSS_TYPES, RATIO_LEVELS, SCALES, active_logits, check_fused, combine_metrics, fused_policy_loss, group_advantages,
+    one_of, policy_loss, trained_logps,
 )  # fmt: skip
 from nanotir.rewards import score
 from nanotir.sampler import Sampler
@@ -40,17 +41,29 @@ class RLConfig:
     grad_clip: float = 1.0  # largest gradient norm
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     bf16: bool = False  # autocast matrix products to bfloat16 (then sampler and trainer agree less well: see logp_gap)
-    loss_type: str = "dapo"  # how the tokens' losses are added up: grpo, bnpo, dr_grpo, dapo
+    loss_type: str = "dapo"  # grpo, bnpo, dr_grpo, dapo, luspo (the clipped loss, added up in five ways), cispo, sapo, gmpo or vespo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
     epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
-    epsilon_high: float = 0.28  # and above 1 + epsilon_high (clip-higher)
+    epsilon_high: float = 0.28  # and above 1 + epsilon_high (clip-higher); cispo: above epsilon_high itself, 5 say
+    delta: float = 0.0  # and above delta where the advantage is negative (dual clip), 3 say; 0 sets no such bound
     beta: float = 0.0  # weight of the KL to the policy that RL started from
-    scale: str = "group"  # advantages are divided by the std of their group, of the batch, or by none
+    kl: str = "k3"  # its estimator: k1, k2, k3, or k3_weighted, which is unbiased off-policy too
+    entropy_coef: float = 0.0  # bonus for an undecided policy
+    scale: str = "group"  # advantages are divided by the std of their group, of the batch, by none, or whitened over all tokens (REINFORCE++)
     baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
+    filter_overlong: bool = False  # answers cut at max_new_tokens count in their group's mean but are not learned from
+    fused: bool = False  # one Triton kernel from logits to loss (needs triton and a GPU; elsewhere the same sums in PyTorch)
 
     def __post_init__(self):
-        for what, names in (("loss_type", LOSS_TYPES), ("ratio_level", RATIO_LEVELS), ("scale", SCALES), ("baseline", BASELINES)):
+        known = {"loss_type": LOSS_TYPES, "ratio_level": RATIO_LEVELS, "kl": KL_ESTIMATORS, "scale": SCALES, "baseline": BASELINES}
+        for what, names in known.items():
             one_of(what, getattr(self, what), names)
+        if self.loss_type == "cispo" and self.epsilon_high < 1:
+            raise ValueError(f"cispo caps the ratio itself, not its distance from 1: set epsilon_high to 5, say, not {self.epsilon_high}")
+        if self.delta and self.delta <= 1 + self.epsilon_high:
+            raise ValueError(f"delta ({self.delta}) must lie above 1 + epsilon_high ({1 + self.epsilon_high}), or be 0")
+        if self.fused:
+            check_fused(self.loss_type, ratio_level=self.ratio_level, kl=self.kl, entropy_coef=self.entropy_coef)
         if min(self.problems, self.updates) < 1 or self.group_size < 2 or self.refills < 0:
             raise ValueError("rl needs at least 1 problem and 1 update a step, groups of at least 2 (an answer is compared with its siblings), and refills >= 0")
 
@@ -98,7 +111,7 @@ def rescore(model, trajectories, config: RLConfig, sampler: Sampler) -> float:
     device, gap = next(model.parameters()).device, 0.0
     for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            logps = trained_logps(model, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
+            logps, _ = trained_logps(model, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
         gap = max(gap, (logps - micro.logps).abs().max().item())  # both are 0 where nothing was sampled
         for row, values in zip(micro.rows, logps.tolist()):
             trajectories[row].logps = values[: len(trajectories[row].ids)]
@@ -109,21 +122,19 @@ def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler
     """One optimiser step. Every micro-batch's loss is divided by what the whole step holds, so that together they are one batch."""
     device = next(model.parameters()).device
     num_active_tokens = sum(t.new_tokens for t in trajectories)
+    options = dict(
+        loss_type=config.loss_type, ratio_level=config.ratio_level, epsilon=config.epsilon, epsilon_high=config.epsilon_high,
+        delta=config.delta or None, beta=config.beta, kl=config.kl, entropy_coef=config.entropy_coef,
+        max_completion_length=sampler.config.max_new_tokens, num_active_tokens=num_active_tokens, num_rows=len(trajectories),
+    )  # fmt: skip
     seen, loss = [], 0.0
     for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
-        logps_of = lambda policy: trained_logps(policy, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            logps = logps_of(model)
-            with torch.no_grad():
-                ref_logps = logps_of(reference) if reference else None
-        micro_loss, metrics = policy_loss(
-            logps, micro.logps, advantages[micro.rows].to(device), micro.mask, loss_type=config.loss_type,
-            ratio_level=config.ratio_level, epsilon=config.epsilon, epsilon_high=config.epsilon_high, beta=config.beta,
-            ref_logps=ref_logps, max_completion_length=sampler.config.max_new_tokens, num_active_tokens=num_active_tokens,
-        )  # fmt: skip
-        share = micro_share(config.loss_type, len(micro.rows) / len(trajectories), metrics["active_tokens"] / max(num_active_tokens, 1))
-        (micro_loss * share).backward()
-        loss += micro_loss.item() * share
+            micro_loss, metrics = micro_batch_loss(model, reference, micro, advantages[micro.rows].to(device), config.fused, sampler, options)
+        if config.loss_type == "bnpo":  # a mean over the micro-batch's own tokens counts by how many they are
+            micro_loss = micro_loss * metrics["active_tokens"] / max(num_active_tokens, 1)
+        micro_loss.backward()
+        loss += micro_loss.item()
         seen.append(metrics)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
     optimizer.step()
@@ -131,10 +142,16 @@ def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler
     return {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)}
 
 
-def micro_share(loss_type: str, of_rows: float, of_tokens: float) -> float:
-    """The weight of a micro-batch's loss in that of the step: dapo's is a part of the sum already, bnpo's a mean over the micro-batch's
-    tokens, the others' a mean over its rows."""
-    return {"dapo": 1.0, "bnpo": of_tokens}.get(loss_type, of_rows)
+def micro_batch_loss(model, reference, micro, advantages, fused: bool, sampler: Sampler, options: dict):
+    """(loss, metrics) of one micro-batch: the policy's log-probs, the reference's where there is one, and the loss."""
+    temperature, banned = sampler.config.temperature, sampler.banned
+    with torch.no_grad():
+        options = options | {"ref_logps": trained_logps(reference, micro.ids, micro.mask, temperature, banned)[0] if reference else None}
+    if fused:
+        logits = active_logits(model, micro.ids, micro.mask, banned)
+        return fused_policy_loss(logits, micro.ids, micro.logps, advantages, micro.mask, temperature=temperature, **options)
+    logps, entropy = trained_logps(model, micro.ids, micro.mask, temperature, banned, entropy=True)
+    return policy_loss(logps, micro.logps, advantages, micro.mask, entropy=entropy, **options)
 
 
 def train(run):
@@ -156,9 +173,10 @@ def train(run):
         sampled = time.perf_counter()
 
         logp_gap = rescore(model, [trajectory for _, trajectory, *_ in rollout.sampled], settings, sampler)
-        advantages = group_advantages(rollout.rewards, settings.group_size, settings.scale, settings.baseline)
+        num_tokens = torch.tensor([t.new_tokens for t in rollout.trajectories])
+        advantages = group_advantages(rollout.rewards, settings.group_size, settings.scale, settings.baseline, num_tokens=num_tokens)
         updates = []
-        for rows in split(len(rollout.trajectories), settings.updates, config.seed, step):
+        for rows in split(learnable(rollout.trajectories, settings), settings.updates, config.seed, step):
             chosen = [rollout.trajectories[row] for row in rows]
             updates.append(update(model, optimizer, chosen, advantages[rows], settings, sampler, reference))
 
@@ -176,9 +194,14 @@ def train(run):
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
 
 
-def split(n: int, parts: int, seed: int, step: int) -> list[list[int]]:
-    """Row numbers 0..n-1, shuffled and dealt out to the step's updates; none where there is nothing to learn from."""
-    rows = random.Random(f"split {seed} {step}").sample(range(n), n)
+def learnable(trajectories, config: RLConfig) -> list[int]:
+    """The numbers of the rows to learn from. Overlong filtering (DAPO, section 3.4): an answer cut short says nothing about its own words."""
+    return [row for row, t in enumerate(trajectories) if not (config.filter_overlong and t.finish_reason == "length")]
+
+
+def split(rows: list[int], parts: int, seed: int, step: int) -> list[list[int]]:
+    """Rows, shuffled and dealt out to the step's updates; none where there is nothing to learn from."""
+    rows = random.Random(f"split {seed} {step}").sample(rows, len(rows))
     return [rows[i::parts] for i in range(parts) if rows[i::parts]]
 
 

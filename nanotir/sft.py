@@ -14,7 +14,7 @@ from nanotir.trajectory import micro_batches
 
 @dataclass
 class SFTConfig:
-    steps: int = 700  # optimiser steps; 0 skips imitation
+    steps: int = 600  # optimiser steps; 0 skips imitation
     batch_size: int = 64  # demonstrations a step
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     lr: float = 0.01  # Muon's, for the blocks' matrices
@@ -68,7 +68,7 @@ def imitate(model, optimizers, batch, pad_id: int, config: SFTConfig) -> dict:
     loss = 0.0
     for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            logps = trained_logps(model, micro.ids, micro.mask)
+            logps, _ = trained_logps(model, micro.ids, micro.mask)
         micro_loss = -logps.sum() / num_active_tokens
         micro_loss.backward()
         loss += micro_loss.item()

@@ -1,9 +1,13 @@
 """What several tests share: a small tokenizer, a small model, and a model that follows a script."""
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported: without a GPU its kernels run in Python, slowly
 
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from nanotir.problems.problem import Problem
-from nanotir.rewards import RewardConfig, accuracy_reward, completion, get_soft_overlong_punishment, reward_funcs_registry, score, think_format_reward
+from nanotir.rewards import RewardConfig, accuracy_reward, completion, get_repetition_penalty_reward, get_soft_overlong_punishment, reward_funcs_registry, score, think_format_reward
 from nanotir.trajectory import Format
 
 
@@ -29,6 +29,13 @@ def test_soft_overlong_is_free_then_linear_then_minus_one():
     assert of(101) == of(1000) == -1
     hard = get_soft_overlong_punishment(100, 0)
     assert hard(completion_ids=[[0] * 100, [0] * 101]) == [0, -1]
+
+
+def test_repetition_costs_the_share_of_ngrams_that_occurred_before():
+    penalty = get_repetition_penalty_reward(ngram_size=2, max_penalty=-1.0)
+    rows = [[1, 2, 3, 4], [5, 5, 5, 5, 5], [1, 2, 1, 2], [7], []]
+    assert penalty(completion_ids=rows) == pytest.approx([0, -3 / 4, -1 / 3, 0, 0])
+    assert get_repetition_penalty_reward(3, -0.5)(completion_ids=[[1, 2, 3] * 4]) == pytest.approx([-0.5 * 7 / 10])
 
 
 def rollout(tokenizer, pieces):
@@ -58,10 +65,10 @@ def test_nobody_pays_for_what_a_tool_said(tokenizer):
 
 def test_the_reward_is_the_weighted_sum_of_its_parts(tokenizer):
     rows = [rollout(tokenizer, [("text", "<think>x</think>\\boxed{42}")]), rollout(tokenizer, [("text", "y" * 90)])]
-    config = RewardConfig(accuracy=2.0, format=0.5, length=0.7, max_completion_len=40, soft_punish_cache=10)
+    config = RewardConfig(accuracy=2.0, format=0.5, length=0.7, repetition=0.6, max_completion_len=40, soft_punish_cache=10)
     rewards, parts = score(rows, [Problem("q", "42")] * 2, tokenizer, config)
     assert set(parts) == set(reward_funcs_registry)
-    assert rewards == pytest.approx([2 * parts["accuracy"][i] + 0.5 * parts["format"][i] + 0.7 * parts["length"][i] for i in range(2)])
+    assert rewards == pytest.approx([2 * parts["accuracy"][i] + 0.5 * parts["format"][i] + 0.7 * parts["length"][i] + 0.6 * parts["repetition"][i] for i in range(2)])
     assert parts["accuracy"] == [1, 0] and parts["format"] == [1, 0] and parts["length"] == [0, -1]
 
 
@@ -71,11 +78,11 @@ def test_a_wrong_answer_never_earns_more_than_a_right_one(tokenizer):
     texts = {right: [f"{think}{'z ' * n}\\boxed{{{'42' if right else '41'}}}" for think in ("", "<think>a</think>") for n in (0, 8, 40)] for right in (True, False)}
     rows = {right: [rollout(tokenizer, [("text", text)]) for text in texts[right]] for right in texts}
     for _ in range(60):
-        weights = dict(accuracy=rng.random() * 2, format=rng.random(), length=rng.random(), max_completion_len=40, soft_punish_cache=25)
+        weights = dict(accuracy=rng.random() * 2, format=rng.random(), length=rng.random(), repetition=rng.random() / 2, max_completion_len=40, soft_punish_cache=25)
         try:
             config = RewardConfig(**weights)
         except ValueError as refused:
-            assert "wrong answer could earn more" in str(refused) and weights["accuracy"] < weights["format"] + weights["length"]
+            assert "wrong answer could earn more" in str(refused) and weights["accuracy"] < weights["format"] + weights["length"] + weights["repetition"]
             continue
         accepted += 1
         earned = {right: score(rows[right], [Problem("q", "42")] * 6, tokenizer, config)[0] for right in rows}
@@ -83,7 +90,7 @@ def test_a_wrong_answer_never_earns_more_than_a_right_one(tokenizer):
     assert accepted > 10
 
 
-@pytest.mark.parametrize("settings", [{"accuracy": -1.0}, {"length": 1.1}, {"soft_punish_cache": 65}, {"soft_punish_cache": -1}])
+@pytest.mark.parametrize("settings", [{"accuracy": -1.0}, {"length": 1.1}, {"repetition": 0.7}, {"repetition_ngram": 0}, {"soft_punish_cache": 65}, {"soft_punish_cache": -1}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RewardConfig(**settings)

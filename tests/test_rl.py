@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from conftest import small_model
-from nanotir.losses import LOSS_TYPES, group_advantages
+from nanotir.losses import CLIPPED, LOSS_TYPES, group_advantages
 from nanotir.problems.problem import Problem
 from nanotir.rewards import RewardConfig
-from nanotir.rl import RLConfig, Rollout, check_tools, collect, describe, first_loss_explained, rescore, split, train, update
+from nanotir.rl import RLConfig, Rollout, check_tools, collect, describe, first_loss_explained, learnable, rescore, split, train, update
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools import DeadTool, ToolResult
 from nanotir.trajectory import Call, Format
@@ -85,11 +85,12 @@ def step(model, sampler, trajectories, advantages, **settings):
 def test_micro_batches_make_the_same_update_as_one_batch(sampled, loss_type):
     model, sampler, trajectories = sampled
     advantages, parts = torch.randn(12, generator=torch.Generator().manual_seed(0)), copy.deepcopy(model)
-    whole = step(model, sampler, trajectories, advantages, loss_type=loss_type, micro_batch_tokens=10_000)
-    split_up = step(parts, sampler, trajectories, advantages, loss_type=loss_type, micro_batch_tokens=40)
+    settings = dict(loss_type=loss_type, entropy_coef=0.01, epsilon_high=5.0 if loss_type == "cispo" else 0.28)
+    whole = step(model, sampler, trajectories, advantages, micro_batch_tokens=10_000, **settings)
+    split_up = step(parts, sampler, trajectories, advantages, micro_batch_tokens=40, **settings)
     for a, b in zip(model.parameters(), parts.parameters()):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
-    for name in ("loss", "grad_norm", "ratio_mean", "active_tokens"):
+    for name in ("loss", "grad_norm", "ratio_mean", "active_tokens", "entropy"):
         assert whole[name] == pytest.approx(split_up[name], rel=1e-4, abs=1e-6)
 
 
@@ -107,6 +108,31 @@ def test_before_the_first_update_ratios_are_one_and_the_loss_is_minus_the_mean_a
     assert metrics["loss"] == pytest.approx(-float((advantages * tokens).sum() / tokens.sum()), abs=1e-5)
     text = first_loss_explained(metrics)
     assert "near 0" in text and f"{metrics['grad_norm']:.3f}" in text and f"{metrics['ratio_mean']:.4f}" in text
+
+
+@pytest.mark.parametrize("loss_type", CLIPPED)
+def test_the_fused_loss_makes_the_same_update(sampled, loss_type):
+    model, sampler, trajectories = sampled
+    rescore(model, trajectories, RLConfig(), sampler)
+    advantages, fused, reference = torch.randn(12, generator=torch.Generator().manual_seed(0)), copy.deepcopy(model), small_model(model.config.vocab_size, seed=1)
+    make = lambda model, **more: update(model, torch.optim.SGD(model.parameters(), lr=0.1), trajectories, advantages,
+                                        RLConfig(loss_type=loss_type, beta=0.1, delta=3.0, **more), sampler, reference)  # fmt: skip
+    plain, other = make(model), make(fused, fused=True)
+    assert {name: value for name, value in plain.items() if name != "entropy"} == pytest.approx(other, rel=1e-4, abs=1e-6)
+    for a, b in zip(model.parameters(), fused.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
+
+
+def test_the_entropy_bonus_makes_the_policy_less_certain(sampled):
+    model, sampler, trajectories = sampled
+    entropies = [step(model, sampler, trajectories, torch.zeros(12), entropy_coef=1.0, grad_clip=0.1)["entropy"] for _ in range(3)]
+    assert entropies[0] < entropies[1] < entropies[2]
+
+
+def test_answers_cut_short_count_in_their_group_but_are_not_learned_from(tokenizer):
+    trajectories = [Format().trajectory(tokenizer, "q", [("text", "x")], end=end) for end in (True, False, True, False)]
+    assert learnable(trajectories, RLConfig(filter_overlong=True)) == [0, 2]
+    assert learnable(trajectories, RLConfig()) == [0, 1, 2, 3]
 
 
 def test_zero_advantages_move_nothing(sampled):
@@ -135,9 +161,9 @@ def test_the_gradient_norm_is_clipped(sampled):
 
 def test_every_row_belongs_to_one_update():
     for n, parts in ((10, 1), (10, 3), (2, 4), (0, 2)):
-        rows = split(n, parts, seed=0, step=1)
-        assert sorted(row for part in rows for row in part) == list(range(n)) and len(rows) == min(n, parts)
-    assert split(50, 2, 0, 1) != split(50, 2, 0, 2)
+        rows = split(list(range(5, 5 + n)), parts, seed=0, step=1)
+        assert sorted(row for part in rows for row in part) == list(range(5, 5 + n)) and len(rows) == min(n, parts)
+    assert split(list(range(50)), 2, 0, 1) != split(list(range(50)), 2, 0, 2)
 
 
 def with_calls(tokenizer, *results):
@@ -163,7 +189,8 @@ def test_a_tool_that_only_fails_stops_the_run_and_says_why(tokenizer):
         check(seen, *[dead] * 10)  # but they add up from step to step
 
 
-@pytest.mark.parametrize("settings", [{"loss_type": "ppo"}, {"ratio_level": "word"}, {"scale": "std"}, {"baseline": "median"}, {"group_size": 1}, {"problems": 0}])
+@pytest.mark.parametrize("settings", [{"loss_type": "ppo"}, {"ratio_level": "word"}, {"scale": "std"}, {"baseline": "median"}, {"group_size": 1}, {"problems": 0}, {"kl": "k4"},
+                                      {"loss_type": "cispo"}, {"delta": 1.2}, {"fused": True, "loss_type": "gmpo"}, {"fused": True, "entropy_coef": 0.1}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RLConfig(**settings)
@@ -180,7 +207,11 @@ class Run(SimpleNamespace):
         self.traces.append(row)
 
 
-@pytest.mark.parametrize("settings", [{}, {"updates": 2, "beta": 0.01}, {"loss_type": "grpo", "ratio_level": "sequence", "epsilon": 3e-2}])
+@pytest.mark.parametrize("settings", [
+    {}, {"updates": 2, "beta": 0.01, "kl": "k3_weighted"}, {"loss_type": "grpo", "ratio_level": "sequence", "epsilon": 3e-2}, {"loss_type": "sapo"},
+    {"loss_type": "cispo", "epsilon_high": 5.0}, {"loss_type": "gmpo", "epsilon": 0.4}, {"loss_type": "luspo", "lr": 2e-4}, {"loss_type": "vespo"},
+    {"loss_type": "dr_grpo", "fused": True, "delta": 3.0}, {"scale": "whiten", "entropy_coef": 1e-3, "filter_overlong": True},
+])  # fmt: skip
 def test_a_policy_that_may_guess_or_call_learns_that_calling_pays(tokenizer, python, settings):
     """The cold start guesses wrong half of the time; RL has to find out by itself which half to keep."""
     from nanotir import sft

@@ -39,7 +39,7 @@ def test_the_loss_reaches_what_the_model_wrote_and_nothing_else(tokenizer, demon
     hidden = model.hidden
     model.hidden = lambda *arguments: kept.append(hidden(*arguments)) or kept[-1].retain_grad() or kept[-1]
     batch = collate(demonstrations, tokenizer.pad_id)
-    trained_logps(model, batch.ids, batch.mask).sum().backward()
+    trained_logps(model, batch.ids, batch.mask)[0].sum().backward()
     reached = kept[0].grad.abs().sum(-1) > 0  # (B, T - 1)
     assert torch.equal(reached, batch.mask[:, 1:])
     assert (kept[0].grad[~batch.mask[:, 1:]] == 0).all()
@@ -56,7 +56,7 @@ def test_the_logits_at_tool_and_padding_positions_do_not_matter(tokenizer, demon
     batch = collate(demonstrations, tokenizer.pad_id)
     ids = batch.ids.clone()
     ids[~batch.mask.roll(-1, 1) & ~batch.mask & (ids == tokenizer.pad_id)] = 300  # other padding
-    assert torch.equal(trained_logps(model, ids, batch.mask), trained_logps(model, batch.ids, batch.mask))
+    assert torch.equal(trained_logps(model, ids, batch.mask)[0], trained_logps(model, batch.ids, batch.mask)[0])
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(tokenizer, demonstrations):
@@ -74,7 +74,7 @@ def test_the_loss_is_the_mean_over_all_trained_ids_of_the_step(tokenizer, demons
     model = small_model(len(tokenizer))
     with torch.no_grad():
         batch = collate(demonstrations, tokenizer.pad_id)
-        expected = -trained_logps(model, batch.ids, batch.mask).sum() / batch.mask.sum()
+        expected = -trained_logps(model, batch.ids, batch.mask)[0].sum() / batch.mask.sum()
     run = run_of(model, tokenizer, steps=1, batch_size=4, micro_batch_tokens=60)
     train(run, demonstrations)
     assert run.metrics[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
