@@ -1,7 +1,7 @@
 """Policy losses over a large vocabulary without the memory for it: the logits of 16,000 tokens over 150,000 ids are 5 GB in bf16, and every
 fp32 copy that log_softmax and its gradient make of them is 10 GB more.
 
-    ChunkedLogps        plain PyTorch, any device: from hidden states to log-probs, a few rows of logits at a time
+    head_logps          any device: from hidden states to log-probs; where the vocabulary is large, a few rows of logits at a time
     fused_token_losses  Triton, on a GPU: from logits to every token's clipped loss in one pass; the gradient overwrites the logits
 
 Triton is optional, and imported when a kernel is first launched.
@@ -11,7 +11,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
+CHUNKED_FROM = 16384  # vocabulary from which logits are made chunk by chunk
 CHUNK = 64  # rows of logits held at a time: at a vocabulary of 32,768 they still fit in a core's share of the cache
 LOG_LIMIT = 20.0  # log-ratios are kept within +-20: e^20 is no ratio to learn from, and e^89 would be inf, and inf * 0 nan
 
@@ -19,6 +21,19 @@ LOG_LIMIT = 20.0  # log-ratios are kept within +-20: e^20 is no ratio to learn f
 def full(x):
     """x in fp32, or in float64 where it is already: a log-sum-exp over a vocabulary is no work for bf16."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
+    """(log-probs, entropies or None), each (N,), of ids (N,) under softmax(hidden @ weight.T / temperature) without the banned ids.
+
+    From a vocabulary of CHUNKED_FROM on, without ever holding (N, V) numbers.
+    """
+    if len(weight) >= CHUNKED_FROM:
+        return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
+    logits = full(F.linear(hidden, weight)).index_fill(-1, banned, float("-inf"))  # (N, V)
+    logps = (logits / temperature).log_softmax(-1)
+    finite = logps.masked_fill(logps.isneginf(), 0.0)  # a banned id adds 0 log 0 = 0, and no gradient
+    return logps.gather(-1, ids[:, None])[:, 0], -(logps.exp() * finite).sum(-1) if entropy else None
 
 
 class ChunkedLogps(torch.autograd.Function):

@@ -10,7 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from nanotir.kernels import LOG_LIMIT, ChunkedLogps, full, fused_token_losses
+from nanotir.kernels import LOG_LIMIT, full, fused_token_losses, head_logps
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # one surrogate, five ways of adding it up
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "gmpo", "vespo")
@@ -18,8 +18,6 @@ RATIO_LEVELS = ("token", "sequence")
 KL_ESTIMATORS = ("k1", "k2", "k3", "k3_weighted")
 SCALES = ("group", "batch", "none", "whiten")
 BASELINES = ("mean", "leave_one_out")
-
-CHUNKED_FROM = 16384  # vocabulary from which logits are made chunk by chunk
 
 
 def group_advantages(rewards, group_size: int, scale: str = "group", baseline: str = "mean", eps: float = 1e-4, num_tokens=None):
@@ -93,19 +91,6 @@ def active_logits(model, ids, mask, banned=()):
     with torch.no_grad():  # no copy for autograd: where a logit is -inf its gradient is 0 anyway
         logits[:, list(banned)] = float("-inf")
     return logits
-
-
-def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
-    """(log-probs, entropies or None), each (N,), of ids (N,) under softmax(hidden @ weight.T / temperature) without the banned ids.
-
-    From a vocabulary of CHUNKED_FROM on, without ever holding (N, V) numbers.
-    """
-    if len(weight) >= CHUNKED_FROM:
-        return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
-    logits = full(F.linear(hidden, weight)).index_fill(-1, banned, float("-inf"))  # (N, V)
-    logps = (logits / temperature).log_softmax(-1)
-    finite = logps.masked_fill(logps.isneginf(), 0.0)  # a banned id adds 0 log 0 = 0, and no gradient
-    return logps.gather(-1, ids[:, None])[:, 0], -(logps.exp() * finite).sum(-1) if entropy else None
 
 
 def policy_loss(
@@ -201,7 +186,7 @@ def surrogate(loss_type: str, logps, log_ratio, ratio, A, mask, bounds, weights=
 
         clipped  -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A)          PPO (Schulman et al. 2017, eq. 7), clip-higher (DAPO, eq. 10);
                  with delta the first ratio is at most delta: a bound for A < 0 too (dual clip, Ye et al. 2020; INTELLECT-2)
-        cispo    -sg[min(ratio, epsilon_high)] A logps                                MiniMax-M1 2025, eq. 4: no token's gradient is ever stopped
+        cispo    -sg[min(ratio, epsilon_high)] A logps                                MiniMax-M1 (2025): no token's gradient is ever stopped
         sapo     -4/tau sigmoid(tau (ratio - 1)) A                                    Gao et al. 2025: a soft gate, tau 1 for A > 0, else 1.05
         gmpo     -exp(mean over the row of the clipped log-ratio) A                   Zhao et al. 2025: bounds are -epsilon, epsilon_high in log space
         vespo    -sg[phi(w)] A logps                                                  phi: see vespo_weight
@@ -230,7 +215,7 @@ def surrogate(loss_type: str, logps, log_ratio, ratio, A, mask, bounds, weights=
 def vespo_weight(log_ratio, A, mask, weights=None):
     """phi(w) = e^c w^k e^(-c w), which is 1 at w = 1, of a row's whole ratio w = prod ratio: (k, c) = (2, 3) for A >= 0, else (3, 2). (B, T).
 
-    VESPO (Shen et al. 2026): a smooth stand-in for clipping that takes the variance of long rows' ratios into account. In log space.
+    VESPO (arXiv 2602.10693): a smooth stand-in for clipping that bounds the variance of whole rows' ratios. In log space.
     """
     limits = math.log(1e-8), LOG_LIMIT
     log_w = log_ratio if weights is None else log_ratio + weights.log().clamp(*limits)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanotir import kernels, losses
-from nanotir.kernels import ChunkedLogps, compiled, fused_token_losses
+from nanotir.kernels import ChunkedLogps, compiled, fused_token_losses, head_logps
 from nanotir.losses import fused_policy_loss, policy_loss, token_logps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,7 +38,7 @@ def test_chunked_log_probs_and_entropies_equal_the_plain_ones_and_their_gradient
         return logps, entropy, hidden.grad, weight.grad
 
     assert len(ids) > 2 * kernels.CHUNK
-    for chunked, plain in zip(results(ChunkedLogps.apply), results(losses.head_logps)):
+    for chunked, plain in zip(results(ChunkedLogps.apply), results(head_logps)):
         torch.testing.assert_close(chunked, plain, atol=2e-5, rtol=2e-4)
 
 
@@ -58,6 +58,14 @@ def test_a_weight_without_a_use_of_its_gradient_still_lets_the_hidden_states_lea
     ChunkedLogps.apply(hidden, weight.detach(), torch.arange(5), 1.0, NONE, False)[0].sum().backward()
     p = (hidden @ weight.T).softmax(-1)
     torch.testing.assert_close(hidden.grad, (weight[:5] - p @ weight).detach())
+
+
+def test_a_large_vocabulary_is_cut_into_chunks_and_a_small_one_is_not(monkeypatch):
+    seen = []
+    monkeypatch.setattr(ChunkedLogps, "apply", lambda *arguments: seen.append(len(arguments[1])) or (None, None))
+    for vocabulary in (16383, 16384):
+        head_logps(torch.zeros(2, 4), torch.zeros(vocabulary, 4), torch.tensor([1, 2]), 1.0, NONE, False)
+    assert seen == [16384]
 
 
 class TestTriton:

@@ -7,9 +7,9 @@ import torch
 
 from closed_forms import B, L_MAX, T, case, check_everything, compare, matrix
 from conftest import small_model
-from nanotir import losses
+from nanotir import kernels, losses
 from nanotir.losses import (
-    CLIPPED, LOSS_TYPES, combine_metrics, fused_policy_loss, group_advantages, head_logps, policy_loss, token_logps, trained_logps,
+    CLIPPED, LOSS_TYPES, combine_metrics, fused_policy_loss, group_advantages, policy_loss, token_logps, trained_logps,
 )  # fmt: skip
 
 assert_close = lambda a, b, tolerance=1e-9: torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
@@ -306,7 +306,7 @@ def test_log_probs_are_those_of_the_softmax_at_the_temperature():
 @pytest.mark.parametrize("chunked_from", [10**9, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_trained_log_probs_equal_a_full_forward_and_stay_zero_elsewhere(monkeypatch, chunked_from, temperature):
-    monkeypatch.setattr(losses, "CHUNKED_FROM", chunked_from)
+    monkeypatch.setattr(kernels, "CHUNKED_FROM", chunked_from)
     model, ids = small_model(30), torch.randint(30, (3, 8))
     mask = torch.rand(3, 8) < 0.5
     mask[:, 0] = False
@@ -324,14 +324,6 @@ def test_trained_log_probs_equal_a_full_forward_and_stay_zero_elsewhere(monkeypa
 def test_log_probs_of_bf16_logits_are_computed_in_fp32():
     logits = torch.randn(4, 50).bfloat16()
     assert_close(token_logps(logits, torch.arange(4)), token_logps(logits.double(), torch.arange(4)).float(), 1e-6)
-
-
-def test_a_large_vocabulary_is_cut_into_chunks_and_a_small_one_is_not(monkeypatch):
-    seen = []
-    monkeypatch.setattr(losses.ChunkedLogps, "apply", lambda *arguments: seen.append(len(arguments[1])) or (None, None))
-    for vocabulary in (16383, 16384):
-        head_logps(torch.zeros(2, 4), torch.zeros(vocabulary, 4), torch.tensor([1, 2]), 1.0, torch.tensor([], dtype=torch.long), False)
-    assert seen == [16384]
 
 
 @pytest.mark.parametrize("loss_type", CLIPPED)
