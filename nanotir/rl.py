@@ -247,8 +247,8 @@ def summarise(updates: list[dict]) -> dict:
 def first_loss_explained(first: dict) -> str:
     return (
         f"first update: the loss is {first['loss']:+.4f}, which says nothing about learning: the ratio of new to old policy is still "
-        f"{first['ratio_mean']:.4f} everywhere, so the loss is minus the mean advantage over all ids, near 0 but for the length of answers, and "
-        f"nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}). What teaches is its gradient, of norm {first['grad_norm']:.3f}."
+        f"{first['ratio_mean']:.4f} everywhere, so the loss is minus the mean advantage over all ids, 0 but for the different lengths of answers, "
+        f"and nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}). What teaches is its gradient, of norm {first['grad_norm']:.3f}."
     )
 
 
