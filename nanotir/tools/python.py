@@ -12,11 +12,12 @@ import tempfile
 import threading
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from nanotir.tools import sandbox
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 MAX_CODE_CHARS = 100_000
+SERVER = Path(__file__).with_name("sandbox.py")
 
 
 @dataclass
@@ -31,11 +32,22 @@ class PythonConfig:
             raise ValueError("the python tool needs timeout, memory_mb, max_output_chars and workers above 0")
 
 
+@dataclass
+class Waiting:
+    """A call that has been sent and not answered."""
+
+    request: dict
+    session: object
+    future: Future
+    sent_again: bool = False
+
+
 class PythonTool(Tool):
     """Run a program and return what it printed, its last bare expression's value, or the last line of its traceback.
 
     Every call is a fresh process with numpy and sympy at hand; calls that name the same `session` behave like the cells of one
-    notebook. The fork server starts on first use and ends with close(), or with our process. Settings: those of PythonConfig.
+    notebook: earlier cells are run again in silence, so nothing is left running between calls. The fork server starts on first use and
+    ends with close(), or with our process. Settings: those of PythonConfig.
     """
 
     name = "python"
@@ -43,7 +55,7 @@ class PythonTool(Tool):
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)
         self._lock = threading.Lock()
-        self._server = None
+        self._server = self._socket = None
         self._sessions: dict[object, list[str]] = {}  # session -> its earlier cells
         self._ids = itertools.count()
 
@@ -52,65 +64,72 @@ class PythonTool(Tool):
 
     def submit(self, text: str, session=None) -> Future:
         future = Future()
-        if not text.strip() or len(text) > MAX_CODE_CHARS:
-            future.set_result(ToolResult("No code to run." if not text.strip() else "The code is too long.", False, "refused"))
+        if len(text) > MAX_CODE_CHARS:
+            future.set_result(ToolResult("The code is too long.", False, "refused"))
             return future
-        with self._lock:
-            if self._server is None or self._server.poll() is not None:
-                self._start()
-            history = self._sessions.get(session, [])
-            request = {"id": next(self._ids), "code": text, "history": history, **asdict(self.config)}
-            try:
-                self._send(request, future, session)
-            except OSError:  # the server is dying: once more, with another, unless the call has been answered as a crash already
-                unanswered = self._pending
-                self._server.kill()
-                self._server.wait()
-                self._start()
-                if unanswered.pop(request["id"], None):
-                    self._send(request, future, session)
+        history = self._sessions.get(session, [])
+        self._send(Waiting({"id": next(self._ids), "code": text, "history": history, **asdict(self.config)}, session, future))
         return future
 
-    def _send(self, request, future, session):
-        self._pending[request["id"]] = future, session, request["code"]
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
-
-    def _answer(self, waiting, result: ToolResult):
-        future, session, cell = waiting
-        if session is not None and result.status in ("ok", "error"):  # a cell that was killed would only be killed again
-            self._sessions[session] = [*self._sessions.get(session, []), cell]
-        future.set_result(result)
-
-    def end_session(self, session):
-        self._sessions.pop(session, None)
+    def _send(self, call: Waiting):
+        with self._lock:
+            if self._socket is None:
+                try:
+                    self._start()
+                except OSError as error:
+                    return self._answer(call, ToolResult(f"The sandbox cannot start: {error}", False, "crash"))
+            self._pending[call.request["id"]] = call
+            with contextlib.suppress(OSError):  # the server is dying: _receive will see it end, and send the call again
+                self._socket.sendall(json.dumps(call.request).encode() + b"\n")
 
     def _start(self):
         self._base = tempfile.mkdtemp(prefix="nanotir-")
-        self._socket, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self._base, "TMPDIR": self._base, "PYTHONHASHSEED": "0"}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", sandbox.__file__, str(theirs.fileno()), self._base, str(self.config.workers)]
-        self._server = subprocess.Popen(
-            command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self._base, start_new_session=True, stdin=subprocess.DEVNULL
-        )
-        theirs.close()
-        self._pending: dict[int, tuple] = {}  # calls that this server has still to answer
-        threading.Thread(target=self._receive, args=(self._socket, self._pending), daemon=True).start()
+        command = [sys.executable, "-s", "-B", str(SERVER), str(theirs.fileno()), self._base, str(self.config.workers)]
+        with theirs:
+            self._server = subprocess.Popen(
+                command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self._base, start_new_session=True, stdin=subprocess.DEVNULL
+            )
+        self._socket, self._closing, self._pending = ours, False, {}  # calls that this server has still to answer
+        threading.Thread(target=self._receive, args=(ours, self._base, self._pending), daemon=True).start()
 
-    def _receive(self, server, pending):
+    def _receive(self, server, base, pending):
+        """In a thread: hand out the results of one server. Where it dies, its calls are sent once more, to another."""
         with contextlib.suppress(ConnectionError):
             for line in server.makefile("rb"):
-                reply = json.loads(line)
-                self._answer(pending.pop(reply["id"]), self._result(reply))
-        while pending:  # the server is gone: nobody may wait for ever
-            self._answer(pending.popitem()[1], ToolResult("The sandbox has ended.", False, "crash"))
+                if line.endswith(b"\n"):
+                    reply = json.loads(line)
+                    self._answer(pending.pop(reply["id"]), self._result(reply))
+        with self._lock:
+            if self._socket is server:
+                self._socket = None
+            lost = list(pending.values())
+        subprocess.run(["rm", "-rf", base], check=False)  # where it was killed; else it has done so itself
+        for call in lost:
+            if call.sent_again or self._closing:
+                self._answer(call, ToolResult("The sandbox has ended.", False, "crash"))
+            else:
+                call.sent_again = True
+                self._send(call)
 
     def _result(self, reply) -> ToolResult:
         output, truncated = cut_middle(reply["head"], self.config.max_output_chars, reply["tail"], reply["lost"])
         return ToolResult(output.rstrip("\n"), reply["status"] == "ok", reply["status"], reply["seconds"], truncated)
 
+    def _answer(self, call: Waiting, result: ToolResult):
+        if call.session is not None and result.status in ("ok", "error"):  # a cell that was killed would only be killed again
+            self._sessions[call.session] = [*self._sessions.get(call.session, []), call.request["code"]]
+        call.future.set_result(result)
+
+    def end_session(self, session):
+        self._sessions.pop(session, None)
+
     def close(self):
         if self._server is not None:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._closing = True
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
             self._server.wait()
             self._server = None
