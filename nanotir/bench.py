@@ -290,15 +290,29 @@ def slow_tools(policy) -> dict:
 
 
 def python_tool(policy) -> dict:
-    """Latency of `print(2**100)` alone, throughput of many, 64 calls that sleep 50 ms, and how long the fork server takes to start."""
+    """Latency of `print(2**100)` and of sympy solving a cubic, calls one by one; throughput of many at once; 64 calls that sleep 50 ms; how long
+    the fork server takes to start; what 10,000 calls leave behind in processes, files and descriptors, and in MB of the server's memory."""
     with PythonTool(workers=64) as tool:
-        start = time.perf_counter()
-        tool.run("1")
-        started = time.perf_counter() - start
-        latencies = sorted(timed(lambda: tool.run("print(2**100)")) for _ in range(200))
+        start = timed(lambda: tool.run("1"))
+        latencies = sorted(timed(lambda: tool.run("print(2**100)")) for _ in range(400))
+        cubic = sorted(timed(lambda: tool.run("from sympy import *\nx = symbols('x')\nsolve(x**3 - 2*x**2 - 5*x + 6, x)")) for _ in range(100))
         throughput = 500 / timed(lambda: wait([tool.submit("print(2**100)") for _ in range(500)]))
         sleeping = timed(lambda: wait([tool.submit("import time\ntime.sleep(0.05)") for _ in range(64)]))
-    return {"p50_ms": 1000 * latencies[100], "p99_ms": 1000 * latencies[198], "calls_per_second": throughput, "sleep_64": sleeping, "start": started}
+        before, memory = left_behind(tool)
+        for _ in range(20):
+            wait([tool.submit("open('f', 'w').write('x')\nprint('y' * 1000)") for _ in range(500)])
+        after, more_memory = left_behind(tool)
+    return {"p50_ms": 1000 * latencies[200], "p99_ms": 1000 * latencies[396], "cubic_p50_ms": 1000 * cubic[50], "calls_per_second": throughput,
+            "sleep_64": sleeping, "start": start, "left_behind": after - before, "left_behind_mb": more_memory - memory}  # fmt: skip
+
+
+def left_behind(tool) -> tuple[int, float]:
+    """(files of the calls + descriptors and processes of trainer and server, MB of the server's memory). Linux only."""
+    pids, text = [tool._server.pid], lambda path: Path(path).read_text()
+    for pid in pids:
+        pids += map(int, text(f"/proc/{pid}/task/{pid}/children").split())
+    descriptors = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (*pids, "self"))
+    return len(list(Path(tool._base).iterdir())) + descriptors + len(pids), sum(int(text(f"/proc/{pid}/statm").split()[1]) for pid in pids) / 256
 
 
 def timed(run) -> float:

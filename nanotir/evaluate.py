@@ -1,6 +1,7 @@
 """Measure a policy: accuracy with its tools and without, pass@k, maj@k, and what the tools were used for, with intervals.
 
     python -m nanotir.evaluate --run runs/tapo-tiny-1 --n 16 --k 1,4,16
+    python -m nanotir.evaluate --replay FILE       somebody else's recorded transcripts, every program run again, every answer graded again
 """
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import json
 import math
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +19,11 @@ from tqdm import tqdm
 from nanotir.answers import equivalent, extract_answer
 from nanotir.checkpoint import load_run, read_evaluations
 from nanotir.problems import load
+from nanotir.problems.files import read_lines, transcript
 from nanotir.rewards import completion
 from nanotir.sampler import Sampler, SamplerConfig
+from nanotir.tools import PythonTool
+from nanotir.trajectory import Format
 
 MODES = ("tools", "text")
 
@@ -149,9 +154,35 @@ def table(evaluations: dict) -> str:
     return "\n".join(lines)
 
 
+def replay(path: str) -> dict:
+    """Recorded tool-integrated transcripts, as `files.transcript` reads them: do their programs say today what they said then (spaces apart),
+    and do we find and grade their final answers as was recorded?"""
+    rows = read_lines(transcript, path)
+    with PythonTool() as tool, ThreadPoolExecutor(16) as pool:
+        seen = list(tqdm(pool.map(lambda row: replay_one(row, tool), rows), total=len(rows), desc="replay", dynamic_ncols=True))
+    outputs, verdicts = [same for row, _ in seen for same in row], [agrees for _, agrees in seen]
+    return {
+        "transcripts": len(rows), "programs": len(outputs), "same_output": mean(outputs) if outputs else None, "same_verdict": mean(verdicts),
+        "recorded_accuracy": mean([row["recorded"] for row in rows]),
+    }  # fmt: skip
+
+
+def replay_one(row: dict, tool: PythonTool) -> tuple[list[bool], bool]:
+    """(for every program whether its output is the recorded one, whether our verdict on the answer is). Programs share their variables."""
+    pieces, session, same = Format("fences").parse(row["transcript"]), object(), []
+    for (kind, code), (after, output) in zip(pieces, pieces[1:]):
+        if kind == "python" and after == "output":
+            same.append(tool.run(code, session).output.split() == output.split())
+    tool.end_session(session)
+    answer = extract_answer("\n".join(text for kind, text in pieces if kind == "text"))
+    return same, (answer is not None and equivalent(answer, row["answer"])) == row["recorded"]
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m nanotir.evaluate", description="Measure a trained run on held-out problems.")
-    parser.add_argument("--run", required=True, help="run folder")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", help="run folder")
+    which.add_argument("--replay", metavar="FILE", help="recorded transcripts, JSON lines with code, pred and gt, to run and grade again")
     parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's own)")
     parser.add_argument("--problems", type=int, help="how many problems (default: the run's own number)")
     parser.add_argument("--n", type=int, default=1, help="samples of each problem; 1 is greedy")
@@ -161,6 +192,8 @@ def main(arguments=None):
     parser.add_argument("--json", action="store_true", help="print all statistics as JSON")
     options = parser.parse_args(arguments)
     try:
+        if options.replay:
+            return print(json.dumps(replay(options.replay)))
         config, model, tokenizer, format, tools = load_run(options.run)
         torch.set_num_threads(config["threads"])
         settings = EvalConfig(options.problems or config["eval"]["problems"], options.n, options.k, options.modes)

@@ -14,13 +14,18 @@ def read(source: str, path: str) -> list[dict]:
         near = get_close_matches(source, [*READERS, "generated"], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are generated, {', '.join(READERS)}"
         raise ValueError(f"no data source '{source}': {hint}")
+    return read_lines(READERS[source], path)
+
+
+def read_lines(reader, path: str) -> list[dict]:
+    """What `reader` makes of every JSON line of a file."""
     try:
         with open(path, encoding="utf-8") as lines:
-            rows = [_row(READERS[source], line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+            rows = [_row(reader, line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     except OSError as error:
-        raise ValueError(f"cannot read {source} data: {error.strerror}: '{path}'") from None
+        raise ValueError(f"cannot read {reader.__name__} data: {error.strerror}: '{path}'") from None
     except UnicodeDecodeError:
-        raise ValueError(f"cannot read {source} data: '{path}' is not UTF-8 text") from None
+        raise ValueError(f"cannot read {reader.__name__} data: '{path}' is not UTF-8 text") from None
     if not rows:
         raise ValueError(f"no problems in '{path}'")
     return rows
@@ -84,3 +89,20 @@ def jsonl(record: dict) -> dict:
 
 
 READERS = {"gsm8k": gsm8k, "math": math, "jsonl": jsonl}
+
+
+def transcript(record: dict) -> dict:
+    """{"gt", "code", "pred"}, as ToRA records its answers: the gold one, the whole transcript with fences, the final answer. The last two are
+    lists of samples, of which the first counts. Whether it was right is recorded in "report", else told by the two numbers."""
+    code, answer, prediction = record["code"][0], _text(record, "gt"), str(record["pred"][0])
+    if not isinstance(code, str):
+        raise ValueError("field 'code' is not a list of texts")
+    verdict = record.get("report", [None])[0]
+    return dict(transcript=code, answer=answer, recorded=_same_number(prediction, answer) if verdict is None else bool(verdict))
+
+
+def _same_number(a: str, b: str) -> bool:
+    try:
+        return abs(float(a.replace(",", "")) - float(b.replace(",", ""))) < 1e-6
+    except ValueError:
+        return a.strip() == b.strip()

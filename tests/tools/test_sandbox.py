@@ -1,0 +1,299 @@
+"""Hostile programs, and what they leave behind: nothing. Linux only: elsewhere most layers are missing, and the table says so."""
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import wait
+from pathlib import Path
+
+import pytest
+
+from conftest import SHARED
+from nanotir.tools import STATUSES, PythonTool
+from nanotir.tools import python as client
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS = ("namespaces", "no_new_privs", "Landlock", "capabilities", "seccomp", "limits")
+
+
+def table() -> dict[str, bool]:
+    shown = subprocess.run([sys.executable, "-m", "nanotir.tools.sandbox"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    return {line.split()[0]: "in force" in line for line in shown.stdout.splitlines()}
+
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return table()
+
+
+@pytest.fixture(scope="module")
+def needs(layers):
+    def check(*names):
+        if missing := [name for name in names if not layers[name]]:
+            pytest.skip(f"not in force on this machine: {', '.join(missing)}")
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def tool():
+    with PythonTool(timeout=5.0, memory_mb=256) as tool:
+        yield tool
+
+
+def test_the_table_names_every_layer(layers):
+    assert tuple(layers) == LAYERS and layers["limits"]
+
+
+REFUSED = {  # what a program tries, and a layer that forbids it
+    "open('/etc/passwd').read()": "Landlock",
+    "open('/proc/1/environ').read()": "Landlock",
+    "import os\nos.listdir('/')": "Landlock",
+    "import os\nos.listdir('..')": "Landlock",
+    "open('/tmp/nanotir-was-here', 'w')": "Landlock",
+    "open('/dev/shm/nanotir-was-here', 'w')": "Landlock",
+    "import os\nos.symlink('/etc', '../link')": "Landlock",
+    "import os\nos.mkfifo('/tmp/nanotir-fifo')": "Landlock",
+    "import os\nos.fork()": "seccomp",
+    "import os\nos.execv('/bin/true', ['true'])": "seccomp",
+    "import subprocess\nsubprocess.run(['true'])": "seccomp",
+    "import os\nos.posix_spawn('/bin/true', ['true'], {})": "seccomp",
+    "import multiprocessing\nmultiprocessing.Process(target=print).start()": "seccomp",
+    "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_STREAM)": "seccomp",
+    "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM)": "seccomp",
+    "import socket\nsocket.socket(socket.AF_UNIX)": "seccomp",
+    "import socket\na, b = socket.socketpair(type=socket.SOCK_DGRAM)\na.sendto(b'x', '/tmp/s')": "seccomp",
+    "import socket\na, b = socket.socketpair(type=socket.SOCK_DGRAM)\na.connect('/tmp/s')": "seccomp",
+    "import os\nos.kill(1, 0)": "seccomp",
+    "import os\nos.kill(-1, 9)": "seccomp",
+    "import os\nos.killpg(0, 9)": "seccomp",
+    "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getpid()), 9)": "seccomp",
+    "import os\nos.setsid()": "seccomp",
+    "open('f', 'w').close()\nimport os\nos.chmod('f', 0o4777)": "seccomp",
+    "open('f', 'w').close()\nimport os\nos.chown('f', 0, 0)": "seccomp",
+    "open('f', 'w').close()\nimport os\nos.utime('f', (0, 0))": "seccomp",
+    "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))": "seccomp",
+    "import os\nos.nice(-5)": "seccomp",
+    "import os\nos.memfd_create('x')": "seccomp",
+    "import os\nos.unshare(0x10000000) if hasattr(os, 'unshare') else (_ for _ in ()).throw(PermissionError)": "seccomp",
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_what_is_not_allowed_is_an_error_that_the_model_can_read(tool, needs, code):
+    needs(REFUSED[code])
+    result = tool.run(code)
+    assert result.status == "error" and re.search("PermissionError|not permitted|not allowed", result.output)
+    assert not any(os.path.exists(f"/{folder}/nanotir-{name}") for folder in ("tmp", "dev/shm") for name in ("was-here", "fifo"))
+
+
+@pytest.mark.parametrize("call", ["57", "58", "56, 17", "435, 0, 0", "101, 16, 1, 0, 0", "165, 0, 0, 0, 0, 0", "272, 0x10000000", "425, 8, 0", "321, 0, 0, 0", "59, 0, 0, 0"])
+def test_a_raw_system_call_is_refused_as_well(tool, needs, call):
+    """fork, vfork, clone, clone3, ptrace, mount, unshare, io_uring, bpf, execve by number, past Python's own functions."""
+    needs("seccomp")
+    if os.uname().machine != "x86_64":
+        pytest.skip("the numbers are x86-64's")
+    result = tool.run(f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syscall({call}), ctypes.get_errno())")
+    assert result.output in ("-1 1", "-1 38")  # EPERM, or ENOSYS for clone3
+
+
+def test_a_shell_through_libc_runs_nothing(tool, needs, tmp_path):
+    needs("seccomp")
+    assert tool.run(f"import ctypes\nctypes.CDLL(None).system(b'touch {tmp_path}/mine /tmp/nanotir-shell')").output != "0"
+    assert not list(tmp_path.iterdir()) and not os.path.exists("/tmp/nanotir-shell")
+
+
+def test_files_of_the_trainer_can_be_neither_read_changed_nor_removed(tool, needs, tmp_path):
+    needs("Landlock")
+    key = tmp_path / "answers.txt"
+    key.write_text("the answer is 42")
+    for code in (f"open({str(key)!r}).read()", f"open({str(key)!r}, 'w')", f"import os\nos.remove({str(key)!r})", f"import os\nos.rename({str(key)!r}, 'x')",
+                 f"import os\nos.link({str(key)!r}, 'x')", f"import os\nos.symlink({str(key)!r}, 'x')\nopen('x').read()", f"import os\nos.truncate({str(key)!r}, 0)"):  # fmt: skip
+        result = tool.run(code)
+        assert result.status == "error" and "42" not in result.output
+    assert key.read_text() == "the answer is 42" and list(tmp_path.iterdir()) == [key]
+
+
+def test_nobody_can_be_reached(tool, needs):
+    needs("seccomp")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.3)
+        port = server.getsockname()[1]
+        tool.run(f"import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')")
+        tool.run(f"import asyncio\nasyncio.run(asyncio.open_connection('127.0.0.1', {port}))")
+        with pytest.raises(TimeoutError):
+            server.accept()
+
+
+@pytest.mark.parametrize("code, output", [
+    ("import threading\nt = threading.Thread(target=print, args=('hi',))\nt.start()\nt.join()", "hi"),
+    ("from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(3).map(abs, [-1, -2]))", "[1, 2]"),
+    ("import asyncio\nasync def f():\n  await asyncio.sleep(0)\n  return 5\nasyncio.run(f())", "5"),
+    ("import tempfile\nwith tempfile.TemporaryFile() as f:\n  print(f.write(b'abc'))", "3"),
+    ("import os\nos.mkdir('a')\nopen('a/b', 'w').write('x')\nos.rename('a/b', 'c')\nsorted(os.listdir('.'))", "['a', 'c']"),
+    ("import sqlite3\nsqlite3.connect(':memory:').execute('select 1+1').fetchone()", "(2,)"),
+    ("import zoneinfo, decimal, statistics, fractions, itertools, json, re, csv, html\nstatistics.mean([1, 2, 3])", "2"),
+    ("import numpy as np\nnp.linalg.eigvalsh(np.array([[2., 1], [1, 2]])).round(6).tolist()", "[1.0, 3.0]"),
+    ("import signal, os\nsignal.signal(10, lambda *_: print('caught'))\nos.kill(os.getpid(), 10)", "caught"),
+    ("import os, random\nlen(os.urandom(4)), random.SystemRandom().random() < 1", "(4, True)"),
+])  # fmt: skip
+def test_what_honest_programs_do_still_works(tool, code, output):
+    assert tool.run(code).output == output
+
+
+def test_a_program_that_closes_its_output_and_goes_on_is_timed_out():
+    with PythonTool(timeout=0.7) as tool:
+        assert tool.run("import os\nos.close(1)\nos.close(2)\nwhile True: pass").status == "timeout"
+
+
+def test_a_flood_of_output_is_cut_and_does_not_hold_up_the_others():
+    with PythonTool(timeout=1.0, max_output_chars=1000) as tool:
+        flood = tool.submit("import os\nwhile True: os.write(1, b'x' * 65536)")
+        assert [tool.run(f"{i}").output for i in range(20)] == [str(i) for i in range(20)]
+        result = flood.result(timeout=30)
+    assert result.status == "timeout" and result.truncated and len(result.output) < 1200
+
+
+def test_a_full_disk_is_an_error_and_the_next_call_has_room_again(tool, needs):
+    needs("namespaces")
+    result = tool.run("for i in range(10**6): open(str(i), 'wb').write(b'x' * (1 << 20))")
+    assert result.status == "error" and "No space left" in result.output
+    assert tool.run("open('f', 'wb').write(b'x' * (4 << 20))").output == str(4 << 20)
+
+
+def test_a_deep_tree_of_folders_is_removed(tool):
+    assert tool.run("import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')").status in ("ok", "error")
+    assert tool.run("1 + 1").output == "2"
+
+
+def test_the_verdict_is_not_the_programs_to_give(tool):
+    forged = '{"id": 0, "status": "ok", "head": "2", "tail": "", "lost": 0, "seconds": 0}'
+    result = tool.run(f"import os\nprint('''{forged}''', flush=True)\nos.abort()")
+    assert result.status == "crash" and not result.ok and result.output == forged
+
+
+def everything_at_once():
+    from test_python import test_a_program_that_does_not_end_well_has_a_status as ends
+
+    killers = [code for code, _ in ends.pytestmark[0].args[1]]
+    return [*REFUSED, *killers, "import os\nos.closerange(0, 99)", "raise SystemExit(3)", "def f(): f()\nf()", "'(' * 10**6", "print('\\x00' * 99)"]
+
+
+def test_all_hostile_programs_at_once_in_any_order_leave_a_tool_that_answers():
+    for seed in range(2):
+        programs = everything_at_once()
+        random.Random(seed).shuffle(programs)
+        with PythonTool(timeout=1.0, memory_mb=128) as tool:
+            futures = [tool.submit(code) for code in programs]
+            futures += [tool.submit(f"{i} * {i}") for i in range(8)]
+            assert not wait(futures, timeout=120).not_done
+            assert all(future.result().status in STATUSES for future in futures)
+            assert tool.run("6 * 7").output == "42"
+
+
+@pytest.mark.skipif(not (SHARED / "checks" / "hostile.jsonl").exists(), reason="the public hostile programs are not here")
+def test_the_public_hostile_programs_end_as_they_should_in_parallel(needs):
+    needs(*LAYERS)
+    cases = [json.loads(line) for line in open(SHARED / "checks" / "hostile.jsonl")]
+    random.Random(0).shuffle(cases)
+    with PythonTool(timeout=4.0, memory_mb=512, max_output_chars=8192, workers=8) as tool:
+        futures = [(case, tool.submit(case["code"])) for case in cases]
+        for case, future in futures:
+            result, expected = future.result(timeout=120), case["check"]
+            allowed = {{"killed": "crash", "output": "ok"}.get(name, name) for name in expected.get("status", STATUSES)}
+            allowed |= {"refused", "memory", "error"} if "error" in allowed else set()
+            assert result.status in allowed | ({"timeout"} if result.seconds > 4 else set()), case["id"]
+            assert all(text in result.output for text in expected.get("has", [])) or result.status == "timeout", case["id"]
+            assert not any(text in result.output for text in expected.get("lacks", [])), case["id"]
+
+
+def below(pid: int) -> list[int]:
+    """The processes that descend from one."""
+    children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [grandchild for child in children for grandchild in below(child)]
+
+
+def resident_mb(pids) -> float:
+    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def test_500_calls_leave_no_process_no_file_no_descriptor_and_no_memory_behind():
+    with PythonTool() as tool:
+        wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(50)])
+        server = lambda: [tool._server.pid, *below(tool._server.pid)]
+        before = server()
+        descriptors, memory = len(os.listdir("/proc/self/fd")), resident_mb(before)
+        wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(500)])
+        assert server() == before and len(os.listdir("/proc/self/fd")) == descriptors
+        assert resident_mb(before) - memory < 10
+        base = tool._base
+        assert os.listdir(base) == []
+        assert all(len(os.listdir(f"/proc/{pid}/fd")) < 32 for pid in before)
+    assert not os.path.exists(base) and not any(os.path.exists(f"/proc/{pid}") for pid in before)
+
+
+CALLER = """
+import sys
+sys.path.insert(0, {root!r})
+from nanotir.tools import PythonTool
+tool = PythonTool(timeout=60)
+tool.run("1")
+print(tool._base, flush=True)
+tool.run("import time\\ntime.sleep(60)")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(number):
+    caller = subprocess.Popen([sys.executable, "-c", CALLER.format(root=str(ROOT))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    base = caller.stdout.readline().strip()
+    time.sleep(0.2)  # the long call is running
+    offspring = below(caller.pid)
+    caller.send_signal(number)
+    caller.wait(timeout=30)
+    deadline = time.monotonic() + 10
+    alive = lambda: [pid for pid in offspring if os.path.exists(f"/proc/{pid}") and Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"]
+    while (alive() or os.path.exists(base)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert offspring and not alive() and not os.path.exists(base)
+
+
+def server_of(tool) -> int:
+    return below(tool._server.pid)[0] if below(tool._server.pid) else tool._server.pid
+
+
+def test_the_calls_of_a_server_that_dies_are_sent_once_more_and_none_is_lost():
+    with PythonTool() as tool:
+        assert tool.run("1").ok
+        base, futures = tool._base, [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
+        time.sleep(0.1)
+        os.kill(server_of(tool), signal.SIGKILL)
+        assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(12)]
+        assert tool.run("2").output == "2" and not os.path.exists(base)
+
+
+def test_a_call_whose_server_dies_twice_is_a_crash():
+    with PythonTool() as tool:
+        assert tool.run("1").ok
+        future = tool.submit("import time\ntime.sleep(2)")
+        for _ in range(2):
+            time.sleep(1.5)
+            os.kill(server_of(tool), signal.SIGKILL)
+        assert future.result(timeout=60).status == "crash"
+        assert tool.run("2").output == "2"
+
+
+def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
+    monkeypatch.setattr(client.sys, "executable", "/no/such/python")
+    with PythonTool() as tool:
+        result = tool.run("1")
+    assert result.status == "crash" and "cannot start" in result.output
