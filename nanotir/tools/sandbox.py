@@ -66,6 +66,18 @@ def warm_up():
     numpy.random.seed(0)
     gc.collect()
     gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
+    if LINUX:
+        use_huge_pages()
+
+
+def use_huge_pages():
+    """Move the heap to pages of 2 MB (Linux 6.1 on): a fork copies the table of pages, which is then 500 times shorter."""
+    for line in open("/proc/self/maps").read().splitlines():
+        ends, access, _, _, inode, *_ = line.split()
+        start, end = (int(address, 16) for address in ends.split("-"))
+        start, end = (start + 2**21 - 1) >> 21 << 21, end >> 21 << 21
+        if access == "rw-p" and inode == "0" and start < end:
+            LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)  # MADV_COLLAPSE: a hint, the kernel may refuse
 
 
 class Server:
