@@ -308,11 +308,11 @@ def python_tool(policy) -> dict:
 
 def left_behind(tool) -> tuple[int, float]:
     """(files of the calls + descriptors and processes of trainer and server, MB of the server's memory). Linux only."""
-    pids, text = [tool._server.pid], lambda path: Path(path).read_text()
+    pids, text = [tool._server.process.pid], lambda path: Path(path).read_text()
     for pid in pids:
         pids += map(int, text(f"/proc/{pid}/task/{pid}/children").split())
     descriptors = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (*pids, "self"))
-    return len(list(Path(tool._base).iterdir())) + descriptors + len(pids), sum(int(text(f"/proc/{pid}/statm").split()[1]) for pid in pids) / 256
+    return len(list(Path(f"/proc/{pids[-1]}/cwd").iterdir())) + descriptors + len(pids), sum(int(text(f"/proc/{pid}/statm").split()[1]) for pid in pids) / 256
 
 
 def timed(run) -> float:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 CHUNKED_FROM = 16384  # vocabulary from which logits are made chunk by chunk
 CHUNK = 64  # rows of logits held at a time: at a vocabulary of 32,768 they still fit in a core's share of the cache
@@ -62,9 +63,10 @@ class ChunkedLogps(torch.autograd.Function):
         return logps - lse, entropies if entropy else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_logps, grad_entropies):
         hidden, weight, ids, banned, lse, entropies = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=lse.dtype)  # a sum of many chunks: not in bf16
         g = (torch.zeros_like(lse) if grad_logps is None else grad_logps)[:, None] / ctx.temperature  # (N, 1)
         for start in range(0, len(ids), CHUNK):
             at = slice(start, start + CHUNK)
@@ -74,8 +76,11 @@ class ChunkedLogps(torch.autograd.Function):
             grad = p.mul_(-g[at]).scatter_add_(-1, ids[at, None], g[at])
             grad = (grad if grad_entropies is None else grad.add_(slope)).to(ctx.dtype)
             grad_hidden[at] = grad @ weight.to(ctx.dtype)
-            grad_weight.addmm_(grad.T.to(weight.dtype), hidden[at].to(weight.dtype))
-        return grad_hidden, grad_weight, None, None, None, None
+            if ctx.dtype == lse.dtype:
+                grad_weight.addmm_(grad.T, hidden[at].to(ctx.dtype))
+            else:
+                grad_weight += grad.T @ hidden[at].to(ctx.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
 
 
 def scaled_logits(ctx, hidden, weight, banned):
@@ -89,7 +94,9 @@ def fused_token_losses(logits, ids, old_logps, advantages, mask, ref_logps=None,
     0 where the mask is not set; those tokens' logits are not read. The backward pass OVERWRITES the logits by their gradient, so nothing else
     may use them afterwards. What fp32 needs beside them are five numbers a token. ValueError where Triton is not installed.
     """
-    assert logits.dim() == 2 and logits.stride(1) == 1
+    assert logits.dim() == 2 and logits.stride(1) == 1 and (ref_logps is not None or not beta)
+    if logits.is_leaf and logits.requires_grad:
+        raise ValueError("the fused loss overwrites its logits by their gradient, so they cannot be a leaf: hand on what a model has computed")
     options = (1 / temperature, 1 - epsilon, 1 + epsilon_high, float("inf") if delta is None else delta, beta)
     tokens = [x.detach().float().contiguous() for x in (old_logps, advantages, old_logps if ref_logps is None else ref_logps)]
     return FusedTokenLosses.apply(logits, ids.contiguous(), mask.contiguous(), *tokens, options)
@@ -107,6 +114,7 @@ class FusedTokenLosses(torch.autograd.Function):
         return losses, logps
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_losses, _):
         if ctx.spent:
             raise RuntimeError("a second backward pass through fused_token_losses: the first has turned the logits into their gradient")

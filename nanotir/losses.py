@@ -25,19 +25,20 @@ def group_advantages(rewards, group_size: int, scale: str = "group", baseline: s
 
     GRPO (Shao et al. 2024, eq. 3): A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1. scale="batch" divides by the whole batch's std,
     "none" does not divide (Dr. GRPO). baseline="leave_one_out" subtracts the mean of the others (RLOO). A constant group gives exactly 0.
-    scale="whiten" is REINFORCE++ with a baseline (Hu 2025; CIR uses it): what is left is brought to mean 0 and variance 1 over all tokens
-    of the batch, num_tokens (B,) in each row; without num_tokens every row counts once.
+    scale="whiten" is REINFORCE++ with a baseline (Hu 2025; CIR uses it): what is left is brought to mean 0 and variance 1 over all tokens of
+    the groups that are not constant, num_tokens (B,) in each row; without num_tokens every row counts once.
     """
     one_of("scale", scale, SCALES)
     one_of("baseline", baseline, BASELINES)
-    rewards = torch.as_tensor(rewards, dtype=torch.get_default_dtype() if not torch.is_tensor(rewards) else None)
+    rewards = torch.as_tensor(rewards)
+    rewards = rewards if rewards.is_floating_point() else rewards.float()
     if not len(rewards):
         return rewards
     if len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards do not divide into groups of {group_size}")
     groups = rewards.view(len(rewards) // group_size, group_size)  # (prompts, G)
-    centred = groups - groups.mean(1, keepdim=True)
-    centred = torch.where((groups == groups[:, :1]).all(1, keepdim=True), 0.0, centred)  # a mean of equals may be off by an ulp
+    constant = (groups == groups[:, :1]).all(1, keepdim=True)  # (prompts, 1)
+    centred = torch.where(constant, 0.0, groups - groups.mean(1, keepdim=True))  # a mean of equals may be off by an ulp
     if baseline == "leave_one_out":
         centred = centred * group_size / max(group_size - 1, 1)
     if scale == "group" and group_size > 1:
@@ -45,22 +46,17 @@ def group_advantages(rewards, group_size: int, scale: str = "group", baseline: s
     elif scale == "batch" and len(rewards) > 1:
         centred = centred / (rewards.std() + eps)
     elif scale == "whiten":
-        centred = whiten(centred.reshape(-1), num_tokens)
+        weights = torch.ones_like(rewards) if num_tokens is None else num_tokens
+        return whiten(centred.reshape(-1), torch.where(constant, 0, weights.view_as(groups)).reshape(-1))
     return centred.reshape(-1)
 
 
-def whiten(advantages, num_tokens=None):
-    """Mean 0 and variance 1 over all tokens, when row i's advantage stands at num_tokens[i] of them. (B,) -> (B,).
-
-    Over rows (no num_tokens) advantages that are centred in their groups have mean 0 already: it is not subtracted, so 0 stays exactly 0.
-    """
-    if num_tokens is None:
-        variance = advantages.square().sum() / max(len(advantages) - 1, 1)
-    else:
-        n = num_tokens.sum()
-        advantages = advantages - (num_tokens * advantages).sum() / n.clamp(min=1)
-        variance = (num_tokens * advantages.square()).sum() / (n - 1).clamp(min=1)
-    return advantages * torch.rsqrt(variance + 1e-8)
+def whiten(advantages, num_tokens):
+    """Mean 0 and variance 1 over all tokens, when row i's advantage stands at num_tokens[i] of them; 0 in rows without any. (B,) -> (B,)."""
+    n = num_tokens.sum()
+    centred = advantages - (num_tokens * advantages).sum() / n.clamp(min=1)
+    variance = (num_tokens * centred.square()).sum() / (n - 1).clamp(min=1)
+    return torch.where(num_tokens > 0, centred * torch.rsqrt(variance + 1e-8), 0.0)
 
 
 def token_logps(logits, ids, temperature: float = 1.0):
@@ -114,12 +110,7 @@ def policy_loss(
     one_of("loss_type", loss_type, LOSS_TYPES)
     one_of("ratio_level", ratio_level, RATIO_LEVELS)
     one_of("kl", kl, KL_ESTIMATORS)
-    if beta and ref_logps is None:
-        raise ValueError("beta > 0 needs ref_logps")
-    if entropy_coef and entropy is None:
-        raise ValueError("entropy_coef > 0 needs entropy")
-    if loss_type == "dr_grpo" and max_completion_length is None:
-        raise ValueError("dr_grpo needs max_completion_length")
+    check_needs(loss_type, beta, ref_logps, max_completion_length, entropy_coef, entropy)
     mask = mask.bool()
     bounds = epsilon, epsilon if epsilon_high is None else epsilon_high, delta
     A = masked((advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps), mask)  # (B, T)
@@ -138,6 +129,15 @@ def policy_loss(
     return loss, metrics(loss_type, log_ratio, ratio, A, mask, bounds, distance, entropy)
 
 
+def check_needs(loss_type: str, beta: float, ref_logps, max_completion_length, entropy_coef: float = 0.0, entropy=None):
+    if beta and ref_logps is None:
+        raise ValueError("beta > 0 needs ref_logps")
+    if entropy_coef and entropy is None:
+        raise ValueError("entropy_coef > 0 needs entropy")
+    if loss_type == "dr_grpo" and max_completion_length is None:
+        raise ValueError("dr_grpo needs max_completion_length")
+
+
 FUSED = {"ratio_level": "token", "kl": "k3", "entropy": None, "entropy_coef": 0.0, "importance_weights": None}  # all that the kernel can do
 
 
@@ -149,6 +149,7 @@ def fused_policy_loss(
     """policy_loss from logits, (B, T, V) or those of the active tokens alone (N, V): on a GPU by the Triton kernel, which overwrites the
     logits by their gradient; elsewhere by its twin in PyTorch. The rest is (B, T). ValueError for an option that the kernel does not cover."""
     check_fused(loss_type, **others)
+    check_needs(loss_type, beta, ref_logps, max_completion_length)
     mask = mask.bool()
     pick = (lambda x: x.reshape(-1)) if logits.dim() == 3 else (lambda x: x[mask])
     spread = (lambda x: x.view(mask.shape)) if logits.dim() == 3 else (lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x))
@@ -159,8 +160,8 @@ def fused_policy_loss(
         return policy_loss(spread(token_logps(logits, ids, temperature)), old_logps, advantages, mask, loss_type=loss_type, ref_logps=ref_logps, **options, **sums)
     options["epsilon_high"] = epsilon if epsilon_high is None else epsilon_high
     A = masked((advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(old_logps), mask)
-    tokens = [pick(masked(x, mask)) if x is not None else None for x in (old_logps, A, mask, ref_logps)]
-    per_token, logps = map(spread, fused_token_losses(logits, ids, *tokens, temperature=temperature, **options))
+    old, A_, ref = (None if x is None else pick(masked(x, mask)) for x in (old_logps, A, ref_logps))
+    per_token, logps = map(spread, fused_token_losses(logits, ids, old, A_, pick(mask), ref, temperature=temperature, **options))
     loss = aggregate(per_token, mask, loss_type, **sums)
 
     log_ratio = masked(logps - old_logps, mask).clamp(-LOG_LIMIT, LOG_LIMIT)
@@ -173,6 +174,8 @@ def check_fused(loss_type: str, **others):
     if loss_type not in CLIPPED:
         raise ValueError(f"the fused loss does not cover loss_type '{loss_type}'; it does {', '.join(CLIPPED)}")
     for name, value in others.items():
+        if name not in FUSED:
+            raise TypeError(f"fused_policy_loss has no option '{name}'")
         if value is not FUSED[name] and value != FUSED[name]:
             raise ValueError(f"the fused loss covers {name} {FUSED[name]} only")
 

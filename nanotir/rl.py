@@ -30,7 +30,7 @@ from nanotir.trajectory import Trajectory, micro_batches
 
 @dataclass
 class RLConfig:
-    steps: int = 40  # rollouts; 0 skips reinforcement learning
+    steps: int = 32  # rollouts; 0 skips reinforcement learning
     problems: int = 32  # groups that an update learns from
     group_size: int = 8  # samples of each problem
     refills: int = 1  # more rounds of sampling while groups without spread of correctness leave the batch short

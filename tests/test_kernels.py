@@ -53,6 +53,15 @@ def test_chunked_log_probs_under_autocast_use_its_precision_and_return_fp32():
     assert logps.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
 
 
+def test_the_weights_gradient_is_summed_over_many_chunks_in_fp32():
+    hidden, weight = leaves((4000, 16), (40, 16), dtype=torch.bfloat16)
+    ids = torch.randint(40, (4000,), generator=torch.Generator().manual_seed(0))
+    ChunkedLogps.apply(hidden, weight, ids, 1.0, NONE, False)[0].sum().backward()
+    exact = weight.detach().double().requires_grad_()
+    token_logps(hidden.detach().double() @ exact.T, ids).sum().backward()
+    assert weight.grad.dtype == torch.bfloat16 and (weight.grad - exact.grad).norm() / exact.grad.norm() < 5e-3
+
+
 def test_a_weight_without_a_use_of_its_gradient_still_lets_the_hidden_states_learn():
     hidden, weight = leaves((5, 4), (6, 4))
     ChunkedLogps.apply(hidden, weight.detach(), torch.arange(5), 1.0, NONE, False)[0].sum().backward()
@@ -163,6 +172,11 @@ class TestTriton:
         assert own.data_ptr() == at and torch.equal(own, own.grad)
         with pytest.raises(RuntimeError, match="second backward"):
             per_token.sum().backward()
+
+    def test_a_leaf_is_not_overwritten(self):
+        logits, ids, old, A, mask, _ = self.case()
+        with pytest.raises(ValueError, match="cannot be a leaf"):
+            fused_token_losses(logits.requires_grad_(), ids, old, A, mask)
 
     def test_far_ratios_stay_finite_and_teach_nothing(self):
         logits, ids, old, A, mask, ref = self.case()

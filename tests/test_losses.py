@@ -266,8 +266,10 @@ def test_advantages_compare_each_sample_with_its_siblings():
 @pytest.mark.parametrize("scale", ["group", "batch", "none", "whiten"])
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
 def test_a_constant_group_gives_exactly_zero(scale, baseline):
-    advantages = group_advantages([0.1] * 7 + [1.0] * 6 + [0.0], 7, scale=scale, baseline=baseline)
-    assert (advantages[:7] == 0).all() and advantages[7:].abs().max() < 10
+    for num_tokens in (None, torch.arange(1, 15)):
+        advantages = group_advantages([0.1] * 7 + [1.0] * 6 + [0.0], 7, scale=scale, baseline=baseline, num_tokens=num_tokens)
+        assert (advantages[:7] == 0).all() and 0 < advantages[7:].abs().max() < 10
+    assert (group_advantages([0.1] * 14, 7, scale=scale, baseline=baseline, num_tokens=torch.arange(1, 15)) == 0).all()
     assert (group_advantages([0.3], 1, scale=scale, baseline=baseline) == 0).all()
 
 
@@ -288,6 +290,10 @@ def test_a_constant_group_is_moved_by_the_kl_alone():
     *_, gradient = run(data, beta=0.1)
     *_, distance = run(data | {"A": torch.zeros(B, dtype=torch.float64)}, beta=0.1)
     assert (data["A"] == 0).all() and torch.equal(gradient, distance) and (gradient != 0).any()
+
+
+def test_rewards_may_be_whole_numbers():
+    assert_close(group_advantages(torch.tensor([1, 0, 1, 1]), 2), group_advantages([1.0, 0.0, 1.0, 1.0], 2))
 
 
 def test_a_group_that_is_not_whole_is_refused():
@@ -345,7 +351,7 @@ def test_without_a_gpu_the_fused_loss_is_its_twin(loss_type):
 
 @pytest.mark.parametrize("settings, word", [
     ({"loss_type": "cispo"}, "loss_type 'cispo'"), ({"ratio_level": "sequence"}, "ratio_level token"), ({"kl": "k1"}, "kl k3"),
-    ({"entropy_coef": 0.1}, "entropy_coef 0.0"), ({"entropy": torch.zeros(B, T)}, "entropy None"), ({"importance_weights": torch.ones(B, T)}, "importance_weights None"),
+    ({"beta": 0.1}, "needs ref_logps"), ({"loss_type": "dr_grpo"}, "needs max_completion_length"), ({"entropy_coef": 0.1}, "entropy_coef 0.0"), ({"entropy": torch.zeros(B, T)}, "entropy None"), ({"importance_weights": torch.ones(B, T)}, "importance_weights None"),
 ])  # fmt: skip
 def test_what_the_fused_loss_does_not_cover_is_refused(settings, word):
     data = case()

@@ -42,6 +42,42 @@ class Waiting:
     sent_again: bool = False
 
 
+class Connection:
+    """One fork server as we see it: its process, its folder, our end of the socket, and the calls that it has still to answer."""
+
+    def __init__(self, workers: int):
+        self.pending: dict[int, Waiting] = {}
+        self.closing = False
+        self.base = tempfile.mkdtemp(prefix="nanotir-")
+        self.socket, theirs = socket.socketpair()
+        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.base, "TMPDIR": self.base, "PYTHONHASHSEED": "0"}
+        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        command = [sys.executable, "-s", "-B", str(SERVER), str(theirs.fileno()), self.base, str(workers)]
+        try:
+            self.process = subprocess.Popen(
+                command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self.base, start_new_session=True, stdin=subprocess.DEVNULL
+            )
+        except OSError:
+            self.socket.close()
+            os.rmdir(self.base)
+            raise
+        finally:
+            theirs.close()
+
+    def send(self, call: Waiting):
+        self.pending[call.request["id"]] = call
+        with contextlib.suppress(OSError):  # the server is dying: whoever reads its replies will see it end, and send the call again
+            self.socket.sendall(json.dumps(call.request).encode() + b"\n")
+
+    def replies(self):
+        """(call, reply) as they come in, until the server ends."""
+        with contextlib.suppress(ConnectionError):
+            for line in self.socket.makefile("rb"):
+                if line.endswith(b"\n"):
+                    reply = json.loads(line)
+                    yield self.pending.pop(reply["id"]), reply
+
+
 class PythonTool(Tool):
     """Run a program and return what it printed, its last bare expression's value, or the last line of its traceback.
 
@@ -55,8 +91,8 @@ class PythonTool(Tool):
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)
         self._lock = threading.Lock()
-        self._server = self._socket = None
-        self._sessions: dict[object, list[str]] = {}  # session -> its earlier cells
+        self._server: Connection | None = None
+        self._sessions: dict[object, tuple[list[str], float]] = {}  # session -> its earlier cells, the seconds that all of them took
         self._ids = itertools.count()
 
     def run(self, text: str, session=None) -> ToolResult:
@@ -64,72 +100,56 @@ class PythonTool(Tool):
 
     def submit(self, text: str, session=None) -> Future:
         future = Future()
+        future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         if len(text) > MAX_CODE_CHARS:
             future.set_result(ToolResult("The code is too long.", False, "refused"))
             return future
-        history = self._sessions.get(session, [])
-        self._send(Waiting({"id": next(self._ids), "code": text, "history": history, **asdict(self.config)}, session, future))
+        history, seconds = self._sessions.get(session, ([], 0.0))
+        request = {"id": next(self._ids), "code": text, "history": history, **asdict(self.config)}
+        request["timeout"] += 2 * seconds  # time to run the earlier cells again
+        self._send(Waiting(request, session, future))
         return future
 
     def _send(self, call: Waiting):
-        with self._lock:
-            if self._socket is None:
-                try:
-                    self._start()
-                except OSError as error:
-                    return self._answer(call, ToolResult(f"The sandbox cannot start: {error}", False, "crash"))
-            self._pending[call.request["id"]] = call
-            with contextlib.suppress(OSError):  # the server is dying: _receive will see it end, and send the call again
-                self._socket.sendall(json.dumps(call.request).encode() + b"\n")
+        try:
+            with self._lock:
+                if self._server is None:
+                    self._server = Connection(self.config.workers)
+                    threading.Thread(target=self._receive, args=[self._server], daemon=True).start()
+                self._server.send(call)
+        except OSError as error:
+            call.future.set_result(ToolResult(f"The sandbox cannot start: {error}", False, "crash"))
 
-    def _start(self):
-        self._base = tempfile.mkdtemp(prefix="nanotir-")
-        ours, theirs = socket.socketpair()
-        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self._base, "TMPDIR": self._base, "PYTHONHASHSEED": "0"}
-        threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", str(SERVER), str(theirs.fileno()), self._base, str(self.config.workers)]
-        with theirs:
-            self._server = subprocess.Popen(
-                command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self._base, start_new_session=True, stdin=subprocess.DEVNULL
-            )
-        self._socket, self._closing, self._pending = ours, False, {}  # calls that this server has still to answer
-        threading.Thread(target=self._receive, args=(ours, self._base, self._pending), daemon=True).start()
-
-    def _receive(self, server, base, pending):
+    def _receive(self, server: Connection):
         """In a thread: hand out the results of one server. Where it dies, its calls are sent once more, to another."""
-        with contextlib.suppress(ConnectionError):
-            for line in server.makefile("rb"):
-                if line.endswith(b"\n"):
-                    reply = json.loads(line)
-                    self._answer(pending.pop(reply["id"]), self._result(reply))
+        for call, reply in server.replies():
+            self._answer(call, reply)
         with self._lock:
-            if self._socket is server:
-                self._socket = None
-            lost = list(pending.values())
-        subprocess.run(["rm", "-rf", base], check=False)  # where it was killed; else it has done so itself
-        for call in lost:
-            if call.sent_again or self._closing:
-                self._answer(call, ToolResult("The sandbox has ended.", False, "crash"))
+            if self._server is server:
+                self._server = None
+        server.process.wait()
+        subprocess.run(["rm", "-rf", server.base], check=False)  # where it was killed; else it has done so itself
+        for call in server.pending.values():
+            if call.sent_again or server.closing:
+                call.future.set_result(ToolResult("The sandbox has ended.", False, "crash"))
             else:
                 call.sent_again = True
                 self._send(call)
 
-    def _result(self, reply) -> ToolResult:
+    def _answer(self, call: Waiting, reply: dict):
+        if call.session is not None and reply["replayable"]:
+            self._sessions[call.session] = [*call.request["history"], call.request["code"]], reply["seconds"]
         output, truncated = cut_middle(reply["head"], self.config.max_output_chars, reply["tail"], reply["lost"])
-        return ToolResult(output.rstrip("\n"), reply["status"] == "ok", reply["status"], reply["seconds"], truncated)
-
-    def _answer(self, call: Waiting, result: ToolResult):
-        if call.session is not None and result.status in ("ok", "error"):  # a cell that was killed would only be killed again
-            self._sessions[call.session] = [*self._sessions.get(call.session, []), call.request["code"]]
-        call.future.set_result(result)
+        call.future.set_result(ToolResult(output.rstrip("\n"), reply["status"] == "ok", reply["status"], reply["seconds"], truncated))
 
     def end_session(self, session):
         self._sessions.pop(session, None)
 
     def close(self):
-        if self._server is not None:
-            self._closing = True
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._server.wait()
-            self._server = None
+        with self._lock:
+            server, self._server = self._server, None
+            if server is not None:
+                server.closing = True
+        if server is not None:
+            server.socket.shutdown(socket.SHUT_RDWR)
+            server.process.wait()

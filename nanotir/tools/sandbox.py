@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 
-OK, ERROR, MEMORY = 0, 1, 2  # how a child that ended by itself exits
+OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None)
 
@@ -202,10 +202,11 @@ class Call:
         self.read()
         os.close(self.pipe)
         remove(self.folder)
-        lost = self.written - len(self.head) - len(self.tail)
+        lost, code = self.written - len(self.head) - len(self.tail), os.waitstatus_to_exitcode(wait_status)
         return {
             "id": self.request["id"],
-            "status": self.verdict(os.waitstatus_to_exitcode(wait_status), usage.ru_utime + usage.ru_stime),
+            "status": self.verdict(code, usage.ru_utime + usage.ru_stime),
+            "replayable": not self.timed_out and code in (OK, ERROR),  # a cell that was killed, or left, would do so again
             "head": self.head.decode("utf-8", "ignore" if lost else "replace"),  # a cut may have gone through a character
             "tail": self.tail.decode("utf-8", "ignore" if lost else "replace"),
             "lost": lost,
@@ -217,7 +218,7 @@ class Call:
             return "timeout"
         if code < 0:
             return "crash"
-        return {OK: "ok", MEMORY: "memory"}.get(code, "error")
+        return {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
 
 
 def remove(folder: str):
@@ -225,7 +226,8 @@ def remove(folder: str):
     try:
         os.rmdir(folder)
     except OSError:
-        subprocess.run(["/bin/rm", "-rf", folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        for command in (["/bin/chmod", "-R", "u+rwX"], ["/bin/rm", "-rf"]):  # it may have made folders that nobody may list
+            subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
 def run_child(request, folder, pipe, size: int):
@@ -269,7 +271,7 @@ def limit_resources(timeout: float, address_space: int):
         "AS": address_space if LINUX else resource.RLIM_INFINITY,  # a growing list ends in MemoryError
         "FSIZE": 8 * 2**20,  # bytes in one file
         "NOFILE": 64,  # open files
-        "NPROC": 64,  # processes of this user (the kernel exempts root; seccomp does not)
+        "NPROC": 1024,  # processes of this user, all calls together; seccomp allows a call none at all
         "CORE": 0,
     }
     for name, limit in limits.items():
@@ -311,6 +313,8 @@ def lock_down(folder: str) -> list[tuple]:
     if not LINUX:
         return []
     LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the server
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")  # where the machine runs out of memory, this process goes first
     return [  # in this order, for the last ones forbid the first
         ("no_new_privs", LIBC.prctl(38, 1, 0, 0, 0) == 0, "gaining rights through set-uid programs"),
         ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
@@ -343,7 +347,7 @@ def namespaces(base: str) -> bool:
 
 
 def landlock(folder: str) -> bool:
-    """Files: what Python needs may be read, the call's own folder written, and nothing else opened (Linux 5.13 on)."""
+    """Files: what Python needs may be read, the call's own folder written, and nothing else opened (Linux 5.13 on; truncation 6.2)."""
     version = LIBC.syscall(444, None, 0, 1)
     if version < 1:
         return False
@@ -351,13 +355,15 @@ def landlock(folder: str) -> bool:
     READ_FILE, READ_DIR, WRITE_FILE, no = 1 << 2, 1 << 3, 1 << 1, 1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15  # execute, devices, sockets, ioctl
     attributes = struct.pack("QQQ", everything, 3, 3)  # and TCP from version 4, signals and abstract sockets from version 6
     ruleset = LIBC.syscall(444, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
-    system = [*sys.path, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
+    system = [*sys.path, f"{sys.base_prefix}/lib", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
     rules = [(path, READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE) for path in system if os.path.exists(path)]
     for path, access in [*rules, ("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]:
         fd = os.open(path, os.O_PATH)
         LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)
         os.close(fd)
-    return LIBC.syscall(446, ruleset, 0) == 0
+    in_force = LIBC.syscall(446, ruleset, 0) == 0
+    os.close(ruleset)
+    return in_force
 
 
 # System calls that model code may not make, with their numbers on x86-64 and arm64. What else needs a capability is refused for lack of one.
@@ -365,7 +371,8 @@ DENIED = """
     socket 41 198  connect 42 203  bind 49 200  sendmsg 46 211  sendmmsg 307 269  fork 57 -  vfork 58 -  execve 59 221  execveat 322 281
     ptrace 101 117  process_vm_readv 310 270  process_vm_writev 311 271  tkill 200 130  rt_sigqueueinfo 129 138  rt_tgsigqueueinfo 297 240
     pidfd_open 434 434  pidfd_send_signal 424 424  pidfd_getfd 438 438  setsid 112 157  setpgid 109 154  setrlimit 160 164
-    setpriority 141 140  unshare 272 97  setns 308 268  mount 165 40  umount2 166 39  bpf 321 280  perf_event_open 298 241
+    setpriority 141 140  sched_setparam 142 118  sched_setscheduler 144 119  sched_setattr 314 274  sched_setaffinity 203 122  ioprio_set 251 30
+    truncate 76 45  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  unshare 272 97  setns 308 268  mount 165 40  umount2 166 39  bpf 321 280  perf_event_open 298 241
     userfaultfd 323 282  io_uring_setup 425 425  io_setup 206 0  keyctl 250 219  add_key 248 217  request_key 249 218  personality 135 92
     semget 64 190  msgget 68 186  shmget 29 194  mq_open 240 180  memfd_create 319 279  seccomp 317 277  mknod 133 -  mknodat 259 33
     chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  chown 92 -  fchown 93 55  lchown 94 -  fchownat 260 54  utime 132 -
@@ -384,6 +391,7 @@ def filter_program(pid: int = 0xDEADBEEF) -> bytes:
     KILL, ALLOW, REFUSE = step(RETURN, 0x80000000), step(RETURN, 0x7FFF0000), step(RETURN, 0x00050000 | errno.EPERM)
     argument = lambda i, high=0: step(LOAD, 16 + 8 * i + 4 * high)
     is_zero = lambda i: argument(i) + step(EQUAL, 0, 0, 3) + argument(i, 1) + step(EQUAL, 0, 0, 1) + ALLOW + REFUSE
+    refuse_if = lambda i, *values: argument(i) + b"".join(step(EQUAL, value, 0, 1) + REFUSE for value in values) + ALLOW
     itself = argument(0) + step(EQUAL, pid, 0, 1) + ALLOW + REFUSE
     special = {
         (56, 220): argument(0) + step(ANY_BIT, 0x10000, 0, 1) + ALLOW + REFUSE,  # clone: threads, no processes
@@ -391,6 +399,8 @@ def filter_program(pid: int = 0xDEADBEEF) -> bytes:
         (62, 129): itself, (234, 131): itself,  # kill, tgkill
         (44, 206): is_zero(4),  # sendto: over a connected pair, to no address
         (302, 261): is_zero(2),  # prlimit64: may ask, not set
+        (72, 25): refuse_if(1, 8, 10, 15), (16, 29): refuse_if(1, 0x8901, 0x8902),  # fcntl, ioctl: no signal to others when a socket stirs
+        (157, 167): refuse_if(0, 1),  # prctl: it dies with the server
     }  # fmt: skip
     words = DENIED.split()
     denied = {numbers: REFUSE for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"}
@@ -421,4 +431,9 @@ if __name__ == "__main__":
         show_layers()
     else:
         sys.path.pop(0)  # this file's own folder
-        serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2], int(sys.argv[3]))
+        control = socket.socket(fileno=int(sys.argv[1]))
+        os.dup2(control.fileno(), 3)  # a low number, whatever the trainer's was: a child closes all from 4 on
+        if control.fileno() != 3:
+            control.close()
+            control = socket.socket(fileno=3)
+        serve(control, sys.argv[2], int(sys.argv[3]))

@@ -7,8 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from concurrent.futures import wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,9 @@ REFUSED = {  # what a program tries, and a layer that forbids it
     "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))": "seccomp",
     "import os\nos.nice(-5)": "seccomp",
     "import os\nos.memfd_create('x')": "seccomp",
+    "import os\nos.sched_setaffinity(1, {0})": "seccomp",
+    "import fcntl, socket\nfcntl.fcntl(socket.socketpair()[0], fcntl.F_SETOWN, 1)": "seccomp",
+    "import ctypes\nctypes.CDLL(None).prctl(1, 0) and (_ for _ in ()).throw(PermissionError)": "seccomp",
     "import os\nos.unshare(0x10000000) if hasattr(os, 'unshare') else (_ for _ in ()).throw(PermissionError)": "seccomp",
 }
 
@@ -170,9 +174,57 @@ def test_a_full_disk_is_an_error_and_the_next_call_has_room_again(tool, needs):
     assert tool.run("open('f', 'wb').write(b'x' * (4 << 20))").output == str(4 << 20)
 
 
+def folders_of_calls(tool) -> list[str]:
+    """What lies in the server's folder, as the server sees it: under namespaces it has a file system of its own there."""
+    return os.listdir(f"/proc/{server_of(tool)}/cwd")
+
+
 def test_a_deep_tree_of_folders_is_removed(tool):
     assert tool.run("import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')").status in ("ok", "error")
-    assert tool.run("1 + 1").output == "2"
+    assert folders_of_calls(tool) == [] and tool.run("import os\nos.path.basename(os.getcwd()) in os.getcwd()").output == "True"
+
+
+def test_the_servers_own_descriptors_are_closed_however_many_files_the_trainer_has_open(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 5000:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (5000, hard))
+    try:
+        files = [open(os.devnull) for _ in range(4200)]
+        with PythonTool() as tool:
+            code = "import os\nfor fd in range(3, 6000):\n  try: print(fd, os.fstat(fd) and '')\n  except OSError: pass"
+            assert tool.run(code).output == ""
+    finally:
+        [file.close() for file in files]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+ORDINARY = r"""
+import ctypes, json, struct, sys
+from concurrent.futures import wait
+sys.path.insert(0, {root!r})
+from nanotir.tools import PythonTool
+ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root's name without root's rights
+threads = "import threading, time\nts = [threading.Thread(target=time.sleep, args=(0.2,)) for _ in range(8)]\n[t.start() for t in ts]\n'all'"
+hidden = "import os\nos.mkdir('d', 0o300)\nfor i in range(7): open(f'd/{{i}}', 'wb').write(b'x' * (8 << 20))"
+with PythonTool() as tool:
+    print(json.dumps([
+        tool.run("open({key!r}).read()").output, tool.run("import os\nos.fork()").output, tool.run("import socket\nsocket.socket()").output,
+        [tool.run(hidden).status for _ in range(6)], [f.result().output for f in [tool.submit(threads) for _ in range(16)]], tool.run("6 * 7").output]))
+"""
+
+
+def test_an_ordinary_user_has_the_same_protection_and_no_less_room(needs, tmp_path):
+    needs("Landlock", "seccomp")
+    key = tmp_path / "key.txt"
+    key.write_text("42")
+    script = ORDINARY.format(root=str(ROOT), key=str(key))
+    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    read, fork, connect, hidden, threads, last = json.loads(shown.stdout)
+    assert all("PermissionError" in output for output in (read, fork, connect))
+    assert hidden == ["ok"] * 6 and threads == ["all"] * 16 and last == "42"
 
 
 def test_the_verdict_is_not_the_programs_to_give(tool):
@@ -229,14 +281,14 @@ def resident_mb(pids) -> float:
 def test_500_calls_leave_no_process_no_file_no_descriptor_and_no_memory_behind():
     with PythonTool() as tool:
         wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(50)])
-        server = lambda: [tool._server.pid, *below(tool._server.pid)]
+        server = lambda: [tool._server.process.pid, *below(tool._server.process.pid)]
         before = server()
         descriptors, memory = len(os.listdir("/proc/self/fd")), resident_mb(before)
         wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(500)])
         assert server() == before and len(os.listdir("/proc/self/fd")) == descriptors
         assert resident_mb(before) - memory < 10
-        base = tool._base
-        assert os.listdir(base) == []
+        base = tool._server.base
+        assert folders_of_calls(tool) == []
         assert all(len(os.listdir(f"/proc/{pid}/fd")) < 32 for pid in before)
     assert not os.path.exists(base) and not any(os.path.exists(f"/proc/{pid}") for pid in before)
 
@@ -247,7 +299,7 @@ sys.path.insert(0, {root!r})
 from nanotir.tools import PythonTool
 tool = PythonTool(timeout=60)
 tool.run("1")
-print(tool._base, flush=True)
+print(tool._server.base, flush=True)
 tool.run("import time\\ntime.sleep(60)")
 """
 
@@ -268,13 +320,13 @@ def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(n
 
 
 def server_of(tool) -> int:
-    return below(tool._server.pid)[0] if below(tool._server.pid) else tool._server.pid
+    return below(tool._server.process.pid)[0] if below(tool._server.process.pid) else tool._server.process.pid
 
 
 def test_the_calls_of_a_server_that_dies_are_sent_once_more_and_none_is_lost():
     with PythonTool() as tool:
         assert tool.run("1").ok
-        base, futures = tool._base, [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
+        base, futures = tool._server.base, [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
         time.sleep(0.1)
         os.kill(server_of(tool), signal.SIGKILL)
         assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(12)]
@@ -294,6 +346,50 @@ def test_a_call_whose_server_dies_twice_is_a_crash():
 
 def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
     monkeypatch.setattr(client.sys, "executable", "/no/such/python")
+    before = set(Path(tempfile.gettempdir()).glob("nanotir-*"))
     with PythonTool() as tool:
         result = tool.run("1")
     assert result.status == "crash" and "cannot start" in result.output
+    assert set(Path(tempfile.gettempdir()).glob("nanotir-*")) <= before
+
+
+def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others():
+    with PythonTool() as tool:
+        futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(3)]
+        assert not futures[0].cancel()
+        assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
+
+
+def test_closing_ends_what_is_running_works_after_the_servers_death_and_is_not_the_end():
+    tool = PythonTool()
+    for _ in range(3):
+        running = tool.submit("import time\ntime.sleep(30)")
+        time.sleep(0.1)
+        tool.close()
+        assert tool.run("1 + 1").output == "2"
+        assert running.result(timeout=30).status == "crash"
+    os.kill(server_of(tool), signal.SIGKILL)
+    time.sleep(0.5)
+    tool.close()
+    tool.close()
+
+
+def test_many_threads_may_submit_while_servers_die():
+    with PythonTool() as tool, ThreadPoolExecutor(8) as pool:
+        tool.run("1")
+        futures = [pool.submit(tool.run, f"import time\ntime.sleep(0.01)\n{i}") for i in range(120)]
+        time.sleep(0.15)
+        os.kill(server_of(tool), signal.SIGKILL)
+        assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(120)]
+
+
+def test_a_cell_that_leaves_without_returning_is_not_replayed():
+    with PythonTool() as tool:
+        assert tool.run("x = 1", session="a").ok and tool.run("import os\nos._exit(0)", session="a").ok
+        assert tool.run("print(x + 1)", session="a").output == "2"
+
+
+def test_earlier_cells_have_their_own_time():
+    with PythonTool(timeout=0.8) as tool:
+        for _ in range(3):
+            assert tool.run("import time\ntime.sleep(0.5)\n7", session="a").output == "7"
