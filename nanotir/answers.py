@@ -31,7 +31,7 @@ from types import SimpleNamespace
 MAX_CHARS = 2000  # longer answers are compared as text only
 MAX_DEPTH = 40  # brackets within brackets
 PRECISION = 170  # bits, about 50 digits
-SLOW_BITS, SLOW_NODES = 50_000, 300  # from here on a pair is the worker's
+SLOW_BITS, SLOW_NODES = 50_000, 150  # from here on a pair is the worker's
 
 
 class Unparsable(ValueError):
@@ -105,7 +105,7 @@ def tidy(text: str) -> str:
     if text.count("$") == 1 and re.match(r"\s*-?\$\s*[\d.]", text):
         text = text.replace("$", "\\dollar ")
     text = SPACE.sub(" ", DROP.sub("", re.sub(r"\$|\\[()\[\]]", " ", text)))
-    text = re.sub(r"\b([ap])\. ?m\b", r"\1m", re.sub(r"\{ ?, ?\}", ",", DEGREE.sub("°", text), flags=re.I), flags=re.I)
+    text = re.sub(r"\b([ap])\. ?m\b\.?", r"\1m", re.sub(r"\{ ?, ?\}", ",", DEGREE.sub("°", text), flags=re.I), flags=re.I)
     return re.sub(r"(\\\\|(?<!\.)\.|[,;]|\*\*| )+$", "", text).removeprefix("**").strip()
 
 
@@ -115,6 +115,7 @@ UNIT_NAMES = {  # how a unit is written -> its name; other words of four letters
         "foot feet ft", "yard yd", "mile mi", "lb pound lbs", "ounce oz", "second sec", "minute min", "hour hr", "day", "week", "month", "year yr", "ml milliliter",
         "liter litre", "dollar usd buck", "cent", "euro", "degree deg", "mph", "kph kmh", "unit", "square sq", "cubic", "am", "pm", "percent", "rad radian", "way", "men", "per")
     for name in names.split()}  # fmt: skip
+UNIT_LETTERS = {"m": "meter", "s": "second", "g": "gram", "h": "hour", "l": "liter", "L": "liter"}
 MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}  # powers of ten
 FUNCTIONS = ("sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg exp sqrt cbrt abs floor ceil binom max min").split()
 CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "infty": "oo", "oo": "oo", "inf": "oo", "infinity": "oo"}
@@ -148,7 +149,8 @@ def tokenize(text: str, words: bool = False, depth: int = 0) -> list[tuple]:
         if wrapped:
             tokens += tokenize(wrapped[2], not wrapped[1].startswith(("math", "oper")) or len(wrapped[2].strip()) > 1 and wrapped[2].strip() not in FUNCTIONS, depth)
         elif run:
-            tokens += letters(run[0], words, tokens)
+            unit = run[0] in ("min", "sec") and not text.startswith(("(", " ("), run.end())
+            tokens += letters(run[0], words or unit, tokens)
         elif found:
             tokens.append(sign(found))
             depth += {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}.get(tokens[-1][0], 0)
@@ -189,7 +191,7 @@ def letters(run: str, words: bool, before: list) -> list[tuple]:
         return [(",", lower)]
     if run in FUNCTIONS and not words or run in ("arcsin", "arccos", "arctan"):
         return [("fn", run)]
-    if run in CONSTANTS and not words:
+    if run in CONSTANTS and (len(run) > 1 or not words):
         return [("const", CONSTANTS[run])]
     if run in GREEK and not words:
         return [("sym", run)]
@@ -210,6 +212,8 @@ def sign(match: re.Match) -> tuple:
         return edge, environment
     if command in SIGNS:
         return (SIGNS[command],)
+    if command in ("overline", "bar", "vec", "overrightarrow", "hat", "tilde"):
+        return "accent", command
     if command in ("dollar", "euro", "pound"):
         return "word", command
     if command in ("emptyset", "varnothing"):
@@ -222,36 +226,42 @@ def sign(match: re.Match) -> tuple:
 
 
 # From tokens to trees --------------------------------------------------------------------------------------------------------------------
-RELATIONS = ("=", "!=", "<", ">", "<=", ">=", "in")
-CLOSERS = {"lfloor": "rfloor", "lceil": "rceil"}
-ONE, HALF, THIRD, HUNDREDTH = (("num", Fraction(1, n), 0) for n in (1, 2, 3, 100))
+ENCLOSED = {"|": ("|", "abs"), "lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
+NAMES = {"-": "neg", "°": "deg", "%": "pct"}  # signs whose nodes are called otherwise
+
+
+def num(value) -> tuple:
+    return "num", Fraction(value), 0
 
 
 class Parser:
-    """Recursive descent: items > item > relation > union > ratio > sum > product > signed > power > postfix > atom."""
+    """Recursive descent: items > item > quantity > union > ratio > sum > product > signed > power > postfix > atom."""
 
     def __init__(self, tokens: list[tuple]):
-        self.tokens, self.at, self.depth, self.bars = [*tokens, ("end",)], 0, 0, 0
+        self.tokens, self.at, self.depth, self.bars = [*tokens, ("stop",)], 0, 0, 0
 
-    @property
-    def kind(self) -> str:
-        return self.tokens[self.at][0]
+    def see(self, *kinds) -> bool:
+        return self.tokens[self.at][0] in kinds
 
     def take(self, *kinds):
         """The next token if it is one of these kinds, else None."""
-        if self.kind in kinds:
+        if self.see(*kinds):
             self.at += 1
             return self.tokens[self.at - 1]
 
     def need(self, *kinds):
-        token = self.take(*kinds)
-        if token is None:
-            raise Unparsable(f"{self.kind} where {kinds} should be")
-        return token
+        return self.take(*kinds) or fail(f"{self.tokens[self.at][0]} where {kinds} should be")
+
+    def chain(self, rule, kind: str, *signs) -> tuple:
+        """One or more of a rule with these signs between them."""
+        parts = [rule()]
+        while self.take(*signs):
+            parts.append(rule())
+        return (kind, *parts) if len(parts) > 1 else parts[0]
 
     def answer(self) -> tuple:
         tree = self.items()
-        self.need("end")
+        self.need("stop")
         return tree
 
     def items(self) -> tuple:
@@ -260,27 +270,24 @@ class Parser:
             if self.tokens[self.at] in ((",", "and"), (",", "or")):
                 self.at += 1
             items.append(self.item())
-        return items[0] if len(items) == 1 else ("list", *items)
+        return ("list", *items) if len(items) > 1 else items[0]
 
     def item(self) -> tuple:
-        """A relation or value, with its unit: $5, 5 cm, 5 miles per hour, 5 square meters, 5 cm^2."""
-        negative = self.kind == "-" and self.tokens[self.at + 1][0] == "word" and self.take("-")
-        words = [self.take("word")[1]] if self.kind == "word" and self.tokens[self.at][1] in ("dollar", "euro", "pound") else []
-        tree = self.relation()
-        tree = ("neg", tree) if negative else tree
-        while word := self.take("word", *(("^", "/", "num") if words or self.kind == "word" else ())):
-            if word[0] == "word" and word[1].lower() in MULTIPLES:
-                tree = ("*", tree, ("num", Fraction(10 ** MULTIPLES[word[1].lower()]), 0))
-            else:
-                words.append(word[-1])
-        return with_unit(tree, words)
-
-    def relation(self) -> tuple:
-        sides, signs = [self.union()], []
-        while token := self.take(*RELATIONS):
+        sides, signs = [self.quantity()], []
+        while token := self.take("=", "!=", "<", ">", "<=", ">=", "in"):
             signs.append(token[0])
-            sides.append(self.item() if token[0] == "=" else self.union())
+            sides.append(self.quantity())
         return ("rel", tuple(signs), *sides) if signs else sides[0]
+
+    def quantity(self) -> tuple:
+        """A value with its unit: $5, 5 cm, 5 miles per hour, 5 square meters, 5 cm^2, 5 million."""
+        negative = self.tokens[self.at + 1 :] and self.tokens[self.at + 1][0] == "word" and self.take("-")
+        words = [self.take("word")[1]] if self.tokens[self.at][1:] in (("dollar",), ("euro",), ("pound",)) else []
+        tree = self.union()
+        while token := self.take("word", *(("^", "/") if words else ()), *(("num",) if words and words[-1] == "^" else ())):
+            power = MULTIPLES.get(token[-1].lower()) if token[0] == "word" else None
+            tree, words = (("*", tree, num(10**power)), words) if power else (tree, [*words, token[-1]])
+        return with_unit(("neg", tree) if negative else tree, words)
 
     def union(self) -> tuple:
         tree = self.ratio()
@@ -289,38 +296,27 @@ class Parser:
         return tree
 
     def ratio(self) -> tuple:
-        parts = [self.sum()]
-        while self.take(":"):
-            parts.append(self.sum())
-        return ("ratio", *parts) if len(parts) > 1 else parts[0]
+        return self.chain(self.sum, "ratio", ":")
 
     def sum(self) -> tuple:
         terms = [self.product()]
         while token := self.take("+", "-", "pm", "mp"):
-            term = self.product()
-            terms.append(term if token[0] == "+" else ({"-": "neg"}.get(token[0], token[0]), term))
+            terms.append(prefixed(token, self.product()))
         return ("+", *terms) if len(terms) > 1 else terms[0]
 
     def product(self) -> tuple:
-        factors = [self.signed()]
-        while True:
-            if self.take("*"):
-                factors.append(self.signed())
-            elif self.take("/"):
-                factors = [("/", times(factors), self.signed())]
-            elif self.starts_factor():
-                factors.append(self.power())
-            else:
-                return times(factors)
+        tree = [self.signed()]
+        while token := self.take("*", "/") or self.starts_factor():
+            tree = [("/", times(tree), self.signed())] if token == ("/",) else [*tree, self.power() if token is True else self.signed()]
+        return times(tree)
 
     def starts_factor(self) -> bool:
         """Whether a factor follows without a sign. A number never does: "3 4" is no product."""
-        return self.kind in ("sym", "const", "fn", "(", "[", "{", "frac", "tex binom", "lfloor", "lceil") or self.kind == "|" and not self.bars
+        return self.see("sym", "const", "fn", "(", "[", "{", "frac", "tex binom", "lfloor", "lceil") or self.see("|") and not self.bars
 
     def signed(self) -> tuple:
         token = self.take("-", "+", "pm", "mp")
-        tree = self.power()
-        return tree if not token or token[0] == "+" else ({"-": "neg"}.get(token[0], token[0]), tree)
+        return prefixed(token, self.power()) if token else self.power()
 
     def power(self) -> tuple:
         tree = self.postfix(self.atom())
@@ -330,94 +326,74 @@ class Parser:
 
     def postfix(self, tree: tuple) -> tuple:
         while token := self.take("!", "°", "%", "_"):
-            tree = self.subscript(tree) if token[0] == "_" else ({"°": "deg", "%": "pct"}.get(token[0], token[0]), tree)
+            tree = self.subscript(tree) if token == ("_",) else prefixed(token, tree)
         return tree
 
     def subscript(self, tree: tuple) -> tuple:
         """x_1 is a name; 101_2 is digits in a base, which is not the number they mean: to convert it may be the question."""
         below = self.nested(self.atom)
-        if tree[0] == "num":
-            return ("base", tree[1], below)
-        if tree[0] != "sym":
-            raise Unparsable("subscript")
-        return ("sym", f"{tree[1]}_{below}")
+        return ("base", tree[1], below) if tree[0] == "num" else ("sym", f"{tree[1]}_{below}") if tree[0] == "sym" else fail("subscript")
 
-    def nested(self, rule):
+    def nested(self, rule, *arguments) -> tuple:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise Unparsable("too deep")
-        tree = rule()
+            fail("too deep")
+        tree = rule(*arguments)
         self.depth -= 1
         return tree
 
     def atom(self) -> tuple:
-        token = self.need("num", "sym", "const", "fn", "(", "[", "{", "\\{", "|", "<(", "frac", "tex binom", "lfloor", "lceil", "begin", "empty")
-        kind = token[0]
-        if kind in ("sym", "const"):
-            called = token[1] in ("f", "g", "h", "F", "G", "H") and self.kind == "("
-            return ("sym", f"{token[1]}({self.nested(self.atom)})") if called else token
-        if kind == "num":
-            return token[:3]
-        if kind == "empty":
-            return ("set",)
-        return self.nested(functools.partial(getattr(self, self.RULES[kind]), token))
+        token = self.need("num", "sym", "const", "empty", *self.RULES)
+        if token[0] == "sym" and token[1] in ("f", "g", "h", "F", "G", "H") and self.see("("):
+            return ("sym", f"{token[1]}({self.nested(self.atom)})")
+        if token[0] in self.RULES:
+            return self.nested(getattr(self, self.RULES[token[0]]), token)
+        return {"num": token[:3], "empty": ("set",)}.get(token[0], token)
 
-    RULES = {"fn": "function", "(": "bracket", "[": "bracket", "{": "group", "\\{": "braces", "|": "absolute", "<(": "vector", "frac": "fraction",
-             "tex binom": "fraction", "lfloor": "rounded", "lceil": "rounded", "begin": "matrix"}  # fmt: skip
+    RULES = {"fn": "function", "(": "bracket", "[": "bracket", "{": "group", "\\{": "braces", "<(": "bracket", "frac": "fraction", "tex binom": "fraction",
+             "|": "enclosed", "lfloor": "enclosed", "lceil": "enclosed", "begin": "matrix", "accent": "accent"}  # fmt: skip
+
+    def within(self, rule, *closers) -> tuple:
+        """What a rule finds up to a closing sign, and that sign. Bars inside are its own."""
+        bars, self.bars = self.bars, 0
+        tree, close = rule(), self.need(*closers)[0]
+        self.bars = bars
+        return tree, close
 
     def bracket(self, token) -> tuple:
-        """(a), (a, b), [a, b) and the like; bars within it are its own."""
-        bars, self.bars = self.bars, 0
-        tree = self.items()
-        close = self.need(")", "]")[0]
-        self.bars = bars
-        if tree[0] == "list":
-            return ("seq", token[0] + close, *tree[1:])
-        if token[0] + close in ("(]", "[)"):
-            raise Unparsable("bracket")
-        return tree
+        """(a), (a, b), [a, b) and the like."""
+        tree, close = self.within(self.items, ")", "]") if token[0] != "<(" else self.within(self.items, ")>")
+        kind = "()" if close == ")>" else token[0] + close
+        return ("seq", kind, *tree[1:]) if tree[0] == "list" else tree if kind in ("()", "[]") else fail("bracket")
 
     def group(self, _) -> tuple:
         """{...} of LaTeX, {a \\over b}, {n \\choose k}, or a set written with plain braces."""
         if self.take("}"):
             return ("set",)
-        bars, self.bars = self.bars, 0
-        tree = self.items()
-        if token := self.take("over", "choose"):
-            tree = ({"over": "/", "choose": "binom"}[token[0]], tree, self.items())
-        self.need("}")
-        self.bars = bars
+        tree, close = self.within(self.items, "}", "over", "choose")
+        if close != "}":
+            tree = ("/" if close == "over" else "binom", tree, self.within(self.items, "}")[0])
         return ("set", *tree[1:]) if tree[0] == "list" else tree
 
     def braces(self, _) -> tuple:
         """A set of things, or of the x that satisfy something: \\{x : x > 3\\}."""
         if self.take("\\}"):
             return ("set",)
-        if self.kind == "sym" and self.tokens[self.at + 1][0] in ("|", ":"):
-            self.at += 2
-            tree = self.items()
-        else:
-            tree = self.items()
-            tree = ("set", *tree[1:]) if tree[0] == "list" else ("set", tree)
-        self.need("\\}")
-        return tree
+        such_that = self.see("sym") and self.tokens[self.at + 1][0] in ("|", ":")
+        self.at += 2 * such_that
+        tree = self.within(self.items, "\\}")[0]
+        return tree if such_that else ("set", *tree[1:]) if tree[0] == "list" else ("set", tree)
 
-    def absolute(self, _) -> tuple:
+    def enclosed(self, token) -> tuple:
+        close, name = ENCLOSED[token[0]]
         self.bars += 1
         tree = self.sum()
-        self.need("|")
+        self.need(close)
         self.bars -= 1
-        return ("abs", tree)
+        return (name, tree)
 
-    def vector(self, _) -> tuple:
-        tree = self.items()
-        self.need(")>")
-        return ("seq", "()", *tree[1:]) if tree[0] == "list" else ("seq", "()", tree)
-
-    def rounded(self, token) -> tuple:
-        tree = self.sum()
-        self.need(CLOSERS[token[0]])
-        return ("floor" if token[0] == "lfloor" else "ceil", tree)
+    def accent(self, token) -> tuple:
+        return ("sym", f"{token[1]} {self.argument()}")
 
     def fraction(self, token) -> tuple:
         return ("/" if token[0] == "frac" else "binom", self.argument(), self.argument())
@@ -426,82 +402,84 @@ class Parser:
         """A group, or one sign: in \\frac12 the arguments are 1 and 2."""
         token = self.tokens[self.at]
         if token[0] == "num" and token[3].isdigit() and len(token[3]) > 1:
-            self.tokens[self.at] = ("num", Fraction(token[3][1:]), 0, token[3][1:])
-            return ("num", Fraction(token[3][0]), 0)
+            self.tokens[self.at] = (*num(token[3][1:]), token[3][1:])
+            return num(token[3][0])
         return self.atom()
 
     def matrix(self, token) -> tuple:
-        if token[1] not in ("pmatrix", "bmatrix", "matrix", "array", "Bmatrix", "vmatrix"):
-            raise Unparsable(token[1])
         rows = [[self.sum()]]
-        while sign := self.take("&", "\\\\"):
-            if sign[0] == "&":
-                rows[-1].append(self.sum())
-            elif self.kind != "end" or self.tokens[self.at + 1 :]:
-                rows += [] if self.kind == "end" else [[self.sum()]]
+        while mark := self.take("&", "\\\\"):
+            if mark[0] == "\\\\" and self.see("end"):
+                break
+            rows = [*rows[:-1], [*rows[-1], self.sum()]] if mark[0] == "&" else [*rows, [self.sum()]]
         self.need("end")
-        return ("det" if token[1] == "vmatrix" else "matrix", *map(tuple, rows))
+        return ({"vmatrix": "det", "cases": fail}.get(token[1], "matrix"), *map(tuple, rows))
 
     def function(self, token) -> tuple:
         """sin x, sin^2 x, sin^{-1} x, sin(x) y, log_2 8, sqrt[3]{x}, max(1, 2)."""
         name = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}.get(token[1], token[1])
         if name == "sqrt" and self.take("["):
-            index = self.sum()
-            self.need("]")
+            index = self.within(self.sum, "]")[0]
             return ("root", self.argument(), index)
-        base = self.atom() if self.take("_") else None
-        power = self.signed_exponent() if name != "sqrt" and self.take("^") else None
-        arguments = self.arguments(name)
-        if base is not None:
-            arguments = (*arguments, base)
-        if power == ("neg", ONE) and f"arc{name}" in FUNCTIONS:
-            return applied(f"arc{name}", arguments)
-        return applied(name, arguments) if power is None else ("^", applied(name, arguments), power)
-
-    def signed_exponent(self) -> tuple:
-        return self.group(self.take("{")) if self.kind == "{" else self.signed()
+        base = (self.atom(),) if self.take("_") else ()
+        power = (self.atom() if self.see("{") else self.signed()) if name != "sqrt" and self.take("^") else None
+        if power == ("neg", num(1)) and f"arc{name}" in FUNCTIONS:
+            name, power = f"arc{name}", None
+        tree = applied(name, (*self.arguments(name), *base))
+        return ("^", tree, power) if power else tree
 
     def arguments(self, name) -> tuple:
-        if self.kind == "(":
+        """What follows in brackets, one group, or a product up to the next function or sign."""
+        if self.see("("):
             tree = self.atom()
-            return tree[2:] if tree[0] == "seq" and tree[1] == "()" else (tree,)
-        if name == "sqrt" or self.kind == "{":
+            return tree[2:] if tree[:2] == ("seq", "()") else (tree,)
+        if name == "sqrt" or self.see("{"):
             return (self.atom(),)
         factors = [self.signed()]
-        while self.starts_factor() and self.kind != "fn":
+        while self.starts_factor() and not self.see("fn"):
             factors.append(self.power())
         return (times(factors),)
+
+
+def fail(why: str):
+    raise Unparsable(why)
 
 
 def times(factors: list) -> tuple:
     return ("*", *factors) if len(factors) > 1 else factors[0]
 
 
+def prefixed(token: tuple, tree: tuple) -> tuple:
+    return tree if token[0] == "+" else (NAMES.get(token[0], token[0]), tree)
+
+
 def applied(name: str, arguments: tuple) -> tuple:
     """A function of its arguments, with roots and logarithms of a base spelled out."""
     if name in ("sqrt", "cbrt"):
-        arguments, name = (*arguments, ("num", Fraction(2 if name == "sqrt" else 3), 0)), "root"
-    if name in ("ln", "lg") and (len(arguments) == 2 or name == "lg"):
-        return ("/", ("ln", arguments[0]), ("ln", arguments[1] if len(arguments) == 2 else ("num", Fraction(10), 0)))
-    if len(arguments) != {"root": 2, "binom": 2}.get(name, len(arguments) if name in ("max", "min") else 1):
-        raise Unparsable(name)
+        return applied("root", (*arguments, num(2 if name == "sqrt" else 3)))
+    if name == "lg" or name == "ln" and len(arguments) == 2:
+        return ("/", ("ln", arguments[0]), ("ln", *(arguments[1:] or [num(10)])))
+    if name not in ("max", "min") and len(arguments) != (2 if name in ("root", "binom") else 1):
+        fail(name)
     return (name, *arguments)
 
 
 def unit_name(word: str) -> str:
     word = word.lower()
-    return UNIT_NAMES.get(word) or UNIT_NAMES.get(word.removesuffix("s")) or word.removesuffix("s")
+    return UNIT_NAMES.get(word) or UNIT_NAMES.get(word.removesuffix("s")) or word.removesuffix("s") or word
 
 
 def with_unit(tree: tuple, words: list) -> tuple:
     """The value with its unit's name: square cm is cm^2. Degrees and percent have nodes of their own."""
-    names = [word if word.isdigit() or len(word) == 1 else unit_name(word) for word in words]
+    names = [UNIT_LETTERS.get(word, word) if len(word) == 1 else unit_name(word) for word in words]
     if not names or names == ["unit"]:
         return tree
+    if len(names) > 7 or "not" in names:
+        fail("no unit")
     if names[0] in ("square", "cubic"):
         names = [*names[1:], "^", "2" if names[0] == "square" else "3"]
     if names in (["degree"], ["percent"]):
-        return ({"degree": "deg", "percent": "pct"}[names[0]], tree)
+        return ("deg" if names == ["degree"] else "pct", tree)
     return ("unit", tree, " ".join("/" if name == "per" else name for name in names))
 
 
@@ -511,49 +489,47 @@ def parse(text: str) -> tuple:
 
 # Comparing trees -------------------------------------------------------------------------------------------------------------------------
 def same(p: tuple, g: tuple) -> bool:
-    """Whether two trees are one answer: the first rule that knows their kinds decides."""
+    """Whether two trees are one answer: the first rule that knows their kinds decides, and says None where it does not."""
     if p == g:
         return True
-    for rule in (by_unit, by_name, by_items, by_parts, by_real_set, by_relation):
-        verdict = rule(p, g)
-        if verdict is not None:
-            return verdict
-    return by_value(p, g)
+    verdicts = (rule(p, g) for rule in (by_unit, by_name, by_real_set, by_items, by_parts, by_relation, by_value))
+    return next(verdict for verdict in verdicts if verdict is not None)
+
+
+def either(p, g, kind: str):
+    """(the one of this kind, the other) if just one is."""
+    return ((p, g) if p[0] == kind else (g, p)) if (p[0] == kind) != (g[0] == kind) else (None, None)
 
 
 def by_unit(p, g):
-    """Units that only one side has are ignored. A percentage is a share; against a bare number it may also be the number of percent."""
-    if p[0] == "unit" or g[0] == "unit":
-        units = [tree[2] if tree[0] == "unit" else "degree" if tree[0] == "deg" else None for tree in (p, g)]
-        inner = [tree[1] if tree[0] in ("unit", "deg") else tree for tree in (p, g)]
-        return (None in units or units[0] == units[1]) and same(*inner)
-    if (p[0] == "deg") != (g[0] == "deg"):
-        degrees, other = (p, g) if p[0] == "deg" else (g, p)
-        return same(degrees[1], other) or by_value(degrees, other)
-    if (p[0] == "pct") != (g[0] == "pct"):
-        percent, other = (p, g) if p[0] == "pct" else (g, p)
-        return by_value(percent, other) or same(percent[1], other)
+    """Units that only one side has are ignored. A percentage is a share; against a bare number above 1 it may also be the number of percent."""
+    if "unit" in (p[0], g[0]):
+        units = [{"unit": tree[-1], "deg": "degree"}.get(tree[0]) for tree in (p, g)]
+        return (None in units or units[0] == units[1]) and same(*(tree[1] if unit else tree for tree, unit in zip((p, g), units)))
+    angle, other = either(p, g, "deg")
+    if angle:
+        return same(angle[1], other) or by_value(angle, other)
+    percent, other = either(p, g, "pct")
+    if percent:
+        return by_value(percent, other) or (percent is g or (exact(other) or 0) > 1) and same(percent[1], other)
 
 
 def by_name(p, g):
     """x = 3 is 3, and f(x) = 2x + 1 is 2x + 1; where both have a name it is the same one, or they are relations."""
     (p_name, p_value), (g_name, g_value) = named(p), named(g)
-    if p_name is None and g_name is None:
-        return None
-    if p_name is None or g_name is None:
-        other = p if p_name is None else g
-        return None if other[0] == "rel" else same(p_value, g_value)
-    return True if p_name == g_name and same(p_value, g_value) else None
+    if p_name and g_name:
+        return True if p_name == g_name and same(p_value, g_value) else None
+    if (p_name or g_name) and "rel" not in (p_value[0], g_value[0]):
+        return same(p_value, g_value)
 
 
 def named(tree):
     """(name, value) of name = value, value = name, name in value, and name = value = value again; (None, tree) of anything else."""
     if tree[0] != "rel" or set(tree[1]) - {"=", "in"}:
         return None, tree
-    sides = tree[2:] if is_name(tree[2]) or tree[1] != ("=",) else tree[:1:-1]
-    if not is_name(sides[0]) or any(is_name(side) and side[0] != "sym" for side in sides[1:]):
-        return None, tree
-    return (sides[0], sides[-1]) if all(same(a, b) for a, b in itertools.pairwise(sides[1:])) else (None, tree)
+    name, *values = tree[2:] if is_name(tree[2]) or tree[1] != ("=",) else tree[:1:-1]
+    fits = is_name(name) and (len(values) == 1 or all(same(a, b) for a, b in itertools.pairwise(values)))
+    return (name, values[-1]) if fits else (None, tree)
 
 
 def is_name(tree) -> bool:
@@ -564,111 +540,105 @@ def is_name(tree) -> bool:
 
 
 def by_items(p, g):
-    """Lists, sets and \\pm: as many, each equal to one of the other; ordered only where one side gives names and the other none."""
+    """Lists, sets and \\pm: as many, each equal to one of the other. Ordered where only one side has brackets or names."""
     p_items, g_items = items(p), items(g)
-    if len(p_items) == len(g_items) == 1 and p[0] != "set" and g[0] != "set":
+    if len(p_items) == len(g_items) == 1 and "set" not in (p[0], g[0]):
         return None
-    p_names, g_names = ({named(item)[0] for item in side} for side in (p_items, g_items))
-    p_values, g_values = ([named(item)[1] for item in side] for side in (p_items, g_items))
-    for names, values, other in ((p_names, p_values, g), (g_names, g_values, p)):
-        if None not in names and len(names) == len(values) > 1 and other[0] in ("list", "seq") and named(other[-1])[0] is None:
-            return len(values) == len(parts(other)) and all(map(same, values, parts(other)))
-    if {p[0], g[0]} == {"seq", "list"}:
-        return "()" in p + g and len(p) == len(g) + (1 if p[0] == "seq" else -1) and all(map(same, parts(p), parts(g)))
-    if None not in (*p_names, *g_names) and p_names == g_names and len(p_names) == 1 or len(p_names | g_names) <= 2 and None in p_names | g_names:
-        p_items, g_items = p_values, g_values
-    return match_all(p_items, g_items, unique="set" in (p[0], g[0]))
+    names, values = zip(*(zip(*map(named, side)) if side else ((), ()) for side in (p_items, g_items)))
+    if {p[0], g[0]} == {"seq", "list"} and "()" in p + g and all_same(inside(p), inside(g)):
+        return True
+    for mine, other in ((0, 1), (1, 0)):
+        if None not in names[mine] and len(set(names[mine])) > 1 and not any(names[other]):
+            return all_same(values[mine], inside((p, g)[other]))
+    unnamed = len({*names[0], *names[1]} - {None}) == 1
+    return matched(*(values if unnamed else (p_items, g_items)), unique="set" in (p[0], g[0]))
 
 
-def parts(tree) -> tuple:
-    return tree[2:] if tree[0] == "seq" else tree[1:]
+def inside(tree) -> tuple:
+    """What stands between commas."""
+    return tree[2:] if tree[0] == "seq" else tree[1:] if tree[0] in ("list", "set") else (tree,)
 
 
 def items(tree) -> list:
     """What a list, a set or an expression with \\pm stands for."""
     if tree[0] in ("list", "set"):
-        return [item for part in tree[1:] for item in items(part)]
+        return [item for part in tree[1:] for item in ([part] if part[0] == "set" else items(part))]
     return signed_versions(tree)
 
 
 def signed_versions(tree) -> list:
     """All readings of the \\pm in a tree: independent of each other, but opposite to \\mp where there is one."""
     n, tied = count(tree, "pm"), count(tree, "mp") > 0
-    if n == 0 and not tied:
-        return [tree]
     if n > 4:
-        raise Unparsable("too many signs")
-    choices = [(False,) * 99, (True,) * 99] if tied else list(itertools.product((False, True), repeat=n))
+        fail("too many signs")
+    choices = [(minus,) * 99 for minus in (False, True)] if tied else itertools.product((False, True), repeat=n)
     return list(dict.fromkeys(with_signs(tree, iter(choice)) for choice in choices))
 
 
 def with_signs(tree, minus):
     if tree[0] in ("pm", "mp"):
-        negative = next(minus) != (tree[0] == "mp")
-        inner = with_signs(tree[1], minus)
-        return ("neg", inner) if negative else inner
-    return tuple(with_signs(part, minus) if isinstance(part, tuple) and part and isinstance(part[0], str) else part for part in tree)
+        sign, inner = next(minus, None), with_signs(tree[1], minus)
+        return ("neg", inner) if sign != (tree[0] == "mp") else inner
+    return tuple(with_signs(part, minus) if isinstance(part, tuple) and part else part for part in tree)
 
 
 def count(tree, kind: str | None = None) -> int:
     """Nodes of a kind, or of any."""
-    here = kind is None or tree[:1] == (kind,)
-    return here + sum(count(part, kind) for part in tree if isinstance(part, tuple))
+    return (kind is None or tree[:1] == (kind,)) + sum(count(part, kind) for part in tree if isinstance(part, tuple))
 
 
-def match_all(left: list, right: list, unique: bool = False) -> bool:
+def all_same(left, right) -> bool:
+    return len(left) == len(right) and all(map(same, left, right))
+
+
+def matched(left, right, unique: bool) -> bool:
     """Whether the two are equal in some order; as sets if `unique`."""
     if unique:
         left, right = (functools.reduce(lambda kept, item: kept if any(same(item, k) for k in kept) else [*kept, item], side, []) for side in (left, right))
-    if len(left) != len(right):
-        return False
     rest = list(right)
-    for item in left:
+    for item in left if len(left) == len(right) else ():
         partner = next((i for i, other in enumerate(rest) if same(item, other)), None)
         if partner is None:
             return False
         del rest[partner]
-    return True
+    return len(left) == len(right)
 
 
 def by_parts(p, g):
     """Tuples and intervals with two ends, ratios, matrices, columns, digits in a base."""
     if p[0] == g[0] == "seq":
-        plain = p[1] == g[1] and len(p) == len(g) and all(map(same, p[2:], g[2:]))
-        return plain
+        return p[1] == g[1] and all_same(p[2:], g[2:])
     if p[0] == g[0] == "ratio":
-        return len(p) == len(g) and (all(map(same, p[1:], g[1:])) or proportional(p, g))
+        return all_same(p[1:], g[1:]) or proportional(p, g)
     if p[0] == g[0] == "matrix":
-        return [len(row) for row in p[1:]] == [len(row) for row in g[1:]] and all(all(map(same, *rows)) for rows in zip(p[1:], g[1:]))
-    for a, b in ((p, g), (g, p)):
-        if a[0] == "matrix" and b[0] == "seq":
-            column = [row[0] for row in a[1:]] if all(len(row) == 1 for row in a[1:]) else a[1] if len(a) == 2 else []
-            return b[1] == "()" and len(column) == len(b) - 2 and all(map(same, column, b[2:]))
+        return len(p) == len(g) and all(map(all_same, p[1:], g[1:]))
+    matrix, other = either(p, g, "matrix")
+    if matrix and other[0] == "seq":
+        column = [row[0] for row in matrix[1:]] if all(len(row) == 1 for row in matrix[1:]) else matrix[1] if len(matrix) == 2 else []
+        return other[1] == "()" and all_same(column, other[2:])
     if "base" in (p[0], g[0]):
-        return g[0] == "base" and (p[1:] == g[1:] if p[0] == "base" else p[:1] == ("num",) and p[1] == g[1])
+        return p[1:] == g[1:] if p[0] == g[0] else p[0] == "num" and p[1] == g[1]
 
 
 def proportional(p, g) -> bool:
     """2:4 is 1:2; but 3:30, where it may be a time, is 3:30 alone."""
     values = [[exact(part) for part in tree[1:]] for tree in (p, g)]
-    if not all(all(row) for row in values) or all(10 <= row[-1] < 60 and row[0] <= 24 for row in values):
+    if len(p) != len(g) or not all(all(row) for row in values) or all(10 <= row[-1] < 60 and row[0] <= 24 for row in values):
         return False
     return len({a / b for a, b in zip(*values)}) == 1
 
 
-# Sets of real numbers: pieces (low, high, low included, high included) ---------------------------------------------------------------------
-MINUS_OO, OO = ("neg", ("const", "oo")), ("const", "oo")
+# Sets of real numbers: pieces (low, high, low included, high included) -------------------------------------------------------------------
+MINUS_OO, OO, REALS = ("neg", ("const", "oo")), ("const", "oo"), ("sym", "set R")
 
 
 def by_real_set(p, g):
     """Intervals, unions, points and inequalities in one unknown describe sets of real numbers."""
-    kinds = ("cup", "minus", "rel")
-    if not any(tree[0] in kinds or tree == ("sym", "set R") for tree in (p, g)):
-        return None
-    left, right = pieces(p), pieces(g)
+    described = [tree[0] in ("cup", "minus", "rel", "list") or tree == REALS for tree in (p, g)]
+    left, right = (pieces(p), pieces(g)) if any(described) else (None, None)
     if left is None or right is None:
         return None
-    if {p[0], g[0]} <= {"rel"} and unknowns(p) != unknowns(g):
+    if len({frozenset(unknowns(tree)) - {"set R"} for tree in (p, g)} - {frozenset()}) > 1:
         return False
     left, right = merged(left), merged(right)
     return len(left) == len(right) and all(a[2:] == b[2:] and same(a[0], b[0]) and same(a[1], b[1]) for a, b in zip(left, right))
@@ -677,31 +647,40 @@ def by_real_set(p, g):
 def pieces(tree):
     """The pieces of a set, or None of a tree that is none."""
     kind = tree[0]
-    if tree == ("sym", "set R"):
+    if tree == REALS:
         return [(MINUS_OO, OO, False, False)]
-    if kind == "seq" and len(tree) == 4 and position(tree[2]) is not None and position(tree[3]) is not None:
-        return [(tree[2], tree[3], tree[1][0] == "[", tree[1][1] == "]")] if position(tree[2]) < position(tree[3]) else None
+    if kind == "seq" and len(tree) == 4:
+        low, high = position(tree[2]), position(tree[3])
+        return [(tree[2], tree[3], tree[1][0] == "[", tree[1][1] == "]")] if None not in (low, high) and low < high else None
     if kind == "set":
         return None if any(position(point) is None for point in tree[1:]) else [(point, point, True, True) for point in tree[1:]]
-    if kind == "cup":
-        left, right = pieces(tree[1]), pieces(tree[2])
-        return None if left is None or right is None else left + right
-    if kind == "minus" and tree[2][0] == "set":
-        points, left = pieces(tree[2]), pieces(tree[1])
-        return None if points is None or left is None else without(left, points)
-    return relation_pieces(tree) if kind == "rel" else None
+    if kind == "rel":
+        return relation_pieces(tree[1], tree[2:])
+    if kind in ("cup", "minus", "list"):
+        parts = [pieces(part) for part in tree[1:]]
+        return None if None in parts or kind == "list" and not alternatives(tree, parts) else without(*parts) if kind == "minus" else sum(parts, [])
+    return None
+
+
+def alternatives(tree, parts) -> bool:
+    """Whether a list of inequalities says "or": they are apart. x > 1, x < 3 may mean both."""
+    return all(part[0] == "rel" for part in tree[1:]) and len(unknowns(tree)) == 1 and len(merged(sum(parts, []))) == sum(map(len, parts))
 
 
 def without(kept, points):
-    for point, *_ in points:
-        inside = lambda piece: position(piece[0]) < position(point) < position(piece[1])
-        kept = [cut for piece in kept for cut in ([(piece[0], point, piece[2], False), (point, piece[1], False, piece[3])] if inside(piece) else [piece])]
+    """Pieces cut at single points."""
+    for point, other, *_ in points:
+        if point != other:
+            fail("only points can be left out")
+        at = position(point)
+        kept = [cut for low, high, *ends in kept for cut in (
+            [(low, point, ends[0], False), (point, high, False, ends[1])] if position(low) < at < position(high)
+            else [(low, high, ends[0] and position(low) != at, ends[1] and position(high) != at)])]  # fmt: skip
     return kept
 
 
-def relation_pieces(tree):
-    """a < x <= b, x > a, x != a, and the same written backwards."""
-    signs, sides = tree[1], tree[2:]
+def relation_pieces(signs, sides):
+    """Of a < x <= b, x > a, x != a, x = a, x in S, and the same written backwards."""
     if signs == ("in",):
         return pieces(sides[1]) if is_name(sides[0]) else None
     if set(signs) <= {">", ">="}:
@@ -709,25 +688,24 @@ def relation_pieces(tree):
     ends = [side for side in sides if side[0] != "sym"]
     if len(ends) != len(sides) - 1 or any(position(end) is None for end in ends):
         return None
-    if signs == ("!=",):
-        return [(MINUS_OO, ends[0], False, False), (ends[0], OO, False, False)]
-    if not set(signs) <= {"<", "<="}:
+    if signs in (("!=",), ("=",)):
+        return [(ends[0], ends[0], True, True)] if signs == ("=",) else [(MINUS_OO, ends[0], False, False), (ends[0], OO, False, False)]
+    if not set(signs) <= {"<", "<="} or len(sides) == 3 and (sides[1][0] != "sym" or position(ends[0]) >= position(ends[1])):
         return None
-    if len(sides) == 2:
-        return [(MINUS_OO, ends[0], False, signs[0] == "<=")] if sides[0][0] == "sym" else [(ends[0], OO, signs[0] == "<=", False)]
-    between = len(sides) == 3 and sides[1][0] == "sym" and position(ends[0]) < position(ends[1])
-    return [(*ends, signs[0] == "<=", signs[1] == "<=")] if between else None
+    low, high = ([MINUS_OO, False], [OO, False])
+    for sign, left, right in zip(signs, sides, sides[1:]):
+        low, high = ([left, sign == "<="], high) if right[0] == "sym" else (low, [right, sign == "<="])
+    return [(low[0], high[0], low[1], high[1])]
 
 
-def merged(parts_of_set) -> list:
+def merged(pieces_of_set) -> list:
     """Pieces from left to right; those that overlap or touch are one."""
     done = []
-    for piece in sorted(parts_of_set, key=lambda piece: (position(piece[0]), not piece[2])):
-        low, high, closed, end = piece
-        if done and (position(low) < position(done[-1][1]) or position(low) == position(done[-1][1]) and (closed or done[-1][3])):
-            last = done.pop()
-            high, end = max((last[1], last[3]), (high, end), key=lambda bound: (position(bound[0]), bound[1]))
-            low, closed = last[0], last[2]
+    for low, high, closed, end in sorted(pieces_of_set, key=lambda piece: (position(piece[0]), not piece[2])):
+        if done and (position(low), not (closed or done[-1][3])) <= (position(done[-1][1]), False):
+            first, last, closed_first, closed_last = done.pop()
+            high, end = max((last, closed_last), (high, end), key=lambda bound: (position(bound[0]), bound[1]))
+            low, closed = first, closed_first
         done.append((low, high, closed, end))
     return done
 
@@ -736,18 +714,14 @@ def position(tree) -> float | None:
     """Where a constant lies on the real line, to the digits of a float; None if it does not."""
     if tree in (OO, MINUS_OO):
         return math.inf if tree == OO else -math.inf
-    if unknowns(tree):
-        return None
-    try:
-        real, imaginary = value(tree, {}, PRECISION)
-    except Undefined:
-        return None
-    return operations().libmp.to_float(real) if imaginary == operations().libmp.fzero else None
+    with suppress(Undefined, OverflowError):
+        real, imaginary = (Undefined, None) if unknowns(tree) else value(tree, {}, PRECISION)
+        return operations().libmp.to_float(real) if imaginary == operations().libmp.fzero else None
 
 
 # Equations and inequalities --------------------------------------------------------------------------------------------------------------
 def by_relation(p, g):
-    """Every relation of a chain has its equal in the other: the sides' differences are in a constant ratio, positive if there is a direction."""
+    """Every relation of a chain has its equal in the other."""
     if p[0] != "rel" or g[0] != "rel":
         return False if "rel" in (p[0], g[0]) else None
     left, right = ([(sign, *pair) for sign, pair in zip(tree[1], itertools.pairwise(tree[2:]))] for tree in (p, g))
@@ -755,23 +729,17 @@ def by_relation(p, g):
 
 
 def one_relation(a, b) -> bool:
-    if "in" in (a[0], b[0]):
-        return a == b
+    """The differences of their sides are in a constant ratio, positive if there is a direction."""
     a, b = ((sign.replace(">", "<"), right, left) if ">" in sign else (sign, left, right) for sign, left, right in (a, b))
-    if a[0] != b[0]:
-        return False
-    first, second = ("+", a[1], ("neg", a[2])), ("+", b[1], ("neg", b[2]))
-    return unknowns(first) == unknowns(second) != frozenset() and constant_ratio(first, second, positive="<" in a[0])
-
-
-def constant_ratio(first, second, positive: bool) -> bool:
-    """Whether first / second is the same number wherever both are defined."""
-    m, ratios = operations().libmp, []
-    for at in points(first, second):
-        with suppress(Undefined, ZeroDivisionError):
-            ratios.append(m.mpc_div(value(first, at, PRECISION), value(second, at, PRECISION), PRECISION, "n"))
-    same_ratio = ratios and all(size(m.mpc_sub(ratio, ratios[0], PRECISION, "n")) < size(ratios[0]) - 100 for ratio in ratios)
-    return bool(same_ratio) and size(ratios[0]) > -(10**20) and (not positive or ratios[0][0][0] == 0)
+    first, second = (("+", left, ("neg", right)) for _, left, right in (a, b))
+    if a[0] != b[0] or a[0] == "in" or not unknowns(first) or unknowns(first) != unknowns(second):
+        return a == b
+    m = operations().libmp
+    with suppress(ZeroDivisionError):
+        ratios = [m.mpc_div(x, y, PRECISION, "n") for x, y, _ in values(first, second)]
+        steady = all(size(m.mpc_sub(ratio, ratios[0], PRECISION, "n")) < size(ratios[0]) - 100 for ratio in ratios)
+        return bool(ratios) and steady and (a[0] in ("=", "!=") or ratios[0][0][0] == 0)
+    return False
 
 
 # Values ----------------------------------------------------------------------------------------------------------------------------------
@@ -786,13 +754,8 @@ def by_value(p, g) -> bool:
     a, b = exact(p), exact(g)
     if a is not None and b is not None:
         return a == b or not terminates(b) and six_digits(p, a, b) or not terminates(a) and six_digits(g, b, a)
-    compared = False
-    for at in points(p, g):
-        verdict = equal_at(p, g, at)
-        if verdict is False:
-            return False
-        compared = compared or verdict
-    return bool(compared)
+    verdicts = [agree(p, g, *found) for found in values(p, g)]
+    return bool(verdicts) and all(verdicts)
 
 
 def six_digits(tree, a: Fraction, b: Fraction) -> bool:
@@ -810,131 +773,35 @@ def terminates(a: Fraction) -> bool:
 
 def digits(tree) -> int:
     """Significant digits of the longest decimal in a tree; 0 without any."""
-    if tree[0] == "num":
-        return tree[2]
-    return max((digits(part) for part in tree if isinstance(part, tuple)), default=0)
+    return tree[2] if tree[0] == "num" else max((digits(part) for part in tree if isinstance(part, tuple) and part), default=0)
 
 
-@functools.lru_cache(maxsize=512)
-def unknowns(tree) -> frozenset:
-    if tree[0] == "sym":
-        return frozenset((tree[1],))
-    return frozenset().union(*(unknowns(part) for part in tree if isinstance(part, tuple)))
+def unknowns(tree) -> set:
+    return {tree[1]} if tree[:1] == ("sym",) else set().union(*(unknowns(part) for part in tree if isinstance(part, tuple)))
 
 
-def points(p, g):
-    """Three points of positive numbers, then three of any sign, where roots and logarithms may be undefined: {unknown: Fraction}."""
+def values(p, g):
+    """(value of p, value of g, where) at three points of positive numbers, then at three of any sign if both are real there: with negative
+    numbers a root or a logarithm has several complex values. Points where one is undefined are left out."""
     names, draw = sorted(unknowns(p)), random.Random(repr(g))
     for k in range(6 if names else 1):
-        yield {name: Fraction(draw.randrange(200, 3000), 1000) * (draw.choice((-1, 1)) if k > 2 else 1) for name in names}
+        at = {name: Fraction(draw.randrange(200, 3000), 1000) * (draw.choice((-1, 1)) if k > 2 else 1) for name in names}
+        with suppress(Undefined):
+            a, b = value(p, at, PRECISION), value(g, at, PRECISION)
+            if k < 3 or a[1] == b[1] == operations().libmp.fzero:
+                yield a, b, at
 
 
-def exact(tree) -> Fraction | None:
-    """The value of a rational expression; None of any other."""
-    kind = tree[0]
-    if kind == "num":
-        return tree[1]
-    if kind not in EXACT:
-        return None
-    arguments = [exact(part) for part in tree[1:]]
-    try:
-        return None if None in arguments else EXACT[kind](*arguments)
-    except ZeroDivisionError:
-        return None
-
-
-def exact_power(a: Fraction, n: Fraction):
-    size = max(a.numerator.bit_length(), a.denominator.bit_length())
-    return a**n.numerator if n.denominator == 1 and size * abs(n) < 4 * SLOW_BITS else None
-
-
-def exact_factorial(n: Fraction):
-    return Fraction(math.factorial(n.numerator)) if n.denominator == 1 and 0 <= n < 3000 else None
-
-
-def exact_binomial(n: Fraction, k: Fraction):
-    return Fraction(math.comb(n.numerator, k.numerator)) if n.denominator == k.denominator == 1 and 0 <= k and 0 <= n < 3000 else None
-
-
-EXACT = {
-    "+": lambda *terms: sum(terms), "*": lambda *factors: math.prod(factors), "/": lambda a, b: a / b, "neg": lambda a: -a, "^": exact_power, "abs": abs,
-    "!": exact_factorial, "binom": exact_binomial, "pct": lambda a: a / 100, "floor": lambda a: Fraction(math.floor(a)), "ceil": lambda a: Fraction(math.ceil(a)),
-    "max": lambda *values: max(values), "min": lambda *values: min(values),
-}  # fmt: skip
-
-
-@functools.cache
-def operations():
-    """mpmath's functions on pairs (real, imaginary) at a given precision. They keep no state, so any thread may use them."""
-    from mpmath import libmp as m
-
-    real = lambda f: lambda z, prec: (f(z[0], prec, "n"), m.fzero) if z[1] == m.fzero else undefined()
-    over = lambda f: lambda z, prec: m.mpc_div(m.mpc_one, f(z, prec + 10), prec, "n")
-    table = {name: lambda z, prec, f=getattr(m, f"mpc_{name}"): f(z, prec, "n") for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp")}
-    table |= {f"arc{name}": lambda z, prec, f=getattr(m, f"mpc_a{name}"): f(z, prec, "n") for name in ("sin", "cos", "tan")}
-    table |= {"sec": over(table["cos"]), "csc": over(table["sin"]), "cot": over(table["tan"]), "ln": lambda z, prec: m.mpc_log(z, prec, "n")}
-    table |= {"neg": lambda z, prec: m.mpc_neg(z, prec, "n"), "abs": lambda z, prec: (m.mpc_abs(z, prec, "n"), m.fzero)}
-    table |= {"floor": real(m.mpf_floor), "ceil": real(m.mpf_ceil), "!": lambda z, prec: m.mpc_factorial(z, prec, "n")}
-    table |= {"deg": lambda z, prec: m.mpc_mul_mpf(z, m.mpf_div(m.mpf_pi(prec + 10), m.from_int(180), prec + 10), prec, "n")}
-    table |= {"pct": lambda z, prec: m.mpc_mul_mpf(z, m.from_rational(1, 100, prec), prec, "n")}
-    constants = {"pi": lambda prec: (m.mpf_pi(prec), m.fzero), "e": lambda prec: (m.mpf_e(prec), m.fzero), "i": lambda prec: (m.fzero, m.fone)}
-    return SimpleNamespace(libmp=m, functions=table, constants=constants)
-
-
-def undefined():
-    raise Undefined
-
-
-def value(tree, at: dict, prec: int):
-    """The value, an mpmath pair (real, imaginary), with the unknowns `at` these places."""
-    kind, ops = tree[0], operations()
-    m = ops.libmp
-    if kind in ("num", "sym"):
-        x = tree[1] if kind == "num" else at[tree[1]]
-        return m.from_rational(x.numerator, x.denominator, prec, "n"), m.fzero
-    if kind == "const" and tree[1] in ops.constants:
-        return ops.constants[tree[1]](prec)
-    if kind not in ops.functions and kind not in ("+", "*", "/", "^", "root", "binom"):
-        raise Undefined(kind)
-    arguments = [value(part, at, prec) for part in tree[1:]]
-    try:
-        result = ops.functions[kind](*arguments, prec) if kind in ops.functions else combined(kind, arguments, prec, m)
-    except (ZeroDivisionError, ValueError):  # 1/0, ln 0, (-1)!
-        raise Undefined from None
-    if any(part[1] == 0 and part[2] != 0 for part in result):  # an infinity, or not a number
-        raise Undefined
-    return result
-
-
-def combined(kind: str, arguments: list, prec: int, m):
-    if kind in ("+", "*"):
-        return functools.reduce(lambda a, b: (m.mpc_add if kind == "+" else m.mpc_mul)(a, b, prec, "n"), arguments)
-    first, second = arguments
-    if kind == "binom":
-        below = m.mpc_mul(m.mpc_factorial(second, prec, "n"), m.mpc_factorial(m.mpc_sub(first, second, prec, "n"), prec, "n"), prec, "n")
-        return m.mpc_div(m.mpc_factorial(first, prec, "n"), below, prec, "n")
-    if kind == "root":
-        odd_real = first[0][0] and first[1] == second[1] == m.fzero and second[0][2] == 0 and second[0][1] & 1  # the real root of a negative number
-        root = m.mpc_pow((m.mpf_abs(first[0]), m.fzero) if odd_real else first, m.mpc_div(m.mpc_one, second, prec + 10, "n"), prec, "n")
-        return m.mpc_neg(root) if odd_real else root
-    return (m.mpc_div if kind == "/" else m.mpc_pow)(first, second, prec, "n")
-
-
-def equal_at(p, g, at: dict) -> bool | None:
-    """Whether two expressions agree at a point; None where they cannot be compared: undefined, or not real at a point with negative numbers."""
-    try:
-        a, b = value(p, at, PRECISION), value(g, at, PRECISION)
-    except Undefined:
-        return None
-    m = operations().libmp
-    real = a[1] == b[1] == m.fzero
-    if not real and min(at.values(), default=1) < 0:
-        return None
+def agree(p, g, a, b, at: dict) -> bool:
+    """Whether the values a and b of p and g are one number: to 30 digits, or to six if one has decimals of six digits."""
+    m, largest = operations().libmp, max(size(a), size(b))
     difference = size(m.mpc_sub(a, b, PRECISION, "n"))
-    if max(digits(p), digits(g)) >= 6:
-        fractions = [Fraction(*m.to_rational(z[0])) for z in (a, b)]
-        return difference < max(size(a), size(b)) - 18 if at or not real else six_digits(p, *fractions) or six_digits(g, *fractions[::-1])
-    return difference < max(size(a), size(b)) - 100 or difference < -50 and vanishes(("+", p, ("neg", g)), at)
+    if max(digits(p), digits(g)) < 6:
+        return difference < largest - 100 or difference < -50 and vanishes(("+", p, ("neg", g)), at)
+    if at or not a[1] == b[1] == m.fzero:
+        return difference < largest - 18
+    x, y = (Fraction(*m.to_rational(z[0])) for z in (a, b))
+    return six_digits(p, x, y) or six_digits(g, y, x)
 
 
 def size(z) -> int:
@@ -947,8 +814,90 @@ def vanishes(tree, at: dict) -> bool:
     return size(value(tree, at, 3 * PRECISION)) < size(value(tree, at, PRECISION)) - PRECISION
 
 
+def exact(tree) -> Fraction | None:
+    """The value of a rational expression; None of any other."""
+    if tree[0] == "num" or tree[0] not in EXACT:
+        return tree[1] if tree[0] == "num" else None
+    arguments = [exact(part) for part in tree[1:]]
+    try:
+        return None if None in arguments else EXACT[tree[0]](*arguments)
+    except ZeroDivisionError:
+        return None
+
+
+def exact_power(a: Fraction, n: Fraction):
+    digits_of_a = max(a.numerator.bit_length(), a.denominator.bit_length())
+    return a**n.numerator if n.denominator == 1 and digits_of_a * abs(n) < 4 * SLOW_BITS else None
+
+
+def exact_counting(function):
+    """A function of whole numbers, not too large; None of others."""
+    return lambda *counts: Fraction(function(*map(int, counts))) if all(n.denominator == 1 and 0 <= n < 3000 for n in counts) else None
+
+
+EXACT = {
+    "+": lambda *terms: sum(terms), "*": lambda *factors: math.prod(factors), "/": lambda a, b: a / b, "neg": lambda a: -a, "^": exact_power, "abs": abs,
+    "!": exact_counting(math.factorial), "binom": exact_counting(math.comb), "pct": lambda a: a / 100, "floor": lambda a: Fraction(math.floor(a)),
+    "ceil": lambda a: Fraction(math.ceil(a)), "max": lambda *several: max(several), "min": lambda *several: min(several),
+}  # fmt: skip
+
+
+@functools.cache
+def operations():
+    """mpmath's functions of pairs (real, imaginary) and a precision. They keep no state, so any thread may use them."""
+    from mpmath import libmp as m
+
+    def real(function):
+        return lambda z, prec: (function(z[0], prec, "n"), m.fzero if z[1] == m.fzero else m.fnan)
+
+    def named_so(name):
+        return lambda *z: getattr(m, f"mpc_{name}")(*z, "n")
+
+    def inverse(name):
+        return lambda z, prec: m.mpc_div(m.mpc_one, getattr(m, f"mpc_{name}")(z, prec + 10), prec, "n")
+
+    def binomial(n, k, prec):
+        factorial = lambda z: m.mpc_factorial(z, prec + 10, "n")
+        return m.mpc_div(factorial(n), m.mpc_mul(factorial(k), factorial(m.mpc_sub(n, k, prec)), prec + 10), prec, "n")
+
+    def root(z, n, prec):
+        """The real root of a negative number if n is odd."""
+        odd = z[0][0] and z[1] == n[1] == m.fzero and n[0][2] == 0 and n[0][1] & 1
+        found = m.mpc_pow(m.mpc_neg(z) if odd else z, m.mpc_div(m.mpc_one, n, prec + 10), prec, "n")
+        return m.mpc_neg(found) if odd else found
+
+    many = lambda name: lambda *z: functools.reduce(lambda a, b: getattr(m, f"mpc_{name}")(a, b, z[-1], "n"), z[:-1])
+    turn = lambda z, prec: m.mpc_mul_mpf(z, m.mpf_div(m.mpf_pi(prec + 10), m.from_int(180), prec + 10), prec, "n")
+    functions = {name: named_so(name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "neg")}
+    functions |= {f"arc{name}": named_so(f"a{name}") for name in ("sin", "cos", "tan")} | {"ln": named_so("log"), "!": named_so("factorial")}
+    functions |= {"sec": inverse("cos"), "csc": inverse("sin"), "cot": inverse("tan"), "floor": real(m.mpf_floor), "ceil": real(m.mpf_ceil)}
+    functions |= {"+": many("add"), "*": many("mul"), "/": named_so("div"), "^": named_so("pow"), "root": root, "binom": binomial, "deg": turn}
+    functions |= {"abs": lambda z, prec: (m.mpc_abs(z, prec, "n"), m.fzero), "pct": lambda z, prec: m.mpc_div(z, (m.from_int(100), m.fzero), prec, "n")}
+    constants = {"pi": lambda prec: (m.mpf_pi(prec), m.fzero), "e": lambda prec: (m.mpf_e(prec), m.fzero), "i": lambda prec: (m.fzero, m.fone)}
+    return SimpleNamespace(libmp=m, functions=functions, constants=constants)
+
+
+def value(tree, at: dict, prec: int):
+    """The value, an mpmath pair (real, imaginary), with the unknowns `at` these places."""
+    kind, ops = tree[0], operations()
+    if kind in ("num", "sym"):
+        x = tree[1] if kind == "num" else at[tree[1]]
+        return ops.libmp.from_rational(x.numerator, x.denominator, prec, "n"), ops.libmp.fzero
+    if kind == "const" and tree[1] in ops.constants:
+        return ops.constants[tree[1]](prec)
+    if kind not in ops.functions:
+        raise Undefined(kind)
+    try:
+        result = ops.functions[kind](*(value(part, at, prec) for part in tree[1:]), prec)
+    except (ZeroDivisionError, ValueError):  # 1/0, ln 0, (-1)!
+        raise Undefined(kind) from None
+    if any(part[1] == 0 and part[2] != 0 for part in result):
+        raise Undefined("infinite, or not a number")
+    return result
+
+
 # The verdict, and the process that may be killed -----------------------------------------------------------------------------------------
-NUMBER = re.compile(r"-?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,40}|/0*[1-9]\d{0,39})?")
+NUMBER = re.compile(r"-?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,40})?")
 
 
 def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
@@ -957,14 +906,17 @@ def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
         return bool(prediction.strip()) and prediction.strip() == gold.strip()
     p, g = tidy(prediction), tidy(gold)
     if compact(p) == compact(g):
-        return bool(p)
-    if NUMBER.fullmatch(p) and NUMBER.fullmatch(g) and "/" not in g and "/" not in p:
+        return p != "" or prediction.strip() == gold.strip()
+    if NUMBER.fullmatch(p) and NUMBER.fullmatch(g):
         return Fraction(p.replace(",", "")) == Fraction(g.replace(",", ""))
+    return decide(p, g, lambda: WORKER.ask(p, g, deadline))
+
+
+def decide(p: str, g: str, if_slow=None) -> bool:
+    """Whether two tidy texts are one answer; if that may take long and there is another way, that one's verdict."""
     try:
         left, right = parse(p), parse(g)
-        if slow(left) or slow(right):
-            return left == right or WORKER.ask(prediction, gold, deadline)
-        return same(left, right)
+        return left == right or (if_slow() if if_slow and (slow(left) or slow(right)) else same(left, right))
     except (Unparsable, Undefined, RecursionError, OverflowError, MemoryError):
         return False
 
@@ -983,11 +935,9 @@ def bits(tree) -> float:
     """About how many binary digits the largest number met on the way has, at most."""
     if tree[0] == "num":
         return max(tree[1].numerator.bit_length(), tree[1].denominator.bit_length())
-    inner = [bits(part) for part in tree if isinstance(part, tuple)] or [2]
-    if tree[0] == "^":
-        return inner[0] * 2.0 ** min(inner[-1], 500)
-    if tree[0] in ("!", "exp", "sinh", "cosh", "tanh", "binom"):
-        return inner[0] * 2.0 ** min(inner[0], 500)
+    inner = [bits(part) for part in tree if isinstance(part, tuple) and part] or [2]
+    if tree[0] in ("^", "!", "exp", "sinh", "cosh", "tanh", "binom"):
+        return inner[0] * 2.0 ** min(inner[-1] if tree[0] == "^" else inner[0], 500)
     return sum(inner) if tree[0] in ("*", "/") else max(inner)
 
 
@@ -995,17 +945,18 @@ class Worker:
     """A small Python process that compares pairs and is killed when it takes too long. It starts with the first slow pair."""
 
     def __init__(self):
-        self.lock, self.process, self.owner = threading.Lock(), None, None
+        self.lock, self.process, self.owner = threading.Lock(), None, os.getpid()
 
-    def ask(self, prediction: str, gold: str, deadline: float) -> bool:
-        request = json.dumps([prediction, gold, deadline]).encode() + b"\n"
+    def ask(self, p: str, g: str, deadline: float) -> bool:
+        if self.owner != os.getpid():  # we are a fork: the process is our parent's
+            self.__init__()
         with self.lock:
             try:
-                if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
+                if self.process is None or self.process.poll() is not None:
                     self.start()
-                self.process.stdin.write(request)
+                self.process.stdin.write(json.dumps([p, g, deadline]).encode() + b"\n")
                 answer = self.read(deadline)
-            except OSError:
+            except OSError:  # it died meanwhile
                 answer = b""
             if answer not in (b"0", b"1"):
                 self.stop()
@@ -1014,24 +965,21 @@ class Worker:
     def start(self):
         """The process announces itself when it has imported what it needs, so that the deadline is the comparison's alone."""
         command = [sys.executable, "-c", "from nanotir.answers import serve; serve()"]
-        self.process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
-        self.owner = os.getpid()
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        self.process = subprocess.Popen(command, cwd=Path(__file__).parents[1], **pipes)
         atexit.register(self.stop)
         self.read(30.0)
 
     def read(self, seconds: float) -> bytes:
-        """The next byte, or none in time."""
-        ready = select.select([self.process.stdout], [], [], seconds)[0]
-        return self.process.stdout.read(1) if ready else b""
+        """The next byte, or none if it does not come in time."""
+        return self.process.stdout.read(1) if select.select([self.process.stdout], [], [], seconds)[0] else b""
 
     def stop(self):
         atexit.unregister(self.stop)
         process, self.process = self.process, None
         if process is not None and self.owner == os.getpid():
             process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
+            process.communicate()
 
 
 WORKER = Worker()
@@ -1042,15 +990,10 @@ def serve():
     import resource
 
     operations()
-    with suppress(ValueError, OSError):
+    with suppress(ValueError, OSError):  # not every system limits memory
         resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
     os.write(1, b"?")
     for line in sys.stdin:
-        prediction, gold, deadline = json.loads(line)
-        used = time.process_time()
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + deadline) + 1, resource.RLIM_INFINITY))
-        try:
-            verdict = same(parse(tidy(prediction)), parse(tidy(gold)))
-        except (Unparsable, Undefined, RecursionError, OverflowError, MemoryError):
-            verdict = False
-        os.write(1, b"1" if verdict else b"0")
+        p, g, deadline = json.loads(line)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + deadline) + 1, resource.RLIM_INFINITY))
+        os.write(1, b"1" if decide(p, g) else b"0")
