@@ -102,6 +102,8 @@ DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree|\\circ(?![a-zA
 def tidy(text: str) -> str:
     """The answer without math delimiters, spacing, final dots and the like; Unicode signs as LaTeX."""
     text = re.sub(r"\\\$", r"\\dollar ", text.translate(UNICODE))
+    text = re.sub(r"(\d.*?)(?:\\approx|≈).*", r"\1", text, flags=re.S)  # the exact value, then what it is about
+    text = re.sub(r"\* ?I\b", "*i", re.sub(r"([\d}] ?)([kc]?m) ?/ ?(s|h|hr|sec)\b", r"\1\\text{\2/\3}", text))
     if text.count("$") == 1 and re.match(r"\s*-?\$\s*[\d.]", text):
         text = text.replace("$", "\\dollar ")
     text = SPACE.sub(" ", DROP.sub("", re.sub(r"\$|\\[()\[\]]", " ", text)))
@@ -132,22 +134,23 @@ REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot)
 GROUPED = re.compile(r"\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?\d))(?:\.\d+)?")
 PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9}(?![\d.]))?")
 WRAPPED = re.compile(r"\\(text(?:bf|it|rm|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname\*?|textnormal) ?\{([^{}]*)\}")
+LETTERS = re.compile("[A-Za-z]+")
 OTHER = re.compile(r"\\mathbb ?\{? ?([A-Z]) ?\}?|\\(begin|end) ?\{(\w+)\}(?:\{[lcr| ]*\})?|\\([a-zA-Z]+)|\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°]")
 
 
-def tokenize(text: str, words: bool = False, depth: int = 0) -> list[tuple]:
-    """[(kind, value), ...]. With `words` every run of letters is a word, as in \\text{}. Within brackets a comma never belongs to a number."""
-    tokens, at = [], 0
+def tokenize(text: str, words: bool = False, depth: int = 0, tokens: tuple = ()) -> list[tuple]:
+    """[(kind, value), ...] after those there are. With `words` every run of letters is a word, as in \\text{}. Within brackets a comma never
+    belongs to a number."""
+    tokens, at = list(tokens), 0
     while at < len(text):
-        match = number_at(text, at, tokens, depth)
-        if match:
-            tokens.append(match[1])
-            at = match[0]
-            continue
-        wrapped, run = WRAPPED.match(text, at), re.compile(r"[A-Za-z]+").match(text, at)
+        end, number = number_at(text, at, tokens, depth) or (0, None)
+        wrapped, run = WRAPPED.match(text, at), LETTERS.match(text, at)
         found = wrapped or run or OTHER.match(text, at)
-        if wrapped:
-            tokens += tokenize(wrapped[2], not wrapped[1].startswith(("math", "oper")) or len(wrapped[2].strip()) > 1 and wrapped[2].strip() not in FUNCTIONS, depth)
+        if number:
+            tokens.append(number)
+        elif wrapped:
+            inner = wrapped[2].strip()
+            tokens = tokenize(inner, not wrapped[1].startswith(("math", "oper")) or len(inner) > 1 and inner not in FUNCTIONS, depth, tokens)
         elif run:
             unit = run[0] in ("min", "sec") and not text.startswith(("(", " ("), run.end())
             tokens += letters(run[0], words or unit, tokens)
@@ -156,7 +159,7 @@ def tokenize(text: str, words: bool = False, depth: int = 0) -> list[tuple]:
             depth += {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}.get(tokens[-1][0], 0)
         elif text[at] != " ":
             raise Unparsable(text[at])
-        at = found.end() if found else at + 1
+        at = end or (found.end() if found else at + 1)
     return tokens
 
 
@@ -196,7 +199,7 @@ def letters(run: str, words: bool, before: list) -> list[tuple]:
     if run in GREEK and not words:
         return [("sym", run)]
     after_number = bool(before) and before[-1][0] in ("num", ")", "}", "/", "word")
-    if unit_name(lower) in UNIT_NAMES.values() and (len(run) > 2 or after_number) or len(run) > 3 or words and (len(run) > 1 or after_number):
+    if unit_name(lower) in UNIT_NAMES.values() and (len(run) > 2 or after_number) or len(run) > 3 or words and (len(run) > 1 and not run.isupper() or after_number):
         return [("word", run)]
     if len(run) > 1 and run.isupper():
         return [("sym", run)]
@@ -326,6 +329,8 @@ class Parser:
 
     def postfix(self, tree: tuple) -> tuple:
         while token := self.take("!", "°", "%", "_"):
+            if token == ("!",) and self.see("!"):
+                fail("a double factorial is another function")
             tree = self.subscript(tree) if token == ("_",) else prefixed(token, tree)
         return tree
 
@@ -344,7 +349,7 @@ class Parser:
 
     def atom(self) -> tuple:
         token = self.need("num", "sym", "const", "empty", *self.RULES)
-        if token[0] == "sym" and token[1] in ("f", "g", "h", "F", "G", "H") and self.see("("):
+        if token[0] == "sym" and self.see("(") and (token[1] in "fghFGH" or token[1] in "pqrPQS" and self.tokens[self.at + 2][0] == ")"):
             return ("sym", f"{token[1]}({self.nested(self.atom)})")
         if token[0] in self.RULES:
             return self.nested(getattr(self, self.RULES[token[0]]), token)
@@ -407,13 +412,15 @@ class Parser:
         return self.atom()
 
     def matrix(self, token) -> tuple:
+        if token[1] not in ("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "array"):
+            fail(token[1])
         rows = [[self.sum()]]
         while mark := self.take("&", "\\\\"):
             if mark[0] == "\\\\" and self.see("end"):
                 break
             rows = [*rows[:-1], [*rows[-1], self.sum()]] if mark[0] == "&" else [*rows, [self.sum()]]
         self.need("end")
-        return ({"vmatrix": "det", "cases": fail}.get(token[1], "matrix"), *map(tuple, rows))
+        return ("det" if token[1] == "vmatrix" else "matrix", *map(tuple, rows))
 
     def function(self, token) -> tuple:
         """sin x, sin^2 x, sin^{-1} x, sin(x) y, log_2 8, sqrt[3]{x}, max(1, 2)."""
@@ -753,22 +760,19 @@ def by_value(p, g) -> bool:
         return False
     a, b = exact(p), exact(g)
     if a is not None and b is not None:
-        return a == b or not terminates(b) and six_digits(p, a, b) or not terminates(a) and six_digits(g, b, a)
+        return a == b or first_digits(p, a, b) or first_digits(g, b, a)
     verdicts = [agree(p, g, *found) for found in values(p, g)]
     return bool(verdicts) and all(verdicts)
 
 
-def six_digits(tree, a: Fraction, b: Fraction) -> bool:
-    """Whether a, the value of a tree with decimals, agrees with b in its first six digits, rounded or cut off."""
-    if digits(tree) < 6 or b == 0:
+def first_digits(tree, a: Fraction, b: Fraction) -> bool:
+    """Whether a, the value of a tree with decimals, agrees with b in its first six digits, rounded or cut off; in 15, the precision of a
+    float, where b is a decimal as well; in all where b is an integer."""
+    n = 15 if 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0 else 6
+    if digits(tree) < n or b.denominator == 1:
         return False
-    scale = Fraction(10) ** (5 - math.floor(math.log10(abs(b))))
+    scale = Fraction(10) ** (n - 1 - math.floor(math.log10(abs(b))))
     return round(a * scale) in (round(b * scale), math.trunc(b * scale))
-
-
-def terminates(a: Fraction) -> bool:
-    """Whether a can be written as a decimal; then it must be."""
-    return 10 ** a.denominator.bit_length() % a.denominator == 0
 
 
 def digits(tree) -> int:
@@ -801,7 +805,7 @@ def agree(p, g, a, b, at: dict) -> bool:
     if at or not a[1] == b[1] == m.fzero:
         return difference < largest - 18
     x, y = (Fraction(*m.to_rational(z[0])) for z in (a, b))
-    return six_digits(p, x, y) or six_digits(g, y, x)
+    return first_digits(p, x, y) or first_digits(g, y, x)
 
 
 def size(z) -> int:
@@ -897,7 +901,7 @@ def value(tree, at: dict, prec: int):
 
 
 # The verdict, and the process that may be killed -----------------------------------------------------------------------------------------
-NUMBER = re.compile(r"-?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,40})?")
+NUMBER = re.compile(r"-?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,12})?")
 
 
 def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
@@ -923,7 +927,7 @@ def decide(p: str, g: str, if_slow=None) -> bool:
 
 def compact(text: str) -> str:
     """The text without spaces, but "1 2" is not 12; words without regard to case and \\text{}."""
-    text = re.sub(r"(?<!\d) | (?!\d)", "", WRAPPED.sub(r" \2 ", text))
+    text = re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d) | (?!\d)", "", WRAPPED.sub(r" \2 ", text)))
     return text.casefold() if len(text) > 1 and re.fullmatch(r"[a-zA-Z']+", text) else text
 
 

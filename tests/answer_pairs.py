@@ -30,7 +30,7 @@ PAIRS = {
         ("35\\%", ["35%", "0.35", "35", "\\frac{7}{20}", "35 percent", "35\\text{ percent}"], ["3.5", "0.035", "350", "53\\%", "3500"]),
         ("\\$48.50", ["48.5", "$48.50", "48.50 dollars", "\\$48.5", "48.50\\text{ dollars}"], ["48.05", "\\$485", "48", "48.50 cents", "€48.50"]),
         ("24 \\text{ cm}^2", ["24", "24 cm^2", "24 square centimeters", "24\\,\\mathrm{cm}^2"], ["24 \\text{ cm}", "24 \\text{ m}^2", "42\\text{ cm}^2", "24^2"]),
-        ("60 \\text{ miles per hour}", ["60", "60 mph" if False else "60 miles per hour", "60\\text{ miles/hour}"], ["60 \\text{ miles}", "60 \\text{ km per hour}", "16 \\text{ miles per hour}"]),
+        ("60 \\text{ miles per hour}", ["60", "60 miles per hour", "60\\text{ miles/hour}"], ["60 \\text{ miles}", "60 \\text{ km per hour}", "16 \\text{ miles per hour}"]),
         ("12", ["12 apples", "12\\text{ apples}", "12 minutes", "12\\text{ ways}", "12\\ \\mathrm{kg}", "$12$", "**12**", "12."], ["1.2\\text{ kg}", "12 and 13", "12x", "12^\\circ 30'", "12 \\text{ or } 21", "21 apples"]),
         ("120^\\circ", ["120", "120 degrees", "120°", "\\frac{2\\pi}{3}", "120^{\\circ}"], ["60^\\circ", "120\\pi", "\\frac{\\pi}{3}", "12^\\circ"]),
     ],
