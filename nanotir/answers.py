@@ -38,7 +38,10 @@ class Unparsable(ValueError):
     """The text is not an answer this grammar knows."""
 
 
-# Finding the answer ----------------------------------------------------------------------------------------------------------------------
+def fail(why: str):
+    raise Unparsable(why)
+
+
 FENCE = re.compile(r"```(\w*).*?(?:```|\Z)", re.S)
 TOOL = re.compile(r"<(python|output|code|result|tool_call|tool_response)>.*?(?:</\1>|\Z)", re.S)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<open>\{)|(?P<bare>-?[\w.]*\w))|(?P<escape>\\[{}])|(?P<brace>[{}])")
@@ -73,7 +76,7 @@ def last_box(text: str) -> str | None:
 
 def named_answer(line: str) -> str:
     """The answer in the rest of a line: its last formula, else what follows the last "is", up to the end of the sentence."""
-    line = re.split(r"\.(?:\s|$)|</answer>", line.replace("**", ""))[0].strip()
+    line = re.split(r"\.(?:\s|$)|</answer>", line[:MAX_CHARS].replace("**", ""))[0].strip()
     spans = list(SPAN.finditer(line))
     rest = re.split(r"\bis\b", line)[-1].strip()
     if spans and not (rest != line and re.fullmatch(r"-?[\d.,/]+", rest)):
@@ -82,13 +85,12 @@ def named_answer(line: str) -> str:
     return right.strip() if equals and not re.search("[a-zA-Z]", left) else rest.rstrip(".").strip()  # "16 + 1 = 17" names 17
 
 
-# From text to tokens ---------------------------------------------------------------------------------------------------------------------
 GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon phi varphi chi psi omega "
          "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell").split()  # fmt: skip
 UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∕": "/", "⁄": "/", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ",
     "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}",
-    "ℤ": "\\mathbb{Z}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "（": "(", "）": ")", "，": ",", "…": "...", "€": "\\euro ", "£": "\\pound ",
+    "ℤ": "\\mathbb{Z}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "（": "(", "）": ")", "，": ",", "…": "...", "≈": "\\approx ", "€": "\\euro ", "£": "\\pound ",
     **{digit: f"^{{{i}}}" for i, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, **{digit: f"_{{{i}}}" for i, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     **{char: "\\frac{%s}{%s} " % tuple(unicodedata.normalize("NFKC", char).split("⁄")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
     **{unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}"): f"\\{name} " for name in GREEK if name.islower() and name[:3] not in ("var", "ell")},
@@ -102,7 +104,8 @@ DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree|\\circ(?![a-zA
 def tidy(text: str) -> str:
     """The answer without math delimiters, spacing, final dots and the like; Unicode signs as LaTeX."""
     text = re.sub(r"\\\$", r"\\dollar ", text.translate(UNICODE))
-    text = re.sub(r"(\d.*?)(?:\\approx|≈).*", r"\1", text, flags=re.S)  # the exact value, then what it is about
+    exact_value, _, about = text.partition("\\approx")
+    text = exact_value if about and re.search(r"\d", exact_value) else text
     text = re.sub(r"\* ?I\b", "*i", re.sub(r"([\d}] ?)([kc]?m) ?/ ?(s|h|hr|sec)\b", r"\1\\text{\2/\3}", text))
     if text.count("$") == 1 and re.match(r"\s*-?\$\s*[\d.]", text):
         text = text.replace("$", "\\dollar ")
@@ -117,24 +120,30 @@ UNIT_NAMES = {  # how a unit is written -> its name; other words of four letters
         "foot feet ft", "yard yd", "mile mi", "lb pound lbs", "ounce oz", "second sec", "minute min", "hour hr", "day", "week", "month", "year yr", "ml milliliter",
         "liter litre", "dollar usd buck", "cent", "euro", "degree deg", "mph", "kph kmh", "unit", "square sq", "cubic", "am", "pm", "percent", "rad radian", "way", "men", "per")
     for name in names.split()}  # fmt: skip
+UNITS = frozenset(UNIT_NAMES.values())
 UNIT_LETTERS = {"m": "meter", "s": "second", "g": "gram", "h": "hour", "l": "liter", "L": "liter"}
 MULTIPLES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}  # powers of ten
-FUNCTIONS = ("sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg exp sqrt cbrt abs floor ceil binom max min").split()
+FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg exp sqrt cbrt abs floor ceil binom max min".split()
 CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "infty": "oo", "oo": "oo", "inf": "oo", "infinity": "oo"}
-SIGNS = {
-    "cdot": "*", "times": "*", "ast": "*", "div": "/", "le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=", "ne": "!=", "neq": "!=",
-    "lt": "<", "gt": ">", "in": "in", "pm": "pm", "mp": "mp", "cup": "cup", "setminus": "minus", "backslash": "minus", "colon": ":", "lvert": "|", "rvert": "|", "vert": "|",
-    "mid": "|", "over": "over", "choose": "choose", "lbrace": "\\{", "rbrace": "\\}", "langle": "<(", "rangle": ")>", "lfloor": "lfloor", "rfloor": "rfloor",
-    "lceil": "lceil", "rceil": "rceil", "frac": "frac", "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "binom": "tex binom", "dbinom": "tex binom", "tbinom": "tex binom",
-    "lor": ",", "land": ",", "cap": "cap",
+COMMANDS = {  # LaTeX command -> its token
+    **{command: ("sym", command) for command in GREEK}, **{command: ("fn", command) for command in FUNCTIONS},
+    **{command: ("const", name) for command, name in CONSTANTS.items()}, "emptyset": ("empty",), "varnothing": ("empty",),
+    **{command: ("accent", command) for command in ("overline", "bar", "vec", "overrightarrow", "hat", "tilde")},
+    **{command: ("word", command) for command in ("dollar", "euro", "pound")},
+    **{command: (kind,) for kind, commands in {
+        "*": "cdot times ast", "/": "div", "<=": "le leq leqslant", ">=": "ge geq geqslant", "!=": "ne neq", "<": "lt", ">": "gt", "in": "in", "pm": "pm", "mp": "mp",
+        "cup": "cup", "minus": "setminus backslash", ":": "colon", "|": "lvert rvert vert mid", "over": "over", "choose": "choose", "\\{": "lbrace", "\\}": "rbrace",
+        "<(": "langle", ")>": "rangle", "lfloor": "lfloor", "rfloor": "rfloor", "lceil": "lceil", "rceil": "rceil", "frac": "frac dfrac tfrac cfrac",
+        "tex binom": "binom dbinom tbinom", ",": "lor land"}.items() for command in commands.split()},
 }  # fmt: skip
+OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
 FRACTION = r"\\[cdt]?frac ?(?:\{ ?(?P<n1>\d+) ?\}|(?P<n2>\d)) ?(?:\{ ?(?P<d1>\d+) ?\}|(?P<d2>\d))"
 MIXED = re.compile(rf"(?P<whole>\d+) ?(?:{FRACTION}|(?<= )(?P<n3>\d+) ?/ ?(?P<d3>\d+)(?!\d))")
 REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot) ?\{(?P<over>\d+)\}|\((?P<round>\d+)\)|(?<=\d\d\d)(?P<dots>\.\.\.|\\l?dots))")
 GROUPED = re.compile(r"\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?\d))(?:\.\d+)?")
 PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9}(?![\d.]))?")
 WRAPPED = re.compile(r"\\(text(?:bf|it|rm|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname\*?|textnormal) ?\{([^{}]*)\}")
-LETTERS = re.compile("[A-Za-z]+")
+RUN = re.compile("[A-Za-z]+| +")
 OTHER = re.compile(r"\\mathbb ?\{? ?([A-Z]) ?\}?|\\(begin|end) ?\{(\w+)\}(?:\{[lcr| ]*\})?|\\([a-zA-Z]+)|\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°]")
 
 
@@ -143,30 +152,28 @@ def tokenize(text: str, words: bool = False, depth: int = 0, tokens: tuple = ())
     belongs to a number."""
     tokens, at = list(tokens), 0
     while at < len(text):
-        end, number = number_at(text, at, tokens, depth) or (0, None)
-        wrapped, run = WRAPPED.match(text, at), LETTERS.match(text, at)
-        found = wrapped or run or OTHER.match(text, at)
+        end, number = number_at(text, at, tokens, depth) if text[at] in "0123456789." else (0, None)
+        wrapped = WRAPPED.match(text, at) if text[at] == "\\" else None
+        found = wrapped or RUN.match(text, at) or OTHER.match(text, at)
         if number:
             tokens.append(number)
         elif wrapped:
             inner = wrapped[2].strip()
             tokens = tokenize(inner, not wrapped[1].startswith(("math", "oper")) or len(inner) > 1 and inner not in FUNCTIONS, depth, tokens)
-        elif run:
-            unit = run[0] in ("min", "sec") and not text.startswith(("(", " ("), run.end())
-            tokens += letters(run[0], words or unit, tokens)
-        elif found:
+        elif not found:
+            fail(text[at])
+        elif found.re is RUN:
+            unit = found[0] in ("min", "sec") and not text.startswith(("(", " ("), found.end())
+            tokens += letters(found[0].strip(), words or unit, tokens)
+        else:
             tokens.append(sign(found))
             depth += {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}.get(tokens[-1][0], 0)
-        elif text[at] != " ":
-            raise Unparsable(text[at])
-        at = end or (found.end() if found else at + 1)
+        at = end or found.end()
     return tokens
 
 
 def number_at(text: str, at: int, tokens: list, depth: int):
-    """(end, ("num", value, significant digits of a decimal, text)) of the number that starts here, or None."""
-    if not (text[at].isascii() and (text[at].isdigit() or text[at] == ".")):
-        return None
+    """(end, ("num", value, significant digits of a decimal, text)) of the number that starts here; (0, None) without one."""
     bound = tokens and tokens[-1][0] in ("^", "_", "frac", "tex binom")
     if match := None if bound else MIXED.match(text, at):
         n, d = (Fraction(next(filter(None, (match[f"{part}{i}"] for i in "123")))) for part in "nd")
@@ -179,19 +186,19 @@ def number_at(text: str, at: int, tokens: list, depth: int):
         return match.end(), ("num", value + Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(match["fixed"])), 0, "repeating")
     match = (None if bound or depth else GROUPED.match(text, at)) or PLAIN.match(text, at)
     if match is None:
-        return None
+        return 0, None
     mantissa, _, exponent = re.sub("[, ]", "", match[0]).lower().partition("e")
     digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else 0
     if exponent and abs(int(exponent)) > 1000:
-        raise Unparsable("exponent")
+        fail("exponent")
     return match.end(), ("num", Fraction(mantissa) * Fraction(10) ** int(exponent or 0), digits, match[0])
 
 
 def letters(run: str, words: bool, before: list) -> list[tuple]:
     """The tokens of a run of letters: a connective, a function, a constant, a unit or a word, a name like AB, or a product of single letters."""
     lower = run.lower()
-    if lower in ("or", "and"):
-        return [(",", lower)]
+    if lower in ("", "or", "and"):
+        return [(",", lower)] if lower else []
     if run in FUNCTIONS and not words or run in ("arcsin", "arccos", "arctan"):
         return [("fn", run)]
     if run in CONSTANTS and (len(run) > 1 or not words):
@@ -199,7 +206,7 @@ def letters(run: str, words: bool, before: list) -> list[tuple]:
     if run in GREEK and not words:
         return [("sym", run)]
     after_number = bool(before) and before[-1][0] in ("num", ")", "}", "/", "word")
-    if unit_name(lower) in UNIT_NAMES.values() and (len(run) > 2 or after_number) or len(run) > 3 or words and (len(run) > 1 and not run.isupper() or after_number):
+    if unit_name(lower) in UNITS and (len(run) > 2 or after_number) or len(run) > 3 or words and (len(run) > 1 and not run.isupper() or after_number):
         return [("word", run)]
     if len(run) > 1 and run.isupper():
         return [("sym", run)]
@@ -209,26 +216,13 @@ def letters(run: str, words: bool, before: list) -> list[tuple]:
 def sign(match: re.Match) -> tuple:
     """The token of a command or a sign."""
     blackboard, edge, environment, command = match.groups()
-    if blackboard:
-        return "sym", "set " + blackboard
-    if edge:
-        return edge, environment
-    if command in SIGNS:
-        return (SIGNS[command],)
-    if command in ("overline", "bar", "vec", "overrightarrow", "hat", "tilde"):
-        return "accent", command
-    if command in ("dollar", "euro", "pound"):
-        return "word", command
-    if command in ("emptyset", "varnothing"):
-        return "empty", ()
+    if blackboard or edge:
+        return (edge, environment) if edge else ("sym", f"set {blackboard}")
     if command:
-        if command in CONSTANTS or command in GREEK or command in FUNCTIONS:
-            return ("const", CONSTANTS[command]) if command in CONSTANTS else ("sym", command) if command in GREEK else ("fn", command)
-        raise Unparsable(command)
-    return ({"**": "^", "\\%": "%", "\\|": "|", ";": ","}.get(match[0], match[0]),)
+        return COMMANDS.get(command) or fail(command)
+    return (OTHER_SIGNS.get(match[0], match[0]),)
 
 
-# From tokens to trees --------------------------------------------------------------------------------------------------------------------
 ENCLOSED = {"|": ("|", "abs"), "lfloor": ("rfloor", "floor"), "lceil": ("rceil", "ceil")}
 NAMES = {"-": "neg", "°": "deg", "%": "pct"}  # signs whose nodes are called otherwise
 
@@ -254,13 +248,6 @@ class Parser:
 
     def need(self, *kinds):
         return self.take(*kinds) or fail(f"{self.tokens[self.at][0]} where {kinds} should be")
-
-    def chain(self, rule, kind: str, *signs) -> tuple:
-        """One or more of a rule with these signs between them."""
-        parts = [rule()]
-        while self.take(*signs):
-            parts.append(rule())
-        return (kind, *parts) if len(parts) > 1 else parts[0]
 
     def answer(self) -> tuple:
         tree = self.items()
@@ -299,7 +286,10 @@ class Parser:
         return tree
 
     def ratio(self) -> tuple:
-        return self.chain(self.sum, "ratio", ":")
+        parts = [self.sum()]
+        while self.take(":"):
+            parts.append(self.sum())
+        return ("ratio", *parts) if len(parts) > 1 else parts[0]
 
     def sum(self) -> tuple:
         terms = [self.product()]
@@ -448,10 +438,6 @@ class Parser:
         return (times(factors),)
 
 
-def fail(why: str):
-    raise Unparsable(why)
-
-
 def times(factors: list) -> tuple:
     return ("*", *factors) if len(factors) > 1 else factors[0]
 
@@ -494,7 +480,6 @@ def parse(text: str) -> tuple:
     return Parser(tokenize(text)).answer()
 
 
-# Comparing trees -------------------------------------------------------------------------------------------------------------------------
 def same(p: tuple, g: tuple) -> bool:
     """Whether two trees are one answer: the first rule that knows their kinds decides, and says None where it does not."""
     if p == g:
@@ -635,8 +620,7 @@ def proportional(p, g) -> bool:
     return len({a / b for a, b in zip(*values)}) == 1
 
 
-# Sets of real numbers: pieces (low, high, low included, high included) -------------------------------------------------------------------
-MINUS_OO, OO, REALS = ("neg", ("const", "oo")), ("const", "oo"), ("sym", "set R")
+MINUS_OO, OO, REALS = ("neg", ("const", "oo")), ("const", "oo"), ("sym", "set R")  # a set of reals is pieces: (low, high, low included, high included)
 
 
 def by_real_set(p, g):
@@ -726,7 +710,6 @@ def position(tree) -> float | None:
         return operations().libmp.to_float(real) if imaginary == operations().libmp.fzero else None
 
 
-# Equations and inequalities --------------------------------------------------------------------------------------------------------------
 def by_relation(p, g):
     """Every relation of a chain has its equal in the other."""
     if p[0] != "rel" or g[0] != "rel":
@@ -749,7 +732,6 @@ def one_relation(a, b) -> bool:
     return False
 
 
-# Values ----------------------------------------------------------------------------------------------------------------------------------
 class Undefined(ArithmeticError):
     """The expression has no value here, or none that this module computes."""
 
@@ -769,9 +751,9 @@ def first_digits(tree, a: Fraction, b: Fraction) -> bool:
     """Whether a, the value of a tree with decimals, agrees with b in its first six digits, rounded or cut off; in 15, the precision of a
     float, where b is a decimal as well; in all where b is an integer."""
     n = 15 if 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0 else 6
-    if digits(tree) < n or b.denominator == 1:
+    if digits(tree) < n or b.denominator == 1 or b == 0:
         return False
-    scale = Fraction(10) ** (n - 1 - math.floor(math.log10(abs(b))))
+    scale = Fraction(10) ** (n - 1 - math.floor(math.log10(abs(b.numerator)) - math.log10(b.denominator)))
     return round(a * scale) in (round(b * scale), math.trunc(b * scale))
 
 
@@ -900,7 +882,6 @@ def value(tree, at: dict, prec: int):
     return result
 
 
-# The verdict, and the process that may be killed -----------------------------------------------------------------------------------------
 NUMBER = re.compile(r"-?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,12})?")
 
 
@@ -927,7 +908,7 @@ def decide(p: str, g: str, if_slow=None) -> bool:
 
 def compact(text: str) -> str:
     """The text without spaces, but "1 2" is not 12; words without regard to case and \\text{}."""
-    text = re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d) | (?!\d)", "", WRAPPED.sub(r" \2 ", text)))
+    text = re.sub(r"([\^_]|\\[a-zA-Z]+)\{(\w)\}(?!\w)", r"\1\2", re.sub(r"(?<!\d) | (?!\d)", "", WRAPPED.sub(r" \2 ", text)))
     return text.casefold() if len(text) > 1 and re.fullmatch(r"[a-zA-Z']+", text) else text
 
 
