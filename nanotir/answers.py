@@ -101,6 +101,7 @@ SPACE = re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+")
 DEGREE = re.compile(r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|\\degree|\\circ(?![a-zA-Z])|º")
 
 
+@functools.lru_cache(maxsize=1024)
 def tidy(text: str) -> str:
     """The answer without math delimiters, spacing, final dots and the like; Unicode signs as LaTeX."""
     text = re.sub(r"\\\$", r"\\dollar ", text.translate(UNICODE))
@@ -191,7 +192,7 @@ def number_at(text: str, at: int, tokens: list, depth: int):
     digits = len(mantissa.replace(".", "").lstrip("0")) if "." in mantissa else 0
     if exponent and abs(int(exponent)) > 1000:
         fail("exponent")
-    return match.end(), ("num", Fraction(mantissa) * Fraction(10) ** int(exponent or 0), digits, match[0])
+    return match.end(), ("num", Fraction(mantissa) * (Fraction(10) ** int(exponent) if exponent else 1), digits, match[0])
 
 
 def letters(run: str, words: bool, before: list) -> list[tuple]:
@@ -476,6 +477,7 @@ def with_unit(tree: tuple, words: list) -> tuple:
     return ("unit", tree, " ".join("/" if name == "per" else name for name in names))
 
 
+@functools.lru_cache(maxsize=1024)  # a gold answer is read once for all that are compared with it
 def parse(text: str) -> tuple:
     return Parser(tokenize(text)).answer()
 
@@ -625,7 +627,7 @@ MINUS_OO, OO, REALS = ("neg", ("const", "oo")), ("const", "oo"), ("sym", "set R"
 
 def by_real_set(p, g):
     """Intervals, unions, points and inequalities in one unknown describe sets of real numbers."""
-    described = [tree[0] in ("cup", "minus", "rel", "list") or tree == REALS for tree in (p, g)]
+    described = [tree[0] in ("cup", "minus", "rel") or tree == REALS or tree[0] == "list" and tree[1][0] == "rel" for tree in (p, g)]
     left, right = (pieces(p), pieces(g)) if any(described) else (None, None)
     if left is None or right is None:
         return None
@@ -705,8 +707,11 @@ def position(tree) -> float | None:
     """Where a constant lies on the real line, to the digits of a float; None if it does not."""
     if tree in (OO, MINUS_OO):
         return math.inf if tree == OO else -math.inf
+    rational = exact(tree)
+    if rational is not None or unknowns(tree):
+        return None if rational is None else float(rational)
     with suppress(Undefined, OverflowError):
-        real, imaginary = (Undefined, None) if unknowns(tree) else value(tree, {}, PRECISION)
+        real, imaginary = value(tree, {}, PRECISION)
         return operations().libmp.to_float(real) if imaginary == operations().libmp.fzero else None
 
 
@@ -743,8 +748,12 @@ def by_value(p, g) -> bool:
     a, b = exact(p), exact(g)
     if a is not None and b is not None:
         return a == b or first_digits(p, a, b) or first_digits(g, b, a)
-    verdicts = [agree(p, g, *found) for found in values(p, g)]
-    return bool(verdicts) and all(verdicts)
+    compared = False
+    for found in values(p, g):
+        compared = agree(p, g, *found)
+        if not compared:
+            break
+    return compared
 
 
 def first_digits(tree, a: Fraction, b: Fraction) -> bool:
@@ -887,14 +896,13 @@ NUMBER = re.compile(r"-?(\d{1,40}|\d{1,3}(,\d{3}){1,12})(\.\d{1,12})?")
 
 def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
     """Whether two answers say the same. Never raises; False where it takes more than `deadline` seconds to tell."""
-    if not prediction.strip() or max(len(prediction), len(gold)) > MAX_CHARS:
-        return bool(prediction.strip()) and prediction.strip() == gold.strip()
+    prediction, gold = prediction.strip(), gold.strip()
+    if prediction == gold or not prediction or max(len(prediction), len(gold)) > MAX_CHARS:
+        return prediction == gold != ""
+    if NUMBER.fullmatch(prediction) and NUMBER.fullmatch(gold):
+        return Fraction(prediction.replace(",", "")) == Fraction(gold.replace(",", ""))
     p, g = tidy(prediction), tidy(gold)
-    if compact(p) == compact(g):
-        return p != "" or prediction.strip() == gold.strip()
-    if NUMBER.fullmatch(p) and NUMBER.fullmatch(g):
-        return Fraction(p.replace(",", "")) == Fraction(g.replace(",", ""))
-    return decide(p, g, lambda: WORKER.ask(p, g, deadline))
+    return compact(p) == compact(g) != "" or decide(p, g, lambda: WORKER.ask(p, g, deadline))
 
 
 def decide(p: str, g: str, if_slow=None) -> bool:
