@@ -145,7 +145,7 @@ GROUPED = re.compile(r"\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?\d))(?:\.
 PLAIN = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9}(?![\d.]))?")
 WRAPPED = re.compile(r"\\(text(?:bf|it|rm|sf|tt|normal)?|mbox|math(?:rm|bf|it|sf)|operatorname\*?|textnormal) ?\{([^{}]*)\}")
 RUN = re.compile("[A-Za-z]+| +")
-OTHER = re.compile(r"\\mathbb ?\{? ?([A-Z]) ?\}?|\\(begin|end) ?\{(\w+)\}(?:\{[lcr| ]*\})?|\\([a-zA-Z]+)|\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°]")
+OTHER = re.compile(r"\\mathbb ?\{? ?([A-Z]) ?\}?|\\(begin|end) ?\{(\w+)\}(?:\{[lcr| ]*\})?|\\([a-zA-Z]+)|\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°']")
 
 
 def tokenize(text: str, words: bool = False, depth: int = 0, tokens: tuple = ()) -> list[tuple]:
@@ -305,7 +305,9 @@ class Parser:
         return times(tree)
 
     def starts_factor(self) -> bool:
-        """Whether a factor follows without a sign. A number never does: "3 4" is no product."""
+        """Whether a factor follows without a sign. A number does so only in 3!7!: "3 4" is no product."""
+        if self.see("num"):
+            return self.tokens[self.at - 1] == ("!",)
         return self.see("sym", "const", "fn", "(", "[", "{", "frac", "tex binom", "lfloor", "lceil") or self.see("|") and not self.bars
 
     def signed(self) -> tuple:
@@ -340,11 +342,22 @@ class Parser:
 
     def atom(self) -> tuple:
         token = self.need("num", "sym", "const", "empty", *self.RULES)
-        if token[0] == "sym" and self.see("(") and (token[1] in "fghFGH" or token[1] in "pqrPQS" and self.tokens[self.at + 2][0] == ")"):
-            return ("sym", f"{token[1]}({self.nested(self.atom)})")
+        if token[0] == "sym":
+            return self.called(token[1])
         if token[0] in self.RULES:
             return self.nested(getattr(self, self.RULES[token[0]]), token)
         return {"num": token[:3], "empty": ("set",)}.get(token[0], token)
+
+    def called(self, name: str) -> tuple:
+        """A name, with its primes, as an inverse and with an argument if it is a function's: f, f', f(x), f'(x), f^{-1}(x)."""
+        function = name in tuple("fghFGH")
+        while self.take("'"):
+            name += "'"
+        if function and [token[0] for token in self.tokens[self.at : self.at + 6]] == ["^", "{", "-", "num", "}", "("]:
+            self.at, name = self.at + 5, f"{name} inverse"
+        if self.see("(") and (function or name in tuple("pqrPQS") and self.tokens[self.at + 2][0] == ")"):
+            name += f"({self.nested(self.atom)})"
+        return ("sym", name)
 
     RULES = {"fn": "function", "(": "bracket", "[": "bracket", "{": "group", "\\{": "braces", "<(": "bracket", "frac": "fraction", "tex binom": "fraction",
              "|": "enclosed", "lfloor": "enclosed", "lceil": "enclosed", "begin": "matrix", "accent": "accent"}  # fmt: skip
@@ -527,10 +540,11 @@ def named(tree):
 
 
 def is_name(tree) -> bool:
-    """x, f(x), AB, |AB|, AO/BO, (x, y), a:b; but not xy or x + y, which with = make an equation."""
+    """x, f(x), AB, |AB|, AO/BO, dy/dx, (x, y), a:b; but not xy or x + y, which with = make an equation."""
     if tree[0] in ("seq", "ratio", "/", "abs"):
         return all(is_name(part) for part in tree[1:] if isinstance(part, tuple))
-    return tree[0] == "sym" or tree[0] == "*" and all(part[0] == "sym" and part[1][0].isupper() for part in tree[1:])
+    letters_only = tree[0] == "*" and all(part[0] == "sym" for part in tree[1:])
+    return tree[0] == "sym" or letters_only and (tree[1] == ("sym", "d") or all(part[1][0].isupper() for part in tree[1:]))
 
 
 def by_items(p, g):
@@ -776,15 +790,13 @@ def unknowns(tree) -> set:
 
 
 def values(p, g):
-    """(value of p, value of g, where) at three points of positive numbers, then at three of any sign if both are real there: with negative
-    numbers a root or a logarithm has several complex values. Points where one is undefined are left out."""
+    """(value of p, value of g, where) at three points of positive numbers, then at three of any sign, as far as all is real there: with
+    negative numbers a root or a logarithm has several complex values. Points where one is undefined are left out."""
     names, draw = sorted(unknowns(p)), random.Random(repr(g))
     for k in range(6 if names else 1):
         at = {name: Fraction(draw.randrange(200, 3000), 1000) * (draw.choice((-1, 1)) if k > 2 else 1) for name in names}
         with suppress(Undefined):
-            a, b = value(p, at, PRECISION), value(g, at, PRECISION)
-            if k < 3 or a[1] == b[1] == operations().libmp.fzero:
-                yield a, b, at
+            yield value(p, at, PRECISION, k > 2), value(g, at, PRECISION, k > 2), at
 
 
 def agree(p, g, a, b, at: dict) -> bool:
@@ -872,8 +884,8 @@ def operations():
     return SimpleNamespace(libmp=m, functions=functions, constants=constants)
 
 
-def value(tree, at: dict, prec: int):
-    """The value, an mpmath pair (real, imaginary), with the unknowns `at` these places."""
+def value(tree, at: dict, prec: int, real: bool = False):
+    """The value, an mpmath pair (real, imaginary), with the unknowns `at` these places; undefined if `real` and something on the way is not."""
     kind, ops = tree[0], operations()
     if kind in ("num", "sym"):
         x = tree[1] if kind == "num" else at[tree[1]]
@@ -883,10 +895,10 @@ def value(tree, at: dict, prec: int):
     if kind not in ops.functions:
         raise Undefined(kind)
     try:
-        result = ops.functions[kind](*(value(part, at, prec) for part in tree[1:]), prec)
+        result = ops.functions[kind](*(value(part, at, prec, real) for part in tree[1:]), prec)
     except (ZeroDivisionError, ValueError):  # 1/0, ln 0, (-1)!
         raise Undefined(kind) from None
-    if any(part[1] == 0 and part[2] != 0 for part in result):
+    if any(part[1] == 0 and part[2] != 0 for part in result) or real and result[1] != ops.libmp.fzero:
         raise Undefined("infinite, or not a number")
     return result
 
