@@ -629,9 +629,9 @@ def by_parts(p, g):
 
 
 def proportional(p, g) -> bool:
-    """2:4 is 1:2; but 3:30, where it may be a time, is 3:30 alone."""
+    """2:4 is 1:2; but 3:30, which may be a time, is 3:30 alone."""
     values = [[exact(part) for part in tree[1:]] for tree in (p, g)]
-    if len(p) != len(g) or not all(all(row) for row in values) or all(10 <= row[-1] < 60 and row[0] <= 24 for row in values):
+    if len(p) != len(g) or not all(all(row) for row in values) or 10 <= values[1][-1] < 60 and values[1][0] <= 24:
         return False
     return len({a / b for a, b in zip(*values)}) == 1
 

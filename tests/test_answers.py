@@ -3,6 +3,7 @@ import importlib.util
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -44,15 +45,20 @@ def test_extraction_takes_linear_time(piece):
 
 
 # Equality, kind by kind
+KNOWN = [("-1, 4", "x=-1 \\text{ or } y = 4")]  # lists forget whether "and" or "or" joined them
+
+
+def wrong_pairs(cases):
+    return [(gold, prediction, equal) for _, gold, prediction, equal in cases if equivalent(prediction, gold) is not equal]
+
+
 @pytest.mark.parametrize("kind", sorted({case[0] for case in CASES}))
 def test_answers_of_a_kind(kind):
-    wrong = [(gold, prediction, equal) for k, gold, prediction, equal in CASES if k == kind and equivalent(prediction, gold) is not equal]
-    assert len(wrong) <= 0.05 * sum(case[0] == kind for case in CASES), wrong
+    assert [pair for pair in wrong_pairs(case for case in CASES if case[0] == kind) if pair[:2] not in KNOWN] == []
 
 
 def test_at_least_99_percent_of_the_pairs_are_right():
-    wrong = [(gold, prediction, equal) for _, gold, prediction, equal in CASES if equivalent(prediction, gold) is not equal]
-    assert len(wrong) < 0.01 * len(CASES), wrong
+    assert len(wrong_pairs(CASES)) < 0.01 * len(CASES)
 
 
 def test_the_public_pairs():
@@ -172,6 +178,15 @@ def test_the_deadline_holds_in_a_thread_and_the_next_pair_is_answered(fresh_work
     assert equivalent("9^{9^{8}}", "9^{43046721}")
 
 
+def test_the_deadline_is_by_the_clock(fresh_worker):
+    equivalent("9^{9^{8}}", "9^{43046721}")
+    pid = fresh_worker.process.pid
+    os.kill(pid, signal.SIGSTOP)  # takes no time of the processor any more, and never answers
+    start = time.perf_counter()
+    assert not equivalent("9^{9^{8}}", "9^{43046721}", deadline=0.2)
+    assert time.perf_counter() - start < 3 and not alive(pid)
+
+
 def test_a_worker_past_its_deadline_is_gone(fresh_worker):
     equivalent("9^{9^{8}}", "9^{43046721}")
     pid = fresh_worker.process.pid
@@ -215,12 +230,11 @@ def test_a_busy_worker_whose_parent_is_killed_ends_by_itself():
     assert not alive(pid)
 
 
-def test_a_forked_child_has_its_own_worker(fresh_worker):
-    assert equivalent("9^{9^{8}}", "9^{43046721}")
+def test_a_fork_while_a_thread_waits_for_the_worker_has_its_own():
     code = "import os\nfrom nanotir.answers import WORKER, equivalent\nask = lambda: equivalent('9^{9^8}', '9^{43046721}')\nassert ask()\nparent = WORKER.process.pid\n" \
-           "child = os.fork()\nif child == 0:\n    os._exit(0 if ask() and WORKER.process.pid != parent and (WORKER.stop() or True) else 1)\n" \
-           "assert os.waitpid(child, 0)[1] == 0 and ask() and WORKER.process.pid == parent"  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+           "WORKER.lock.acquire()\nchild = os.fork()\nif child == 0:\n    os._exit(0 if ask() and WORKER.process.pid != parent and (WORKER.stop() or True) else 1)\n" \
+           "WORKER.lock.release()\nassert os.waitpid(child, 0)[1] == 0 and ask() and WORKER.process.pid == parent"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 0
 
 
 def test_importing_is_cheap():
