@@ -4,8 +4,12 @@ Text is read by one tokenizer and one recursive-descent parser into trees of nes
 evaluated as code. Trees are compared from cheap to dear: equal text, equal trees, exact rationals, then 50-digit values at a few random
 points. A pair that might take long goes to a worker process, which is killed at the deadline.
 
+In this order: extract_answer; tidy, tokenize and Parser (text to tree); same and its rules by_... (trees); by_value and value (numbers);
+equivalent and the Worker.
+
 What counts as equal: tuples are ordered, lists and sets are not; \\pm a is two answers; an integer or a decimal is exact, anything else may
-be given by at least six correct digits; a unit may be missing on one side, but two units must agree; x = 3 is 3 and 50% is 0.5 or 50.
+be given by at least six correct digits; a unit may be missing on one side, but two units must agree; x = 3 is 3 and 50% is 0.5 or 50;
+a number written in base 8 is not that number, since to convert it may be the question.
 """
 from __future__ import annotations
 
@@ -90,7 +94,8 @@ GREEK = ("alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota
 UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∕": "/", "⁄": "/", "π": "\\pi ", "∞": "\\infty ", "√": "\\sqrt ",
     "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "±": "\\pm ", "∓": "\\mp ", "∪": "\\cup ", "∈": "\\in ", "∅": "\\emptyset ", "ℝ": "\\mathbb{R}",
-    "ℤ": "\\mathbb{Z}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "（": "(", "）": ")", "，": ",", "…": "...", "≈": "\\approx ", "€": "\\euro ", "£": "\\pound ",
+    "ℤ": "\\mathbb{Z}", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "（": "(", "）": ")", "，": ",", "…": "...", "≈": "\\approx ", "€": "\\euro ",
+    "£": "\\pound ",
     **{digit: f"^{{{i}}}" for i, digit in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}, **{digit: f"_{{{i}}}" for i, digit in enumerate("₀₁₂₃₄₅₆₇₈₉")},
     **{char: "\\frac{%s}{%s} " % tuple(unicodedata.normalize("NFKC", char).split("⁄")) for char in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
     **{unicodedata.lookup(f"GREEK SMALL LETTER {name.replace('lambda', 'lamda')}"): f"\\{name} " for name in GREEK if name.islower() and name[:3] not in ("var", "ell")},
@@ -117,9 +122,12 @@ def tidy(text: str) -> str:
 
 UNIT_NAMES = {  # how a unit is written -> its name; other words of four letters and more are units of their own
     name: names.split()[0] for names in (
-        "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre", "meter metre", "kg kilogram kilo", "gram", "mg milligram", "inch inche in",
-        "foot feet ft", "yard yd", "mile mi", "lb pound lbs", "ounce oz", "second sec", "minute min", "hour hr", "day", "week", "month", "year yr", "ml milliliter",
-        "liter litre", "dollar usd buck", "cent", "euro", "degree deg", "mph", "kph kmh", "unit", "square sq", "cubic", "am", "pm", "percent", "rad radian", "way", "men", "per")
+        "cm centimeter centimetre", "mm millimeter millimetre", "km kilometer kilometre", "meter metre", "kg kilogram kilo", "gram",
+        "mg milligram", "inch inche in",
+        "foot feet ft", "yard yd", "mile mi", "lb pound lbs", "ounce oz", "second sec", "minute min", "hour hr", "day", "week", "month",
+        "year yr", "ml milliliter",
+        "liter litre", "dollar usd buck", "cent", "euro", "degree deg", "mph", "kph kmh", "unit", "square sq", "cubic", "am", "pm", "percent",
+        "rad radian", "way", "men", "per")
     for name in names.split()}  # fmt: skip
 UNITS = frozenset(UNIT_NAMES.values())
 UNIT_LETTERS = {"m": "meter", "s": "second", "g": "gram", "h": "hour", "l": "liter", "L": "liter"}
@@ -132,8 +140,10 @@ COMMANDS = {  # LaTeX command -> its token
     **{command: ("accent", command) for command in ("overline", "bar", "vec", "overrightarrow", "hat", "tilde")},
     **{command: ("word", command) for command in ("dollar", "euro", "pound")},
     **{command: (kind,) for kind, commands in {
-        "*": "cdot times ast", "/": "div", "<=": "le leq leqslant", ">=": "ge geq geqslant", "!=": "ne neq", "<": "lt", ">": "gt", "in": "in", "pm": "pm", "mp": "mp",
-        "cup": "cup", "minus": "setminus backslash", ":": "colon", "|": "lvert rvert vert mid", "over": "over", "choose": "choose", "\\{": "lbrace", "\\}": "rbrace",
+        "*": "cdot times ast", "/": "div", "<=": "le leq leqslant", ">=": "ge geq geqslant", "!=": "ne neq", "<": "lt", ">": "gt", "in": "in",
+        "pm": "pm", "mp": "mp",
+        "cup": "cup", "minus": "setminus backslash", ":": "colon", "|": "lvert rvert vert mid", "over": "over", "choose": "choose",
+        "\\{": "lbrace", "\\}": "rbrace",
         "<(": "langle", ")>": "rangle", "lfloor": "lfloor", "rfloor": "rfloor", "lceil": "lceil", "rceil": "rceil", "frac": "frac dfrac tfrac cfrac",
         "tex binom": "binom dbinom tbinom", ",": "lor land"}.items() for command in commands.split()},
 }  # fmt: skip
@@ -602,7 +612,8 @@ def all_same(left, right) -> bool:
 def matched(left, right, unique: bool) -> bool:
     """Whether the two are equal in some order; as sets if `unique`."""
     if unique:
-        left, right = (functools.reduce(lambda kept, item: kept if any(same(item, k) for k in kept) else [*kept, item], side, []) for side in (left, right))
+        add = lambda kept, item: kept if any(same(item, other) for other in kept) else [*kept, item]
+        left, right = functools.reduce(add, left, []), functools.reduce(add, right, [])
     rest = list(right)
     for item in left if len(left) == len(right) else ():
         partner = next((i for i, other in enumerate(rest) if same(item, other)), None)
@@ -734,7 +745,8 @@ def by_relation(p, g):
     if p[0] != "rel" or g[0] != "rel":
         return False if "rel" in (p[0], g[0]) else None
     left, right = ([(sign, *pair) for sign, pair in zip(tree[1], itertools.pairwise(tree[2:]))] for tree in (p, g))
-    return len(left) == len(right) and all(any(one_relation(a, b) for b in right) for a in left) and all(any(one_relation(a, b) for a in left) for b in right)
+    all_found = lambda these, those: all(any(one_relation(a, b) for b in those) for a in these)
+    return len(left) == len(right) and all_found(left, right) and all_found(right, left)
 
 
 def one_relation(a, b) -> bool:

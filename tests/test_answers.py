@@ -21,9 +21,12 @@ from nanotir.answers import equivalent, extract_answer
 @pytest.mark.parametrize("text, answer", [
     ("so \\boxed{12}.", "12"), ("\\boxed{1} then \\boxed{2}", "2"), ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"), ("The answer is 5.", "5"),
     ("the answer is 3\nthe answer is 4.", "4"), ("work #### 72", "72"), ("", None), ("no answer", None), ("\\boxed{open", None), ("\\boxed{}", ""),
-    ("\\fbox{9}", "9"), ("\\boxed {9}", "9"), ("\\boxed9", "9"), ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"), ("\\boxed{\\boxed{9}}", "9"), ("\\boxed{5} or \\boxed{6", "5"),
-    ("\\boxed{x \\left\\{ y}", "x \\left\\{ y"), ("Final Answer: the sum $s$ is 40.", "40"), ("so the answer is **41**.", "41"), ("The answer is $40 + 2 = 42$.", "42"),
-    ("the answer is $x = 3$.", "x = 3"), ("<answer>43</answer>", "43"), ("#### 1,234", "1,234"), ("The answer is \\(\\frac{1}{2}\\), as said.", "\\frac{1}{2}"),
+    ("\\fbox{9}", "9"), ("\\boxed {9}", "9"), ("\\boxed9", "9"), ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"), ("\\boxed{\\boxed{9}}", "9"),
+    ("\\boxed{5} or \\boxed{6", "5"),
+    ("\\boxed{x \\left\\{ y}", "x \\left\\{ y"), ("Final Answer: the sum $s$ is 40.", "40"), ("so the answer is **41**.", "41"),
+    ("The answer is $40 + 2 = 42$.", "42"),
+    ("the answer is $x = 3$.", "x = 3"), ("<answer>43</answer>", "43"), ("#### 1,234", "1,234"), ("The answer is \\(\\frac{1}{2}\\), as said.",
+    "\\frac{1}{2}"),
     ("The answer is 3.5. Indeed.", "3.5"), ("the answer is 1. No: \\boxed{2}. The answer is 3.", "2"), ("the answer is (3, 4).", "(3, 4)"),
 ])  # fmt: skip
 def test_the_final_answer_is_the_last_one_given(text, answer):
@@ -84,8 +87,10 @@ def test_every_answer_equals_itself():
 
 
 @pytest.mark.parametrize("exact, decimal, equal", [
-    ("\\sqrt{7}", "2.64575", True), ("\\sqrt{7}", "2.6458", False), ("\\sqrt{7}", "2.64576", False), ("\\frac{2}{3}", "0.666667", True), ("\\frac{2}{3}", "0.666666", True),
-    ("\\frac{2}{3}", "0.666668", False), ("3", "3.0000001", False), ("3", "2.9999999999999996", False), ("0.7", "0.7000000000000001", True), ("0.7", "0.7000001", False),
+    ("\\sqrt{7}", "2.64575", True), ("\\sqrt{7}", "2.6458", False), ("\\sqrt{7}", "2.64576", False), ("\\frac{2}{3}", "0.666667", True),
+    ("\\frac{2}{3}", "0.666666", True),
+    ("\\frac{2}{3}", "0.666668", False), ("3", "3.0000001", False), ("3", "2.9999999999999996", False), ("0.7", "0.7000000000000001", True),
+    ("0.7", "0.7000001", False),
 ])  # fmt: skip
 def test_six_correct_digits_for_what_is_no_decimal_and_all_for_integers(exact, decimal, equal):
     assert equivalent(decimal, exact) is equal
@@ -99,16 +104,20 @@ def test_tolerance_is_relative_however_small_the_numbers(n):
 
 # Hacks
 @pytest.mark.parametrize("prediction", [
-    "", " ", "\n", "1, 2, 3, 4, 5, 6, 7", "5 or 6", "5 and 5", "\\pm 5", "5, -5", "4 < 5", "5 = 6", "5 = 5", "[0, 10]", "5 5", "5 cm 6", "5 not 6", "x", "x=5=6", "{5", "5}", "(5", "5)",
-    "What is the value of 2 + 3?", "2 + 3 = ?", "nan", "inf", "\\text{any number}", "9**9**9", "9^{9^{9^{9}}}", "0/0", "5/0", "5^", "\\frac{5}", "5_7", "{5: 5}", "5 if True else 6",
-    "lambda: 5", "[5][0]", "int('5')", "5#6", "\\boxed{}", "5\\boxed{6}", "\x005", "5;6", "5\\\\6", "5&6", "5..", "5!", "5?", "0x5", "5e", "gold", "*", "5:5", "5%", "\\sqrt{25}i",
+    "", " ", "\n", "1, 2, 3, 4, 5, 6, 7", "5 or 6", "5 and 5", "\\pm 5", "5, -5", "4 < 5", "5 = 6", "5 = 5", "[0, 10]", "5 5", "5 cm 6",
+    "5 not 6", "x", "x=5=6", "{5", "5}", "(5", "5)",
+    "What is the value of 2 + 3?", "2 + 3 = ?", "nan", "inf", "\\text{any number}", "9**9**9", "9^{9^{9^{9}}}", "0/0", "5/0", "5^", "\\frac{5}",
+    "5_7", "{5: 5}", "5 if True else 6",
+    "lambda: 5", "[5][0]", "int('5')", "5#6", "\\boxed{}", "5\\boxed{6}", "\x005", "5;6", "5\\\\6", "5&6", "5!", "5?", "0x5", "5e", "gold", "*",
+    "5:5", "\\sqrt{25}i",
 ])  # fmt: skip
 def test_a_hack_does_not_equal_five(prediction):
-    assert not equivalent(prediction, "5") or prediction in ("5..", "5%")
+    assert not equivalent(prediction, "5")
 
 
 @pytest.mark.parametrize("text", ["1e999999999", "9" * 10**7, "1/" + "9" * 10**6, "\\boxed{" * 10**4, "inf", "nan", "--1", "1,,000", "\x00", "{" * 1500, "(" * 1500, "\\sqrt" * 300,
-                                  "-" * 1500, "1+" * 900 + "1", "\\frac" * 300, "2^" * 900 + "2", "|" * 1000, "9**9**9**9", "(10^{9})!", "\\sin(10^{10^{8}})", "\ud800"])  # fmt: skip
+                                  "-" * 1500, "1+" * 900 + "1", "\\frac" * 300, "2^" * 900 + "2", "|" * 1000, "9**9**9**9", "(10^{9})!",
+                                  "\\sin(10^{10^{8}})", "\ud800"])  # fmt: skip
 def test_odd_answers_neither_raise_nor_hang(text):
     start = time.perf_counter()
     assert equivalent(text, "7") is False and equivalent("7", text) is False
@@ -119,7 +128,8 @@ def test_odd_answers_neither_raise_nor_hang(text):
 
 def test_no_text_raises_or_hangs():
     pieces = ["\\frac", "{", "}", "(", ")", "[", "]", "^", "_", "\\sqrt", "9", "x", "\\pm", "\\boxed{", "|", ",", "=", "<", "\\cup", "\\{", "\\}", "\\text{", "!", "%", "\\sin", " and ",
-              "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "e", "i", "1e9", "$", "°", "/", "-", "*", ":", "\\binom", "\\log_", "\\infty", "\\mathbb{R}", "\\setminus", "0.", "cm", "\x00", "é", "９", "½"]  # fmt: skip
+              "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "e", "i", "1e9", "$", "°", "/", "-", "*", ":", "\\binom", "\\log_", "\\infty",
+              "\\mathbb{R}", "\\setminus", "0.", "cm", "\x00", "é", "９", "½"]  # fmt: skip
     draw, texts = random.Random(0), [text for case in CASES for text in case[1:3] if "9^9" not in text and "9^{9" not in text]
     for k in range(20_000):
         text = "".join(draw.choices(pieces, k=draw.randrange(1, 15))) if k % 2 else draw.choice(texts)
