@@ -251,7 +251,6 @@ def fused_loss(policy, N: int = 16384, V: int = 152064, dtype=torch.bfloat16) ->
     result["forward_backward_ms"] = milliseconds(lambda: gradient(kernel, work))
     result["half_masked_ms"] = milliseconds(lambda: gradient(lambda x: kernel(x, torch.arange(N, **cuda)[None] % 2 == 0), work))
     result["mb"] = peak(kernel, work)
-    del other, work
     result["twin_ms"], result["twin_mb"] = milliseconds(lambda: gradient(twin, logits)), peak(twin, logits)
     result["compiled_ms"], result["compiled_mb"] = milliseconds(lambda: gradient(compiled, logits)), peak(compiled, logits)
     gb = logits.numel() * logits.element_size() / 1e9

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from conftest import ScriptedModel, follow
-from nanotir.evaluate import EvalConfig, evaluate, maj_at_k, main, pass_at_k, statistics, table, wilson_interval
+from conftest import SHARED, ScriptedModel, follow
+from nanotir.evaluate import EvalConfig, evaluate, maj_at_k, main, pass_at_k, replay, statistics, table, wilson_interval
 from nanotir.problems.problem import Problem
 from nanotir.sampler import SamplerConfig
 from nanotir.tools import ToolResult
@@ -104,3 +104,33 @@ def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(tmp_path, capsys):
         main(["--run", str(tmp_path)])
     out, err = capsys.readouterr()
     assert stopped.value.code == 2 and out == "" and err.count("\n") == 1 and "not a run folder" in err
+
+
+RECORDED = "I compute.\n```python\n%s\n```\n```output\n%s\n```\nThe answer is $\\boxed{%s}$."
+
+
+def test_a_replay_counts_the_same_outputs_and_the_same_verdicts(tmp_path):
+    rows = [
+        (RECORDED % ("x = 6\nprint(x * 7)", "42", "42"), "42", "42"),  # as recorded
+        (RECORDED % ("print(6 * 7)", "43", "43"), "43", "42"),  # another output; wrong, as recorded
+        (RECORDED % ("x = 20\nx", "20", "0") + "\n" + RECORDED % ("x + 1", "21", "21.0"), "21", "21"),  # two cells of one notebook
+        (RECORDED % ("1/0", "ZeroDivisionError: division by  zero", "5"), "6", "6"),  # we read another answer than was recorded
+    ]
+    path = tmp_path / "recorded.jsonl"
+    path.write_text("".join(json.dumps({"gt": gold, "pred": [pred], "code": [code]}) + "\n" for code, pred, gold in rows))
+    assert replay(str(path)) == {"transcripts": 4, "programs": 5, "same_output": 4 / 5, "same_verdict": 3 / 4, "recorded_accuracy": 3 / 4}
+
+
+@pytest.mark.parametrize("line, message", [("{", "not JSON"), ('{"gt": "1", "code": ["x"]}', "no field 'pred'"), ('{"gt": "1", "pred": ["1"], "code": [3]}', "list of texts")])
+def test_a_bad_line_in_a_recording_is_named(tmp_path, capsys, line, message):
+    path = tmp_path / "recorded.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--replay", str(path)])
+    assert stopped.value.code == 2 and f"{path}:1" in (err := capsys.readouterr().err) and message in err and err.count("\n") == 1
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "tora").exists(), reason="the recorded transcripts are not here")
+def test_real_transcripts_say_today_what_they_said_then():
+    result = replay(str(SHARED / "data" / "tora" / "gsm8k-tora-code-34b.jsonl"))
+    assert result["transcripts"] == 1319 and result["same_output"] >= 0.995 and result["same_verdict"] >= 0.995
