@@ -17,7 +17,7 @@ from pathlib import Path
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 MAX_CODE_CHARS = 100_000
-SERVER = Path(__file__).with_name("sandbox.py")
+PROJECT = str(Path(__file__).parents[2])
 
 
 @dataclass
@@ -50,9 +50,9 @@ class Connection:
         self.closing = False
         self.base = tempfile.mkdtemp(prefix="nanotir-")
         self.socket, theirs = socket.socketpair()
-        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.base, "TMPDIR": self.base, "PYTHONHASHSEED": "0"}
+        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.base, "TMPDIR": self.base, "PYTHONHASHSEED": "0", "PYTHONPATH": PROJECT}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", str(SERVER), str(theirs.fileno()), self.base, str(workers)]
+        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", str(theirs.fileno()), self.base, str(workers)]
         try:
             self.process = subprocess.Popen(
                 command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self.base, start_new_session=True, stdin=subprocess.DEVNULL

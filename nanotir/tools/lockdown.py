@@ -1,0 +1,127 @@
+"""What is taken away from a process before it runs a model's program: layer upon layer of the Linux kernel's own protections.
+
+None of them needs root, a container or a package; each is left out where the kernel refuses it, and lock_down says which are in force. No
+layer is enough by itself: Landlock leaves processes and sockets, seccomp leaves files. The numbers are those of the kernel's own headers.
+"""
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import functools
+import os
+import platform
+import signal
+import struct
+import sys
+
+LINUX = sys.platform == "linux"
+LIBC = ctypes.CDLL(None)
+
+
+def lock_down(folder: str) -> list[tuple]:
+    """Take rights away for good from this process, a child about to run a program: (layer, whether it is in force, what it stops)."""
+    if not LINUX:
+        return []
+    LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the server
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")  # where the machine runs out of memory, this process goes first
+    return [  # in this order, for the last ones forbid the first
+        ("no_new_privs", LIBC.prctl(38, 1, 0, 0, 0) == 0, "gaining rights through set-uid programs"),
+        ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
+        ("capabilities", LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0, "whatever root may do: all of them are dropped"),
+        ("seccomp", seccomp(), "sockets, other programs, new processes, signals to others, ptrace, mounts, changed modes and owners, raised limits"),
+    ]
+
+
+def namespaces(base: str) -> bool:
+    """Move the server, not yet started, to namespaces of its own where that is allowed. It becomes their process 1: when it dies, all die."""
+    USER, PID, NET, IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
+    uid, gid = os.getuid(), os.getgid()
+    if not LINUX or LIBC.unshare(USER | PID | NET | IPC) and LIBC.unshare(PID | NET | IPC):
+        return False
+    for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
+            map.write(text)
+    if pid := os.fork():
+        os.closerange(3, 256)  # the control socket is the child's alone
+        os.waitpid(pid, 0)
+        with contextlib.suppress(OSError):
+            os.rmdir(base)
+        os._exit(0)
+    LIBC.prctl(1, signal.SIGKILL)
+    if LIBC.unshare(0x00020000) == 0:  # and mounts apart: the calls' folders lie in memory, all together no more than 256 MB
+        LIBC.mount(None, b"/", None, 1 << 14 | 1 << 18, None)  # private, with all below
+        LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384")  # no set-uid files, no devices
+        os.chdir(base)
+    return True
+
+
+def landlock(folder: str) -> bool:
+    """Files: what Python needs may be read, the call's own folder written, and nothing else opened (Linux 5.13 on; truncation 6.2)."""
+    version = LIBC.syscall(444, None, 0, 1)
+    if version < 1:
+        return False
+    everything = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # one bit for each way of using a file
+    READ_FILE, READ_DIR, WRITE_FILE, no = 1 << 2, 1 << 3, 1 << 1, 1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15  # execute, devices, sockets, ioctl
+    attributes = struct.pack("QQQ", everything, 3, 3)  # and TCP from version 4, signals and abstract sockets from version 6
+    ruleset = LIBC.syscall(444, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
+    system = [*sys.path, f"{sys.base_prefix}/lib", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
+    rules = [(path, READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE) for path in system if os.path.exists(path)]
+    for path, access in [*rules, ("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]:
+        fd = os.open(path, os.O_PATH)
+        LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)
+        os.close(fd)
+    in_force = LIBC.syscall(446, ruleset, 0) == 0
+    os.close(ruleset)
+    return in_force
+
+
+# System calls that model code may not make, with their numbers on x86-64 and arm64. What else needs a capability is refused for lack of one.
+DENIED = """
+    socket 41 198  connect 42 203  bind 49 200  sendmsg 46 211  sendmmsg 307 269  fork 57 -  vfork 58 -  execve 59 221  execveat 322 281
+    ptrace 101 117  process_vm_readv 310 270  process_vm_writev 311 271  tkill 200 130  rt_sigqueueinfo 129 138  rt_tgsigqueueinfo 297 240
+    pidfd_open 434 434  pidfd_send_signal 424 424  pidfd_getfd 438 438  setsid 112 157  setpgid 109 154  setrlimit 160 164
+    setpriority 141 140  sched_setparam 142 118  sched_setscheduler 144 119  sched_setattr 314 274  sched_setaffinity 203 122  ioprio_set 251 30
+    truncate 76 45  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  unshare 272 97  setns 308 268  mount 165 40  umount2 166 39  bpf 321 280  perf_event_open 298 241
+    userfaultfd 323 282  io_uring_setup 425 425  io_setup 206 0  keyctl 250 219  add_key 248 217  request_key 249 218  personality 135 92
+    semget 64 190  msgget 68 186  shmget 29 194  mq_open 240 180  memfd_create 319 279  seccomp 317 277  mknod 133 -  mknodat 259 33
+    chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  chown 92 -  fchown 93 55  lchown 94 -  fchownat 260 54  utime 132 -
+    utimes 235 -  utimensat 280 88  futimesat 261 -  setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7
+"""
+
+
+@functools.lru_cache
+def filter_program(pid: int = 0xDEADBEEF) -> bytes:
+    """The seccomp filter: a little program, in BPF, that the kernel runs on the number and the arguments of every system call."""
+    column, arch = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(platform.machine(), (None, 0))
+    if column is None:
+        return b""
+    LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+    step = lambda code, k, if_true=0, if_false=0: struct.pack("HBBI", code, if_true, if_false, k)
+    KILL, ALLOW, REFUSE = step(RETURN, 0x80000000), step(RETURN, 0x7FFF0000), step(RETURN, 0x00050000 | errno.EPERM)
+    argument = lambda i, high=0: step(LOAD, 16 + 8 * i + 4 * high)
+    is_zero = lambda i: argument(i) + step(EQUAL, 0, 0, 3) + argument(i, 1) + step(EQUAL, 0, 0, 1) + ALLOW + REFUSE
+    refuse_if = lambda i, *values: argument(i) + b"".join(step(EQUAL, value, 0, 1) + REFUSE for value in values) + ALLOW
+    itself = argument(0) + step(EQUAL, pid, 0, 1) + ALLOW + REFUSE
+    special = {
+        (56, 220): argument(0) + step(ANY_BIT, 0x10000, 0, 1) + ALLOW + REFUSE,  # clone: threads, no processes
+        (435, 435): step(RETURN, 0x00050000 | errno.ENOSYS),  # clone3: its flags cannot be seen from here, and libc falls back on clone
+        (62, 129): itself, (234, 131): itself,  # kill, tgkill
+        (44, 206): is_zero(4),  # sendto: over a connected pair, to no address
+        (302, 261): is_zero(2),  # prlimit64: may ask, not set
+        (72, 25): refuse_if(1, 8, 10, 15), (16, 29): refuse_if(1, 0x8901, 0x8902),  # fcntl, ioctl: no signal to others when a socket stirs
+        (157, 167): refuse_if(0, 1),  # prctl: it dies with the server
+    }  # fmt: skip
+    words = DENIED.split()
+    denied = {numbers: REFUSE for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"}
+    program = step(LOAD, 4) + step(EQUAL, arch, 1, 0) + KILL + step(LOAD, 0) + step(AT_LEAST, 0x40000000, 0, 1) + KILL  # other calling conventions
+    for numbers, then in (special | denied).items():
+        program += step(EQUAL, int(numbers[column]), 0, len(then) // 8) + then
+    return program + ALLOW
+
+
+def seccomp() -> bool:
+    program = filter_program().replace(struct.pack("I", 0xDEADBEEF), struct.pack("I", os.getpid()))
+    code = ctypes.create_string_buffer(program)
+    return bool(program) and LIBC.prctl(22, 2, struct.pack("HP", len(program) // 8, ctypes.addressof(code)), 0, 0) == 0
