@@ -24,8 +24,6 @@ def lock_down(folder: str) -> list[tuple]:
     if not LINUX:
         return []
     LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the server
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("1000")  # where the machine runs out of memory, this process goes first
     return [  # in this order, for the last ones forbid the first
         ("no_new_privs", LIBC.prctl(38, 1, 0, 0, 0) == 0, "gaining rights through set-uid programs"),
         ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
@@ -66,9 +64,8 @@ def landlock(folder: str) -> bool:
     READ_FILE, READ_DIR, WRITE_FILE, no = 1 << 2, 1 << 3, 1 << 1, 1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15  # execute, devices, sockets, ioctl
     attributes = struct.pack("QQQ", everything, 3, 3)  # and TCP from version 4, signals and abstract sockets from version 6
     ruleset = LIBC.syscall(444, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
-    system = [*sys.path, f"{sys.base_prefix}/lib", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
-    rules = [(path, READ_FILE | READ_DIR if os.path.isdir(path) else READ_FILE) for path in system if os.path.exists(path)]
-    for path, access in [*rules, ("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]:
+    writable = [("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]
+    for path, access in [*((path, READ_FILE | READ_DIR if is_folder else READ_FILE) for path, is_folder in readable()), *writable]:
         fd = os.open(path, os.O_PATH)
         LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)
         os.close(fd)
@@ -77,14 +74,23 @@ def landlock(folder: str) -> bool:
     return in_force
 
 
+@functools.lru_cache
+def readable() -> list[tuple[str, bool]]:
+    """(path, whether it is a folder) of what Python needs: its packages, system libraries, time zones, random numbers."""
+    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
+    system += [*sys.path, f"{sys.base_prefix}/lib"]
+    real = sorted({os.path.realpath(path) for path in system if os.path.exists(path)})
+    return [(path, os.path.isdir(path)) for path in real if not any(path.startswith(f"{other}/") for other in real)]  # one rule holds for all below
+
+
 # System calls that model code may not make, with their numbers on x86-64 and arm64. What else needs a capability is refused for lack of one.
 DENIED = """
     socket 41 198  connect 42 203  bind 49 200  sendmsg 46 211  sendmmsg 307 269  fork 57 -  vfork 58 -  execve 59 221  execveat 322 281
     ptrace 101 117  process_vm_readv 310 270  process_vm_writev 311 271  tkill 200 130  rt_sigqueueinfo 129 138  rt_tgsigqueueinfo 297 240
     pidfd_open 434 434  pidfd_send_signal 424 424  pidfd_getfd 438 438  setsid 112 157  setpgid 109 154  setrlimit 160 164
     setpriority 141 140  sched_setparam 142 118  sched_setscheduler 144 119  sched_setattr 314 274  sched_setaffinity 203 122  ioprio_set 251 30
-    truncate 76 45  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  unshare 272 97  setns 308 268  mount 165 40  umount2 166 39  bpf 321 280  perf_event_open 298 241
-    userfaultfd 323 282  io_uring_setup 425 425  io_setup 206 0  keyctl 250 219  add_key 248 217  request_key 249 218  personality 135 92
+    truncate 76 45  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  unshare 272 97  setns 308 268  mount 165 40
+    umount2 166 39  bpf 321 280  perf_event_open 298 241  userfaultfd 323 282  io_uring_setup 425 425  io_setup 206 0  keyctl 250 219  add_key 248 217  request_key 249 218  personality 135 92
     semget 64 190  msgget 68 186  shmget 29 194  mq_open 240 180  memfd_create 319 279  seccomp 317 277  mknod 133 -  mknodat 259 33
     chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  chown 92 -  fchown 93 55  lchown 94 -  fchownat 260 54  utime 132 -
     utimes 235 -  utimensat 280 88  futimesat 261 -  setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7
@@ -114,11 +120,13 @@ def filter_program(pid: int = 0xDEADBEEF) -> bytes:
         (157, 167): refuse_if(0, 1),  # prctl: it dies with the server
     }  # fmt: skip
     words = DENIED.split()
-    denied = {numbers: REFUSE for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"}
+    denied = [int(numbers[column]) for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"]
     program = step(LOAD, 4) + step(EQUAL, arch, 1, 0) + KILL + step(LOAD, 0) + step(AT_LEAST, 0x40000000, 0, 1) + KILL  # other calling conventions
-    for numbers, then in (special | denied).items():
-        program += step(EQUAL, int(numbers[column]), 0, len(then) // 8) + then
-    return program + ALLOW
+    for numbers, then in special.items():
+        program += step(EQUAL, numbers[column], 0, len(then) // 8) + then
+    for left, number in zip(range(len(denied), 0, -1), denied):
+        program += step(EQUAL, number, left)  # past the others that are left, and past ALLOW
+    return program + ALLOW + REFUSE
 
 
 def seccomp() -> bool:

@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 
-from nanotir.tools.lockdown import LIBC, LINUX, filter_program, lock_down, namespaces
+from nanotir.tools.lockdown import LIBC, LINUX, filter_program, lock_down, namespaces, readable
 
 OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
 
@@ -37,7 +37,9 @@ def serve(control: socket.socket, base: str, workers: int):
     """Answer requests, one JSON object a line, until the other side hangs up, however it ends; then leave nothing behind."""
     namespaces(base)
     warm_up()
-    filter_program()
+    filter_program(), readable()
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")  # where the machine runs out of memory, we and our children go first
     server = Server(control, base, workers)
     try:
         server.loop()
