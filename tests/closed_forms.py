@@ -2,6 +2,7 @@
 
 Nothing here is differentiated by a machine: where a loss depends on a log-prob through a ratio, the chain rule is written out.
 """
+import functools
 import math
 
 import torch
@@ -64,6 +65,12 @@ def by_hand(data, *, loss_type, ratio_level="token", epsilon=0.2, epsilon_high=N
     return loss, gradient, per_entropy
 
 
+@functools.lru_cache(maxsize=None)
+def solved(mask_kind, on_policy, settings):
+    """by_hand of a case, once for all variants of losses.py that are held against it."""
+    return by_hand(case(mask_kind, on_policy), **dict(settings))
+
+
 def policy_term(loss_type, a, logp, ratio, x, weight, low, high, delta):
     """(value, its derivative by the ratio, by this token's log-prob, by {token: its log-prob}) of one token's policy loss."""
     if loss_type in CLIPPED:
@@ -106,7 +113,8 @@ def compare(losses, mask_kind, on_policy, settings, weighted=False, entropy_coef
     `nonsense` is written wherever the mask is not set.
     """
     data = case(mask_kind, on_policy)
-    expected, gradient, per_entropy = by_hand(data, **settings, weighted=weighted, entropy_coef=entropy_coef, **step)
+    asked = settings | step | dict(weighted=weighted, entropy_coef=entropy_coef)
+    expected, gradient, per_entropy = solved(mask_kind, on_policy, tuple(sorted(asked.items())))
     given = {name: x if nonsense is None or x.dim() == 1 or name == "mask" else x.masked_fill(~data["mask"], nonsense) for name, x in data.items()}
     new, ref, weights, entropy = (given[name].clone().requires_grad_() for name in ("new", "ref", "weights", "entropy"))
     loss, metrics = losses.policy_loss(
