@@ -106,7 +106,7 @@ def matrix(quick=False):
                             yield mask_kind, on_policy, dict(loss_type=loss_type, ratio_level=level, epsilon=low, epsilon_high=high, delta=delta, beta=beta, kl=kl)
 
 
-def compare(losses, mask_kind, on_policy, settings, weighted=False, entropy_coef=0.0, nonsense=None, **step):
+def check_case(losses, mask_kind, on_policy, settings, weighted=False, entropy_coef=0.0, nonsense=None, **step):
     """Assert that losses.policy_loss gives the value and the gradients that were derived by hand, to 1e-9, and moves nothing else.
 
     On-policy the old log-probs are the new ones themselves, the same tensor, as in a trainer that skips the second forward pass.
@@ -133,6 +133,6 @@ def compare(losses, mask_kind, on_policy, settings, weighted=False, entropy_coef
 def check_everything(losses):
     """Every setting once, quickly: what the wrong variants of losses.py are tried on."""
     for mask_kind, on_policy, settings in matrix(quick=True):
-        compare(losses, mask_kind, on_policy, settings)
+        check_case(losses, mask_kind, on_policy, settings)
         if settings["kl"] != "k2":
-            compare(losses, mask_kind, on_policy, settings, weighted=True, entropy_coef=0.05, nonsense=float("nan"), num_active_tokens=50, num_rows=8)
+            check_case(losses, mask_kind, on_policy, settings, weighted=True, entropy_coef=0.05, nonsense=float("nan"), num_active_tokens=50, num_rows=8)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from closed_forms import B, L_MAX, T, case, check_everything, compare, matrix
+from closed_forms import B, L_MAX, T, case, check_case, check_everything, matrix
 from conftest import small_model
 from nanotir import kernels, losses
 from nanotir.losses import (
@@ -31,14 +31,14 @@ def run(data, rows=slice(None), width=0, **settings):
 def test_loss_and_gradient_equal_those_derived_by_hand(loss_type):
     for mask_kind, on_policy, settings in matrix():
         if settings["loss_type"] == loss_type:
-            compare(losses, mask_kind, on_policy, settings)
+            check_case(losses, mask_kind, on_policy, settings)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_entropy_bonus_and_importance_weights_equal_those_derived_by_hand(loss_type):
     for mask_kind, on_policy, settings in matrix(quick=True):
         if settings["loss_type"] == loss_type:
-            compare(losses, mask_kind, on_policy, settings, weighted=True, entropy_coef=0.05, num_active_tokens=50, num_rows=8)
+            check_case(losses, mask_kind, on_policy, settings, weighted=True, entropy_coef=0.05, num_active_tokens=50, num_rows=8)
 
 
 @pytest.mark.parametrize("loss_type", [*CLIPPED, "sapo", "gmpo"])
