@@ -13,12 +13,15 @@ import pickle
 import random
 import signal
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
+from nanotir.problems import load
 from nanotir.problems.generate import documents
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import PythonTool, SearchTool
@@ -76,6 +79,7 @@ class Run:
         for folder in (self.out, self.out / "checkpoint"):
             write_json(folder / "config.json", asdict(self.config))
         self.tokenizer.save(self.out / "checkpoint")
+        random.seed(self.config.seed)
         self._save([])
         return self
 
@@ -149,6 +153,42 @@ class Run:
         print("\nstopping after this step; once more to stop at once", flush=True)
 
 
+@contextmanager
+def open_run(config):
+    """The Run that a RunConfig describes: problems, tokenizer, model and tools, in a new folder or as a stopped run left them."""
+    device = check_device(config.device)
+    torch.set_num_threads(config.threads)
+    problems = load(config.data, "train", config.problems, config.seed, config.level)
+    held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
+    if config.init and (style := read_config(config.init).get("format")) != config.format:
+        raise ValueError(f"'{config.init}' writes its calls as {style}, not as {config.format}: add --format {style}")
+    with ExitStack() as stack:
+        tools = [stack.enter_context(tool) for tool in open_tools(asdict(config))]
+        tokenizer = make_tokenizer(config, problems)
+        model = Transformer(config.model, config.seed).to(device)
+        if config.init:
+            load_state(Path(config.init) / "checkpoint", model)
+        run = Run(config.out, config, model, tokenizer, Format(config.format), tools, problems, held_out)
+        yield stack.enter_context(run.resume() if config.resume else run.create())
+
+
+def check_device(name: str) -> torch.device:
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable.get(name):
+        raise ValueError(f"no device '{name}' here; there are {', '.join(device for device, there in usable.items() if there)}")
+    return torch.device(name)
+
+
+def make_tokenizer(config, problems) -> Tokenizer:
+    """Learned from the training problems, or that of the run we start from or go on with. Sets config.model to fit it."""
+    if folder := config.resume or config.init:
+        config.model = model_config(folder, read_config(folder))
+        return load_tokenizer(folder)
+    tokenizer = Tokenizer.train(corpus(problems, documents()), config.model.vocab_size)
+    config.model.vocab_size = len(tokenizer)
+    return tokenizer
+
+
 def read_evaluations(out) -> dict:
     path = Path(out) / "eval.json"
     return json.loads(path.read_text()) if path.exists() else {}
@@ -211,13 +251,20 @@ def load_run(folder, device: str = "cpu"):
     """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools)."""
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
+    model = Transformer(model_config(folder, config)).to(device).eval()
     try:
-        model = Transformer(ModelConfig(**config["model"])).to(device).eval()
         format, tools = Format(config["format"]), open_tools(config)
     except (KeyError, TypeError) as error:
         raise ValueError(f"'{folder}/config.json' does not fit this version of nanotir: {error}") from None
     load_state(Path(folder) / "checkpoint", model)
     return config, model, tokenizer, format, tools
+
+
+def model_config(folder, config: dict) -> ModelConfig:
+    try:
+        return ModelConfig(**config["model"])
+    except TypeError as error:
+        raise ValueError(f"'{folder}/config.json' does not fit this version of nanotir: {error}") from None
 
 
 def latest_run() -> Path:

@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.model import ModelConfig
+from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
 from nanotir.sampler import SamplerConfig
@@ -25,8 +26,8 @@ from nanotir.tools.search import SearchConfig
 
 @dataclass
 class RunConfig:
-    recipe: str = "tapo"  # which published system: a file in nanotir/recipes/
-    preset: str = "tiny"  # tiny (minutes on a CPU), probe (seconds, learns next to nothing), small (15M parameters), gpu
+    recipe: str = "tapo"  # which published system: grpo, tora, cir, autocode or tapo, files in nanotir/recipes/
+    preset: str = "tiny"  # tiny (minutes on a CPU), tiny-moe, probe (seconds, learns next to nothing), small (15M parameters), gpu
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
     seed: int = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH, math:PATH or jsonl:PATH
@@ -34,7 +35,7 @@ class RunConfig:
     problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
     level: int = 1  # difficulty of generated problems, from 1
     tools: str = "python,search"  # what the model may call
-    format: str = "tags"  # how calls are written: tags or fences
+    format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and the answer as well)
     init: str = ""  # start from this run's weights and tokenizer instead of random ones
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: int = 25  # steps between checkpoints
@@ -49,19 +50,27 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     python: PythonConfig = field(default_factory=PythonConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    tora: tora.ToRAConfig = field(default_factory=tora.ToRAConfig)
+    autocode: autocode.AutoCodeConfig = field(default_factory=autocode.AutoCodeConfig)
 
     def __post_init__(self):
+        if self.recipe not in RECIPES:
+            raise ValueError(unknown("recipe", self.recipe, RECIPES))
         if not self.eval_data and not self.data.startswith("generated"):
             raise ValueError(f"--data {self.data} needs held-out problems as well: name them by --eval-data")
         self.eval_data = self.eval_data or self.data
         if min(self.level, self.problems, self.save_every, self.threads) < 1:
             raise ValueError("level, problems, save_every and threads must be at least 1")
+        if self.rl.observations == "learned" and not self.sampler.forge:
+            raise ValueError("--rl.observations learned needs --sampler.forge true: what is learned as one's own must be sayable")
         if self.rl.steps and (self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature):
             raise ValueError("RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did")
 
 
+RECIPES = {"grpo": grpo, "tora": tora, "cir": cir, "autocode": autocode, "tapo": tapo}
 PRESETS = {
     "tiny": {},  # the defaults
+    "tiny-moe": {"model.n_experts": 8},  # two of eight experts for a token: as many active parameters as tiny, three times as many in all
     "probe": {
         "model.n_layers": 2, "model.d_model": 64, "model.d_ff": 128, "problems": 200, "sft.steps": 10, "sft.batch_size": 16,
         "rl.steps": 2, "rl.problems": 4, "rl.group_size": 4, "sampler.max_new_tokens": 48, "eval.problems": 10,
@@ -83,13 +92,13 @@ PRESETS = {
 
 
 def parse(arguments=None) -> RunConfig:
-    """The RunConfig of a command line: defaults, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
+    """The RunConfig of a command line: defaults, then the recipe's, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
     parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False)
     for name, (kind, default, comment) in flags().items():
         parser.add_argument(dashed(f"--{name}"), dest=name, type=boolean if kind is bool else kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(),
                             help=f"{comment} (default: {default!r})")  # fmt: skip
     given = vars(parser.parse_args(arguments))
-    preset = given.get("preset", "tiny")
+    preset, recipe = given.get("preset", "tiny"), given.get("recipe", "tapo")
     if preset not in PRESETS:
         parser.error(unknown("preset", preset, PRESETS))
     if "resume" in given and (others := given.keys() - {"resume"}):
@@ -97,7 +106,7 @@ def parse(arguments=None) -> RunConfig:
     if "init" in given and (shape := [name for name in given if name.startswith("model.")]):
         parser.error(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
     try:
-        return build({**PRESETS[preset], **given})
+        return build({**getattr(RECIPES.get(recipe), "SETTINGS", {}), **PRESETS[preset], **given})
     except ValueError as error:
         parser.error(str(error))
 

@@ -25,13 +25,17 @@ FLAWS = {"guess": 0.85, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.05}  # h
 @dataclass
 class TeacherConfig:
     quality: float = 0.3  # share of demonstrations without a flaw, in the format tool; the others have none
+    styles: int = 1  # ways, up to 3, in which the teacher writes the same program
+    twice: float = 0.0  # share of the calls that are made once more, to be on the safe side
     format: str = "tool"  # tool (words and calls), rationale (words only), program (calls only: the last one's output is the answer)
 
     def __post_init__(self):
         if self.format not in FORMATS:
             raise ValueError(f"no demonstration format '{self.format}'; there are {', '.join(FORMATS)}")
-        if not 0 <= self.quality <= 1:
-            raise ValueError(f"quality is a share between 0 and 1, not {self.quality}")
+        if self.styles not in (1, 2, 3):
+            raise ValueError(f"styles is 1, 2 or 3, not {self.styles}")
+        if not 0 <= self.quality <= 1 or not 0 <= self.twice <= 1:
+            raise ValueError(f"quality and twice are shares between 0 and 1, not {self.quality} and {self.twice}")
 
 
 def corpus(problems, documents=()):
@@ -51,12 +55,19 @@ def demonstrate(problems, tokenizer: Tokenizer, format: Format, tools: dict, con
     """One demonstration a problem. Calls run in the tools (many at once); equal calls run once."""
     scripts = [script(problem, random.Random(f"teacher {seed} {i}"), config) for i, problem in enumerate(problems)]
     scripts = [[(kind, text) for kind, text in pieces if kind == "text" or kind in tools] for pieces in scripts]
-    calls = dict.fromkeys((kind, text) for pieces in scripts for kind, text in pieces if kind != "text")
+    scripts = [in_grammar(pieces) for pieces in scripts] if format.style == "grammar" else scripts
+    return act_out(problems, scripts, tokenizer, format, tools)
+
+
+def act_out(problems, scripts, tokenizer: Tokenizer, format: Format, tools: dict, starts=None) -> list[Trajectory]:
+    """What the scripts say, written down, with their calls run; each goes on from its start, a Trajectory, where there are any."""
+    calls = dict.fromkeys((kind, text) for pieces in scripts for kind, text in pieces if kind in tools)
     futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
     results = {call: future.result() for call, future in tqdm(futures.items(), desc="teacher's calls", leave=False)}
     for name in tools:
         check_alive(name, [result for (kind, _), result in results.items() if kind == name])
-    return [_write(problem, pieces, results, tokenizer, format) for problem, pieces in zip(problems, scripts)]
+    starts = starts or [None] * len(scripts)
+    return [_write(problem, pieces, results, tokenizer, format, start) for problem, pieces, start in zip(problems, scripts, starts)]
 
 
 def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[tuple[str, str]]:
@@ -64,18 +75,29 @@ def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[
     final = answer_sentence(problem.answer)
     quality = (1 + config.quality) / 2 if problem.kind == "C" else config.quality
     flaw = None if rng.random() < quality else rng.choices(list(FLAWS), list(FLAWS.values()))[0]
+    solution = [(kind, restyled(text, rng, config.styles) if kind == "python" else text) for kind, text in problem.solution]
     if config.format == "program":
-        return [piece for piece in problem.solution if piece[0] != "text"] or [("python", repr(problem.answer))]
+        return [piece for piece in solution if piece[0] != "text"] or [("python", repr(problem.answer))]
     if config.format == "rationale" or problem.kind == "C" and flaw is None:
         return [("text", f"{problem.rationale} {final}")]
     if flaw == "guess" and problem.kind != "C":
         return [("text", final if problem.kind == "B" else answer_sentence(wrong_guess(problem.answer, rng)))]
-    pieces = list(problem.solution)
+    pieces = [again for piece in solution for again in repeated(piece, rng, config.twice)]
     if flaw == "wrong tool":
         pieces = [("text", "I look it up."), ("search", problem.question.rstrip("?.")), *pieces]
     elif flaw == "bug":
         pieces = [bugged for piece in pieces for bugged in with_bug(piece, rng)]
     return pieces + ([("text", final)] if flaw != "no answer" else [])
+
+
+def in_grammar(pieces) -> list[tuple[str, str]]:
+    """Words become thoughts, but for the sentence that states the answer."""
+    written = []
+    for kind, text in pieces:
+        thought, final, answer = text.partition("The answer is ") if kind == "text" else ("", "", "")
+        parts = (("think", thought.strip()), ("answer", final + answer)) if kind == "text" else ((kind, text),)
+        written += [(part, words) for part, words in parts if words]
+    return written
 
 
 def wrong_guess(answer: str, rng: random.Random) -> str:
@@ -87,6 +109,17 @@ def wrong_guess(answer: str, rng: random.Random) -> str:
             return guess
 
 
+def restyled(code: str, rng, styles: int) -> str:
+    """The same program: ending in an expression, in a print, or with a name for its value."""
+    head, newline, last = code.rpartition("\n")
+    return head + newline + rng.choice((last, f"print({last})", f"r={last}\nr")[:styles]) if styles > 1 else code
+
+
+def repeated(piece, rng, share: float):
+    """A call, sometimes followed by the same one."""
+    return [piece, ("text", "To be sure:"), piece] if piece[0] != "text" and share and rng.random() < share else [piece]
+
+
 def with_bug(piece, rng):
     """A program that fails, the teacher's remark on the error, and the program as it should have been."""
     kind, code = piece
@@ -96,13 +129,13 @@ def with_bug(piece, rng):
     return [(kind, spoil(code)), ("text", "That failed. Again."), piece]
 
 
-def _write(problem, pieces, results, tokenizer, format) -> Trajectory:
+def _write(problem, pieces, results, tokenizer, format, start=None) -> Trajectory:
     written, calls = [], []
     for kind, text in pieces:
         written.append((kind, text))
         if result := results.get((kind, text)):
             written.append(("output", result.output))
             calls.append(Call(kind, text, result))
-    trajectory = format.trajectory(tokenizer, problem.question, written)
-    trajectory.calls = calls
+    trajectory = format.trajectory(tokenizer, problem.question, written, start=start)
+    trajectory.calls += calls
     return trajectory

@@ -21,6 +21,7 @@ from nanotir.checkpoint import load_run, read_evaluations
 from nanotir.problems import load
 from nanotir.problems.files import read_lines, transcript
 from nanotir.rewards import completion
+from nanotir.routing import expert_use
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools import PythonTool
 from nanotir.trajectory import Format
@@ -87,6 +88,8 @@ def evaluate(model, tokenizer, tools, format, problems, config: EvalConfig, samp
             rows = sampler.generate([problem.question for problem in problems], config.samples, seed, watch=finished)
         groups = [rows[i : i + config.samples] for i in range(0, len(rows), config.samples)]
         result[mode] = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
+        if model.config.n_experts:
+            result[mode]["expert_use"] = expert_use(model, tokenizer, rows)
     model.train(was_training)
     return result
 
@@ -119,6 +122,7 @@ def statistics(problems, groups, tokenizer, ks) -> dict:
         "calls_per_problem": len(calls) / len(trajectories),
         "calls_per_correct": len(calls) / n_right if n_right else None,
         "call_status": {status: count / len(calls) for status, count in statuses.items()},
+        "program_accuracy": mean([bool(t.calls) and equivalent(t.calls[-1].result.output, p.answer) for p, g in zip(problems, groups) for t in g]),
         "mean_new_tokens": mean([t.new_tokens for t in trajectories]),
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
         "pass@k": {k: mean([pass_at_k(len(row), sum(row), k) for row in right]) for k in ks},

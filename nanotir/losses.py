@@ -64,26 +64,26 @@ def token_logps(logits, ids, temperature: float = 1.0):
     return (full(logits) / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
-def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy: bool = False):
+def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy: bool = False, routing=None):
     """(log-probs, entropies), both (B, T), of the masked ids of whole rows (B, T); 0 elsewhere. Entropies are None unless asked for.
 
     Position t is predicted from t-1. `banned` are the ids that the sampler masks; leaving them in would make every ratio differ from 1.
     The head, the widest matrix there is, runs only where the mask is set.
     """
-    hidden, banned = active_hidden(model, ids, mask), torch.tensor(banned, dtype=torch.long, device=ids.device)
+    hidden, banned = active_hidden(model, ids, mask, routing), torch.tensor(banned, dtype=torch.long, device=ids.device)
     flat = head_logps(hidden, model.head.weight, ids[:, 1:][mask[:, 1:]], temperature, banned, entropy)  # each (N,)
     where = F.pad(mask[:, 1:], (1, 0))
     return tuple(None if x is None else torch.zeros(ids.shape, dtype=x.dtype, device=ids.device).masked_scatter(where, x) for x in flat)
 
 
-def active_hidden(model, ids, mask):
-    """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted, in order."""
-    return model.hidden(ids[:, :-1])[mask[:, 1:]]
+def active_hidden(model, ids, mask, routing=None):
+    """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted, in order. Fills in the model's `routing`."""
+    return model.hidden(ids[:, :-1], routing=routing)[mask[:, 1:]]
 
 
-def active_logits(model, ids, mask, banned=()):
+def active_logits(model, ids, mask, banned=(), routing=None):
     """Logits (N, V) of the N masked ids, for fused_policy_loss, which will overwrite them."""
-    logits = model.head(active_hidden(model, ids, mask))
+    logits = model.head(active_hidden(model, ids, mask, routing))
     with torch.no_grad():  # no copy for autograd: where a logit is -inf its gradient is 0 anyway
         logits[:, list(banned)] = float("-inf")
     return logits
@@ -305,6 +305,7 @@ def metrics(loss_type: str, log_ratio, ratio, A, mask, bounds, kl=None, entropy=
         "clip_low": low_hit,
         "clip_high": high_hit,
         "ratio_mean": ratio,
+        "ratio_variance": (ratio - 1).square(),
         "approx_kl": ratio - 1 - ratio.log(),  # k3 of the old policy against the new one
         "kl": torch.zeros_like(ratio) if kl is None else kl,
         "zero_advantage": A == 0,

@@ -1,4 +1,4 @@
-"""The policy: a decoder-only transformer with RMSNorm, RoPE, grouped-query attention and SwiGLU, and its KV cache.
+"""The policy: a decoder-only transformer with RMSNorm, RoPE, grouped-query attention and SwiGLU or a mixture of experts; its KV cache.
 
 One forward pass serves training, prefill, decoding and appending a tool's result in one piece. What differs is only the cache:
 without one, a token attends to everything before it in its row; with one, a token at position p is written to slot p of its row and
@@ -6,7 +6,7 @@ attends to slots 0..p. Rows of one batch may stand at different positions, becau
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn as nn
@@ -28,6 +28,13 @@ class ModelConfig:
     qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
     qk_norm: bool = True  # RMSNorm on every query and key head (Qwen3)
     tie_embeddings: bool = True  # one matrix reads ids in and logits out
+    n_experts: int = 0  # experts in place of each feed-forward layer; 0: a dense model
+    n_experts_per_token: int = 2  # how many of them a token passes through
+    d_expert: int = 0  # width of an expert; 0 means d_ff / n_experts_per_token: as many weights for a token as the dense layer has
+    d_shared: int = 0  # width of one more expert that every token passes through (DeepSeekMoE); 0: none
+    norm_topk: bool = True  # the chosen experts' probabilities are scaled to sum to 1 (Mixtral, Qwen3)
+    router_aux_coef: float = 0.01  # weight of the load-balancing loss
+    router_z_coef: float = 0.001  # weight of the z-loss, which keeps the router's logits small
 
     def __post_init__(self):
         if min(self.n_layers, self.d_model, self.n_heads, self.n_kv_heads, self.d_ff, self.max_seq_len) < 1:
@@ -39,6 +46,10 @@ class ModelConfig:
         self.d_head = self.d_head or self.d_model // self.n_heads
         if self.d_head % 2:
             raise ValueError(f"d_head ({self.d_head}) must be even: RoPE turns pairs of numbers")
+        if self.n_experts:
+            if not 0 < self.n_experts_per_token <= self.n_experts:
+                raise ValueError(f"n_experts_per_token ({self.n_experts_per_token}) must lie between 1 and n_experts ({self.n_experts})")
+            self.d_expert = self.d_expert or self.d_ff // self.n_experts_per_token
 
 
 class KVCache:
@@ -149,14 +160,57 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, eq. 6)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, d_model: int, width: int):
         super().__init__()
-        self.gate_up = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gate_up = nn.Linear(d_model, 2 * width, bias=False)
+        self.down = nn.Linear(width, d_model, bias=False)
 
-    def forward(self, x):
+    def forward(self, x, routing=None):  # there is nothing to route
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
+
+
+@dataclass
+class Routing:
+    """What the routers decided in one forward pass: whoever wants to know passes an empty one in. One entry for each layer."""
+
+    logits: list[torch.Tensor] = field(default_factory=list)  # each (B, T, E)
+    chosen: list[torch.Tensor] = field(default_factory=list)  # each (B, T, k), the likeliest expert first
+
+
+class MoE(nn.Module):
+    """Mixture of experts (Shazeer et al. 2017, eq. 1): the sum of p_e expert_e(x) over the k likeliest experts e, plus shared(x).
+
+    No expert has a capacity, so no token is ever dropped, and none depends on what its neighbours in the batch choose.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.k, self.norm_topk = config.n_experts_per_token, config.norm_topk
+        self.router = nn.Linear(config.d_model, config.n_experts, bias=False)
+        self.experts = nn.ModuleList(FeedForward(config.d_model, config.d_expert) for _ in range(config.n_experts))
+        self.shared = FeedForward(config.d_model, config.d_shared) if config.d_shared else None
+
+    def forward(self, x, routing: Routing | None = None):
+        logits, weights, chosen = self.route(x)
+        if routing is not None:
+            routing.logits.append(logits)
+            routing.chosen.append(chosen)
+        flat = x.flatten(0, 1)  # (B, T, d) -> (N, d)
+        by_expert = chosen.flatten().argsort(stable=True)  # the N*k pairs (token, slot), those of one expert side by side
+        tokens, counts = by_expert // self.k, chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        pieces = [expert(piece) for expert, piece in zip(self.experts, flat[tokens].split(counts))]  # one matmul chain an expert
+        pairs = torch.cat(pieces) * weights.flatten()[by_expert, None]  # (N*k, d)
+        out = torch.zeros_like(flat) if self.shared is None else self.shared(flat).to(x.dtype)
+        return out.index_add(0, tokens, pairs.to(x.dtype)).view_as(x)  # (N, d) -> (B, T, d)
+
+    def route(self, x):
+        """The router's logits (B, T, E); the k chosen experts' weights and numbers (B, T, k). In fp32 under autocast too: rounding
+        would not only blur a choice but change it (Fedus et al. 2021, section 2.4)."""
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.router.weight.float())
+            weights, chosen = logits.softmax(-1).topk(self.k)
+        return logits, weights / weights.sum(-1, keepdim=True) if self.norm_topk else weights, chosen
 
 
 class Block(nn.Module):
@@ -165,11 +219,11 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config)
         self.ff_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.ff = FeedForward(config)
+        self.ff = MoE(config) if config.n_experts else FeedForward(config.d_model, config.d_ff)
 
-    def forward(self, x, rope, mask, store):
+    def forward(self, x, rope, mask, store, routing):
         x = x + self.attention(self.attention_norm(x), rope, mask, store)
-        return x + self.ff(self.ff_norm(x))
+        return x + self.ff(self.ff_norm(x), routing)
 
 
 class Transformer(nn.Module):
@@ -204,8 +258,8 @@ class Transformer(nn.Module):
         """
         return self.head(self.hidden(ids, positions, cache))
 
-    def hidden(self, ids, positions=None, cache: KVCache | None = None):
-        """The last hidden states (B, T, d_model), for callers that need logits only at some positions, or none."""
+    def hidden(self, ids, positions=None, cache: KVCache | None = None, routing: Routing | None = None):
+        """The last hidden states (B, T, d_model), for callers that need logits only at some positions, or none. Fills in `routing`."""
         positions, mask = self._where(ids, positions, cache)
         rope = rope_angles(positions, self.config.d_head, self.config.rope_theta)
         x = self.embed(ids)
@@ -214,7 +268,7 @@ class Transformer(nn.Module):
                 store = lambda k, v: (k, v)
             else:
                 store = lambda k, v: cache.write(layer, k, v, positions, mask.shape[-1])
-            x = block(x, rope, mask, store)
+            x = block(x, rope, mask, store, routing)
         return self.norm(x)
 
     def _where(self, ids, positions, cache):

@@ -12,7 +12,7 @@ import copy
 import random
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
@@ -21,11 +21,13 @@ from nanotir.losses import (
     BASELINES, KL_ESTIMATORS, LOSS_TYPES, RATIO_LEVELS, SCALES, active_logits, check_fused, combine_metrics, fused_policy_loss, group_advantages,
     one_of, policy_loss, trained_logps,
 )  # fmt: skip
+from nanotir.model import Routing
 from nanotir.rewards import score
+from nanotir.routing import router_loss
 from nanotir.sampler import Sampler
 from nanotir.sft import learning_rate, set_learning_rate
 from nanotir.tools import check_alive
-from nanotir.trajectory import Trajectory, micro_batches
+from nanotir.trajectory import OBSERVATIONS, Trajectory, micro_batches
 
 
 @dataclass
@@ -51,13 +53,18 @@ class RLConfig:
     entropy_coef: float = 0.0  # bonus for an undecided policy
     scale: str = "group"  # advantages are divided by the std of their group, of the batch, by none, or whitened over all tokens (REINFORCE++)
     baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
+    dynamic: bool = True  # learn only from groups that differ in correctness (DAPO's dynamic sampling)
+    observations: str = "masked"  # tool output is masked; counted: in the denominator only; learned: as if the model had written it
+    budgets: str = ""  # sampler.max_calls in equal parts of the run, as 2,3,4 (CIR); empty: the same throughout
     filter_overlong: bool = False  # answers cut at max_new_tokens count in their group's mean but are not learned from
     fused: bool = False  # one Triton kernel from logits to loss (needs triton and a GPU; elsewhere the same sums in PyTorch)
 
     def __post_init__(self):
-        known = {"loss_type": LOSS_TYPES, "ratio_level": RATIO_LEVELS, "kl": KL_ESTIMATORS, "scale": SCALES, "baseline": BASELINES}
+        known = {"loss_type": LOSS_TYPES, "ratio_level": RATIO_LEVELS, "kl": KL_ESTIMATORS, "scale": SCALES, "baseline": BASELINES, "observations": OBSERVATIONS}
         for what, names in known.items():
             one_of(what, getattr(self, what), names)
+        if not all(budget.strip().isdigit() for budget in self.budgets.split(",") if self.budgets):
+            raise ValueError(f"budgets ({self.budgets}) must be whole numbers, as 2,3,4")
         if self.loss_type == "cispo" and self.epsilon_high < 1:
             raise ValueError(f"cispo caps the ratio itself, not its distance from 1: set epsilon_high to 5, say, not {self.epsilon_high}")
         if self.delta and self.delta <= 1 + self.epsilon_high:
@@ -91,7 +98,7 @@ def collect(sampler: Sampler, problems, config: RLConfig, reward_config, seed: i
         rollout.sampled += zip(asked, samples, rewards, parts["accuracy"])
         for start in range(0, len(samples), config.group_size):
             group = slice(start, start + config.group_size)
-            if len(set(parts["accuracy"][group])) > 1 and wanted:
+            if wanted and (len(set(parts["outcome"][group])) > 1 or not config.dynamic):
                 rollout.trajectories += samples[group]
                 rollout.rewards += rewards[group]
                 wanted -= 1
@@ -119,38 +126,46 @@ def rescore(model, trajectories, config: RLConfig, sampler: Sampler) -> float:
 
 
 def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler: Sampler, reference=None) -> dict:
-    """One optimiser step. Every micro-batch's loss is divided by what the whole step holds, so that together they are one batch."""
+    """One optimiser step. Every micro-batch's loss is divided by what the whole step holds, so that together they are one batch. Routers,
+    if any, learn to spread the load on the side, which the logged loss leaves out."""
     device = next(model.parameters()).device
     num_active_tokens = sum(t.new_tokens for t in trajectories)
+    if config.observations == "counted":  # as where the mask sets the advantages to 0 and the loss is averaged over whole answers
+        num_active_tokens = sum(t.unmasked().new_tokens for t in trajectories)
     options = dict(
         loss_type=config.loss_type, ratio_level=config.ratio_level, epsilon=config.epsilon, epsilon_high=config.epsilon_high,
         delta=config.delta or None, beta=config.beta, kl=config.kl, entropy_coef=config.entropy_coef,
         max_completion_length=sampler.config.max_new_tokens, num_active_tokens=num_active_tokens, num_rows=len(trajectories),
     )  # fmt: skip
-    seen, loss = [], 0.0
+    num_tokens = sum(len(t.ids) - 1 for t in trajectories)  # that pass through the model: nothing follows the last
+    seen, loss, router_aux, routed = [], 0.0, 0.0, model.config.n_experts > 0
     for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
+        routing = Routing() if routed else None
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            micro_loss, metrics = micro_batch_loss(model, reference, micro, advantages[micro.rows].to(device), config.fused, sampler, options)
+            micro_loss, metrics = micro_batch_loss(model, reference, micro, advantages[micro.rows].to(device), config.fused, sampler, options, routing)
         if config.loss_type == "bnpo":  # a mean over the micro-batch's own tokens counts by how many they are
             micro_loss = micro_loss * metrics["active_tokens"] / max(num_active_tokens, 1)
-        micro_loss.backward()
         loss += micro_loss.item()
+        if routed:
+            spread, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
+            micro_loss, router_aux = micro_loss + spread, router_aux + balance
+        micro_loss.backward()
         seen.append(metrics)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
     optimizer.step()
     optimizer.zero_grad()
-    return {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)}
+    return {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)} | ({"router_aux": router_aux} if routed else {})
 
 
-def micro_batch_loss(model, reference, micro, advantages, fused: bool, sampler: Sampler, options: dict):
-    """(loss, metrics) of one micro-batch: the policy's log-probs, the reference's where there is one, and the loss."""
+def micro_batch_loss(model, reference, micro, advantages, fused: bool, sampler: Sampler, options: dict, routing: Routing | None = None):
+    """(loss, metrics) of one micro-batch: the policy's log-probs, the reference's where there is one, and the loss. `routing` is the policy's."""
     temperature, banned = sampler.config.temperature, sampler.banned
     with torch.no_grad():
         options = options | {"ref_logps": trained_logps(reference, micro.ids, micro.mask, temperature, banned)[0] if reference else None}
     if fused:
-        logits = active_logits(model, micro.ids, micro.mask, banned)
+        logits = active_logits(model, micro.ids, micro.mask, banned, routing)
         return fused_policy_loss(logits, micro.ids, micro.logps, advantages, micro.mask, temperature=temperature, **options)
-    logps, entropy = trained_logps(model, micro.ids, micro.mask, temperature, banned, entropy=True)
+    logps, entropy = trained_logps(model, micro.ids, micro.mask, temperature, banned, entropy=True, routing=routing)
     return policy_loss(logps, micro.logps, advantages, micro.mask, entropy=entropy, **options)
 
 
@@ -168,16 +183,21 @@ def train(run):
     for step in bar:
         started = time.perf_counter()
         set_learning_rate([optimizer], learning_rate(step, settings.steps, settings.warmup, settings.decay))
+        sampler.config = replace(config.sampler, max_calls=budget(settings, step, config.sampler.max_calls))
         rollout = collect(sampler, run.problems, settings, config.reward, config.seed, step)
         check_tools(rollout, results)
         sampled = time.perf_counter()
 
         logp_gap = rescore(model, [trajectory for _, trajectory, *_ in rollout.sampled], settings, sampler)
-        num_tokens = torch.tensor([t.new_tokens for t in rollout.trajectories])
+        trajectories = rollout.trajectories
+        if settings.observations == "learned":
+            trajectories = [trajectory.unmasked() for trajectory in trajectories]
+            rescore(model, trajectories, settings, sampler)
+        num_tokens = torch.tensor([t.new_tokens for t in trajectories])
         advantages = group_advantages(rollout.rewards, settings.group_size, settings.scale, settings.baseline, num_tokens=num_tokens)
         updates = []
-        for rows in split(learnable(rollout.trajectories, settings), settings.updates, config.seed, step):
-            chosen = [rollout.trajectories[row] for row in rows]
+        for rows in split(learnable(trajectories, settings), settings.updates, config.seed, step):
+            chosen = [trajectories[row] for row in rows]
             updates.append(update(model, optimizer, chosen, advantages[rows], settings, sampler, reference))
 
         metrics = describe(rollout, settings) | {"logp_gap": logp_gap} | summarise(updates)
@@ -192,6 +212,12 @@ def train(run):
         if step % max(1, settings.steps // 20) == 0:
             trace(rollout, advantages, run, step + 1)
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
+
+
+def budget(config: RLConfig, step: int, otherwise: int) -> int:
+    """How many calls an answer may make at a step: CIR's schedule, each part as long as the others."""
+    budgets = [int(calls) for calls in config.budgets.split(",")] if config.budgets else [otherwise]
+    return budgets[step * len(budgets) // config.steps]
 
 
 def learnable(trajectories, config: RLConfig) -> list[int]:
@@ -216,6 +242,7 @@ def starting_policy(model, run):
 def describe(rollout: Rollout, config: RLConfig) -> dict:
     """What was sampled in a step, kept or not. Each metric is explained in the README's table."""
     problems, trajectories, rewards, correct = zip(*rollout.sampled)
+    length = lambda right: [t.new_tokens for t, c in zip(trajectories, correct) if c == right]
     n, size = len(trajectories), config.group_size
     groups = [correct[start : start + size] for start in range(0, n, size)]
     calls = [call for t in trajectories for call in t.calls]
@@ -232,6 +259,8 @@ def describe(rollout: Rollout, config: RLConfig) -> dict:
         "calls_by_kind": {kind: round(sum(per(kind)) / len(per(kind)), 3) for kind in kinds},
         "call_status": dict(Counter(call.result.status for call in calls)),
         "new_tokens": sum(t.new_tokens for t in trajectories) / n,
+        "new_tokens_right": sum(length(1)) / max(len(length(1)), 1),
+        "new_tokens_wrong": sum(length(0)) / max(len(length(0)), 1),
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
     }
 

@@ -10,7 +10,7 @@ What a row samples depends on (seed, row, position) and its own past only, never
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,10 @@ import torch
 
 from nanotir.model import KVCache, Transformer
 from nanotir.tokenizer import THOUGHT, Tokenizer
-from nanotir.trajectory import Call, Format, Trajectory
+from nanotir.tools.tool import ToolResult
+from nanotir.trajectory import Call, Format, Trajectory, grammar_error
+
+NO_CALLS_LEFT = "No calls left: answer now."
 
 
 @dataclass
@@ -31,6 +34,8 @@ class SamplerConfig:
     max_tool_tokens: int = 128  # ids of tool output in a row, delimiters included; a result that does not fit is cut
     max_rows: int = 64  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
+    last_turn: bool = False  # a call beyond max_calls is answered by a refusal, once, instead of ending the row (TAPO)
+    forge: bool = False  # let the model write the delimiters of tool output, as harnesses do that search its text: for ablations
 
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
@@ -80,6 +85,7 @@ class Row:
     written: int = 0  # ids by the model
     tool_room: int = 0  # ids that tool output may still take
     future: object = None  # the running call, while parked
+    told: bool = False  # the harness has told it what is wrong, which it does once
 
 
 class Sampler:
@@ -93,22 +99,27 @@ class Sampler:
         self.openers = {tags[self.format.delimiters(name)[0]]: name for name in self.tools}
         self.closers = {name: tags[self.format.delimiters(name)[1]] for name in self.tools}
         # Every other tag is masked at the logits: a model cannot forge a result, nor a turn of the user, if it cannot open one.
-        allowed = {tokenizer.end_id, *(tags[tag] for tag in THOUGHT), *self.openers, *self.closers.values()}
+        forgeable = self.format.delimiters("output") if self.config.forge else ()
+        allowed = {tokenizer.end_id, *(tags[tag] for tag in (*THOUGHT, *forgeable)), *self.openers, *self.closers.values()}
         self.banned = sorted(set(tags.values()) - allowed)
 
     @torch.inference_mode()
-    def generate(self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None) -> list[Trajectory]:
+    def generate(self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None, force=()) -> list[Trajectory]:
         """n trajectories for each prompt (a question, or ids), prompts in order, n rows each.
 
-        watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true,
+        `force` are the first ids of every answer, whatever the model would rather say; their log-probs are what it gave them. watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true,
         unfinished rows end as "cancelled".
         ValueError for a prompt that leaves no room to answer.
         """
         prompts = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
-        return Generation(self, prompts, n, seed, watch or (lambda *_: None)).run(stop or (lambda: False))
+        return self._generation(prompts, n, seed, watch or (lambda *_: None), tuple(force)).run(stop or (lambda: False))
 
-    def pick(self, logits: torch.Tensor, u: np.ndarray):
-        """Next ids (B,) and their log-probs (B,) from logits (B, V) and a uniform a row, by inversion of the cumulative sum.
+    def _generation(self, *state):
+        return Generation(self, *state)
+
+    def pick(self, logits: torch.Tensor, u: np.ndarray, forced=None):
+        """Next ids (B,) and their log-probs (B,) from logits (B, V) and a uniform a row, by inversion of the cumulative sum; or the ids
+        `forced` where that is not -1.
 
         The log-prob is that of the softmax at this temperature over all ids that are not banned, which is what a trainer recomputes;
         top_p and top_k narrow the choice but do not renormalise it.
@@ -122,14 +133,16 @@ class Sampler:
             cumulative = truncate(logps.exp(), config.top_p, config.top_k).cumsum(-1)  # (B, V)
             target = torch.as_tensor(u, dtype=torch.float32, device=logits.device)[:, None] * cumulative[:, -1:]
             ids = torch.searchsorted(cumulative, target, right=True)[:, 0]  # first id whose cumulative sum exceeds the target
+        if forced is not None:
+            ids = torch.where(forced >= 0, forced, ids)
         return ids, logps.gather(-1, ids[:, None])[:, 0]
 
 
 class Generation:
     """The state of one call of generate: who waits, who sits in which slot, who is parked."""
 
-    def __init__(self, sampler: Sampler, prompts, n: int, seed: int, watch):
-        self.sampler, self.config, self.seed, self.watch = sampler, sampler.config, seed, watch
+    def __init__(self, sampler: Sampler, prompts, n: int, seed: int, watch, force):
+        self.sampler, self.config, self.seed, self.watch, self.force = sampler, sampler.config, seed, watch, force
         self.model, self.tokenizer = sampler.model, sampler.tokenizer
         self.device = next(self.model.parameters()).device
         self.rows = [Row(i * n + j, tuple(prompt)) for i, prompt in enumerate(prompts) for j in range(n)]
@@ -219,7 +232,8 @@ class Generation:
     def _append_result(self, row: Row, result):
         trajectory = row.trajectory
         ids = self.sampler.format.output_ids(self.tokenizer, result.output, min(row.tool_room, self._room(row)))
-        trajectory.calls.append(Call(row.tool, self._code(row), result))
+        if row.tool:  # else it is the harness that speaks
+            trajectory.calls.append(Call(row.tool, self._code(row), result))
         trajectory.append("output", ids, 0)
         row.tool_room -= len(ids)
         row.tool = row.future = None
@@ -242,10 +256,15 @@ class Generation:
         logits = self.model(last, positions, self.cache.first(self.live))[active, -1]  # (active, V)
         rows = [self.slots[slot] for slot in active]
         u = uniforms(self.seed, [row.index for row in rows], [len(row.trajectory.ids) for row in rows])
-        ids, logps = self.sampler.pick(logits, u)
+        ids, logps = self.sampler.pick(logits, u, self._forced(rows))
         for slot, row, id, logp in zip(active, rows, ids.tolist(), logps.tolist()):
             self._accept(slot, row, id, logp)
         self._compact(len(active))
+
+    def _forced(self, rows):
+        """The id that each row has to say next, -1 where it is free; None once all are."""
+        forced = [self.force[row.written] if row.written < len(self.force) else -1 for row in rows]
+        return torch.tensor(forced, device=self.device) if max(forced) >= 0 else None
 
     def _accept(self, slot: int, row: Row, id: int, logp: float):
         sampler, trajectory = self.sampler, row.trajectory
@@ -256,18 +275,36 @@ class Generation:
         row.written += 1
         self.watch(row.index, row.tool or "text", [id])
         if id == self.tokenizer.end_id:
-            self._finish(row, "stop")
+            self._end(slot, row)
         elif row.written >= self.config.max_new_tokens or len(trajectory.ids) >= self.cache.capacity:
             self._finish(row, "length")  # an open block stays open and is not run
         elif row.tool and not opens and id == sampler.closers[row.tool]:
             self._call(slot, row)
 
+    def _end(self, slot: int, row: Row):
+        """A row that ends itself is done, unless the format has a grammar and this is its first answer that breaks it."""
+        grammar = self.sampler.format.style == "grammar" and not row.told
+        error = grammar_error(row.trajectory.turns(self.tokenizer)) if grammar else None
+        if error is None or min(row.tool_room, self._room(row)) < 2:
+            self._finish(row, "stop")
+        else:
+            self._tell(slot, row, f"{error}: answer again.")
+
     def _call(self, slot: int, row: Row):
-        if len(row.trajectory.calls) >= self.config.max_calls or min(row.tool_room, self._room(row)) < 2:
+        spent = len(row.trajectory.calls) >= self.config.max_calls
+        if min(row.tool_room, self._room(row)) < 2 or spent and (row.told or not self.config.last_turn):
             self._finish(row, "budget")
-            return
-        session = row if self.config.sessions else None
-        row.future = self.sampler.tools[row.tool].submit(self._code(row), session)
+        elif spent:
+            self._tell(slot, row, NO_CALLS_LEFT)
+        else:
+            session = row if self.config.sessions else None
+            row.future = self.sampler.tools[row.tool].submit(self._code(row), session)
+            self.parked[row] = slot
+
+    def _tell(self, slot: int, row: Row, message: str):
+        """The harness itself says something, in a tool's place: it is read as output, and counts as no call."""
+        row.tool, row.told, row.future = None, True, Future()
+        row.future.set_result(ToolResult(message))
         self.parked[row] = slot
 
     def _finish(self, row: Row, reason: str):

@@ -9,6 +9,8 @@ import torch
 from tqdm import tqdm
 
 from nanotir.losses import trained_logps
+from nanotir.model import Routing
+from nanotir.routing import router_loss
 from nanotir.trajectory import micro_batches
 
 
@@ -23,6 +25,11 @@ class SFTConfig:
     decay: float = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
     grad_clip: float = 1.0  # largest gradient norm
     bf16: bool = False  # autocast matrix products to bfloat16; pays on GPUs
+    observations: str = "masked"  # tool output is masked; learned: imitated too, as if the teacher had written it
+
+    def __post_init__(self):
+        if self.observations not in ("masked", "learned"):
+            raise ValueError(f"sft.observations is masked or learned, not '{self.observations}'")
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -62,32 +69,40 @@ def shuffle(epoch: int, n: int, seed: int) -> list[int]:
 
 
 def imitate(model, optimizers, batch, pad_id: int, config: SFTConfig) -> dict:
-    """One optimiser step on the mean negative log-prob of everything in the batch that the teacher wrote."""
+    """One optimiser step on the mean negative log-prob of everything in the batch that the teacher wrote; routers, if any, learn to
+    spread the load on the side, which the logged loss leaves out."""
     device = next(model.parameters()).device
     num_active_tokens = sum(trajectory.new_tokens for trajectory in batch)  # one denominator for the whole step
-    loss = 0.0
+    num_tokens = sum(len(trajectory.ids) - 1 for trajectory in batch)  # that pass through the model: nothing follows the last
+    loss, router_aux, routed = 0.0, 0.0, model.config.n_experts > 0
     for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
+        routing = Routing() if routed else None
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-            logps, _ = trained_logps(model, micro.ids, micro.mask)
+            logps, _ = trained_logps(model, micro.ids, micro.mask, routing=routing)
         micro_loss = -logps.sum() / num_active_tokens
-        micro_loss.backward()
         loss += micro_loss.item()
+        if routed:
+            spread, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
+            micro_loss, router_aux = micro_loss + spread, router_aux + balance
+        micro_loss.backward()
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens}
+    return {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens} | ({"router_aux": router_aux} if routed else {})
 
 
-def train(run, demonstrations):
+def train(run, demonstrations, phase: str = "sft"):
     """Imitate the demonstrations for run.config.sft.steps steps, going on where the run stands."""
     model, config, seed = run.model, run.config.sft, run.config.seed
     optimizers = make_optimizers(model, config)
-    first = run.restore("sft", optimizers) if config.steps else None
+    first = run.restore(phase, optimizers) if config.steps else None
     if first is None:
         return
     model.train()
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc="sft", dynamic_ncols=True)
+    if config.observations == "learned":
+        demonstrations = [demonstration.unmasked() for demonstration in demonstrations]
+    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=phase, dynamic_ncols=True)
     for step in bar:
         share = learning_rate(step, config.steps, config.warmup, config.decay)
         set_learning_rate(optimizers, share)

@@ -6,14 +6,16 @@ again, because BPE is no bijection and the log-probs would then belong to other 
 """
 from __future__ import annotations
 
+import copy
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from nanotir.tokenizer import ASSISTANT, END, USER, Tokenizer
 from nanotir.tools.tool import ToolResult
 
+OBSERVATIONS = ("masked", "counted", "learned")
 FINISH_REASONS = ("stop", "length", "budget", "cancelled")
 
 
@@ -58,6 +60,20 @@ class Trajectory:
         """How many ids the model wrote: what costs it something, and what length penalties count."""
         return sum(self.trained)
 
+    def first(self, spans: int, calls: int) -> Trajectory:
+        """A copy of the first spans and calls."""
+        end = self.spans[spans - 1].end
+        return Trajectory(self.ids[:end], self.trained[:end], self.logps[:end], copy.deepcopy(self.spans[:spans]), self.calls[:calls])
+
+    def unmasked(self) -> Trajectory:
+        """The same with tool output marked as if the model had written it: what a trainer without observation mask learns from."""
+        outputs = {i for span in self.spans if span.kind == "output" for i in range(span.start, span.end)}
+        return replace(self, trained=[int(i in outputs or chosen) for i, chosen in enumerate(self.trained)])
+
+    def turns(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+        """All that follows the prompt as (kind, text) pieces; blocks include their delimiters."""
+        return [(s.kind, tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END)) for s in self.spans if s.kind != "prompt"]
+
     def texts(self, tokenizer: Tokenizer, kind: str = "text") -> list[str]:
         """The decoded spans of one kind, in order; by default the words the model wrote: no code, no tool output, no stop id."""
         return [tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END) for s in self.spans if s.kind == kind]
@@ -78,13 +94,15 @@ class Trajectory:
 STYLES = {  # what opens and what closes a block
     "tags": lambda name: (f"<{name}>", f"</{name}>"),
     "fences": lambda name: (f"```{name}\n", "\n```\n"),
+    "grammar": lambda name: (f"<{name}>", f"</{name}>"),  # tags for the model's own words too: see grammar_error
 }
 
 
 class Format:
-    """How calls and results are written: with tags, <python>1+1</python><output>2</output>, or with Markdown fences.
+    """How calls and results are written: with tags, <python>1+1</python><output>2</output>, or with Markdown fences. In the style
+    "grammar" every word has its tag: thoughts stand in <think>, the answer in <answer>.
 
-    In both styles the delimiters are single ids of the tokenizer, so a block opens and closes at an id, never inside one, and tool
+    In all styles the delimiters are single ids of the tokenizer, so a block opens and closes at an id, never inside one, and tool
     output (untrusted text) cannot contain them.
     """
 
@@ -94,8 +112,8 @@ class Format:
         self.style, self.tools = style, tuple(tools)
 
     def delimiters(self, kind: str) -> tuple[str, str]:
-        """What opens and what closes a block of this kind: a tool's name, or "output"."""
-        return STYLES[self.style](kind)
+        """What opens and what closes a block of this kind: a tool's name, "output", or a part of the model's words, "think" or "answer"."""
+        return STYLES["tags" if kind in ("think", "answer") else self.style](kind)
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> list[int]:
         """<|user|>question<|assistant|>. The question is somebody else's text: it cannot contain a tag."""
@@ -110,13 +128,16 @@ class Format:
             ids = ids[: max(0, room - 2 - len(marker))] + marker[: max(0, room - 2)]
         return [opener, *ids, closer]
 
-    def trajectory(self, tokenizer: Tokenizer, question: str, pieces, end: bool = True) -> Trajectory:
+    def trajectory(self, tokenizer: Tokenizer, question: str, pieces, end: bool = True, start: Trajectory | None = None) -> Trajectory:
         """A demonstration as if the model had written it. Pieces are (kind, text): "text", a tool's name, or "output".
 
-        The texts may come from a file, so a tag inside them is plain text: only a piece's kind opens and closes a block.
+        It goes on from `start`, if that is given, which stays as it is. The texts may come from a file, so a tag inside them is plain
+        text: only a piece's kind opens and closes a block.
         """
-        trajectory = Trajectory(finish_reason="stop" if end else "length")
-        trajectory.append("prompt", self.prompt(tokenizer, question), 0)
+        trajectory = copy.deepcopy(start) or Trajectory()
+        trajectory.finish_reason = "stop" if end else "length"
+        if start is None:
+            trajectory.append("prompt", self.prompt(tokenizer, question), 0)
         for kind, text in pieces:
             if kind == "text":
                 trajectory.append(kind, tokenizer.encode_untrusted(text), 1)
@@ -124,7 +145,8 @@ class Format:
                 trajectory.append(kind, self.output_ids(tokenizer, text), 0)
             else:
                 opener, closer = (tokenizer.tags[tag] for tag in self.delimiters(kind))
-                trajectory.append(kind, [opener, *tokenizer.encode_untrusted(text), closer], 1)
+                words = kind in ("think", "answer")
+                trajectory.append("text" if words else kind, [opener, *tokenizer.encode_untrusted(text), closer], 1)
         if end:
             trajectory.append("text", [tokenizer.tags[END]], 1)
         return trajectory
@@ -141,19 +163,47 @@ class Format:
 
     def _blocks(self, text: str):
         kinds = "|".join((*self.tools, "output"))
-        pattern = rf"<({kinds})>(.*?)</\1>" if self.style == "tags" else rf"```({kinds})\n(.*?)\n?```(?:\n|$)"
+        pattern = rf"<({kinds})>(.*?)</\1>" if self.style != "fences" else rf"```({kinds})\n(.*?)\n?```(?:\n|$)"
         for match in re.finditer(pattern, text, re.DOTALL):
             yield *match.span(), match[1], match[2]
 
 
+def grammar_error(turns) -> str | None:
+    """What breaks TAPO's grammar in an answer, or None: (<think>..</think> | call output)* <answer>..</answer>, and no words outside.
+
+    The paper's <code> and <response> are <python> and <output> here.
+    """
+    inside, answered = None, False
+    for (kind, text), after in zip(turns, [kind for kind, _ in turns[1:]] + [None]):
+        if answered and text.strip():
+            return "nothing may follow the answer"
+        if kind not in ("text", "output") and (inside or after != "output" or not text.endswith(f"</{kind}>")):
+            return "a call inside <think> or <answer>" if inside else "a call without a result"
+        for part in re.split(r"(</?(?:think|answer)>)", text) if kind == "text" else ():
+            if answered and part.strip() or inside and part.startswith(("<think>", "<answer>")):
+                return "nothing may follow the answer" if answered else f"<{inside}> holds another tag"
+            if part in ("<think>", "<answer>"):
+                inside = part[1:-1]
+            elif part in ("</think>", "</answer>"):
+                if part[2:-1] != inside:
+                    return f"{part} closes nothing"
+                inside, answered = None, inside == "answer"
+            elif part.strip() and not inside:
+                return "words outside <think> and <answer>"
+    if inside:
+        return f"<{inside}> is never closed"
+    return None if answered else "it must end with an <answer>"
+
+
 @dataclass
 class Batch:
-    """Trajectories as tensors, right-padded: ids, mask and logps are (B, T); `rows` says which trajectory each row is."""
+    """Trajectories as tensors, right-padded: ids, mask, logps and real are (B, T); `rows` says which trajectory each row is."""
 
     ids: torch.Tensor
     mask: torch.Tensor  # True exactly on ids that the model chose
     logps: torch.Tensor  # the sampler's
     rows: list[int]
+    real: torch.Tensor  # False exactly on padding
 
 
 def collate(trajectories, pad_id: int, rows=None, device="cpu") -> Batch:
@@ -167,6 +217,7 @@ def collate(trajectories, pad_id: int, rows=None, device="cpu") -> Batch:
         torch.tensor([pad(t.trained, 0) for t in chosen], device=device).bool(),
         torch.tensor([pad(t.logps, 0.0) for t in chosen], device=device),
         rows,
+        torch.tensor([pad([1] * len(t.ids), 0) for t in chosen], device=device).bool(),
     )
 
 

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -62,6 +63,18 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken, 
     for name, weight in weights(unbroken).items():
         assert torch.equal(weight, weights(tmp_path / "run")[name])
     assert json.loads((tmp_path / "run" / "eval.json").read_text()).keys() == {"before", "after_sft", "final"}
+
+
+def test_a_resumed_run_goes_on_with_the_tosses_of_its_coin(tmp_path, monkeypatch):
+    coin = ["--reward.coin", "true", "--sft.steps", "0", "--rl.steps", "3", "--eval.modes", "text", "--eval.problems", "1"]
+    start(tmp_path / "unbroken", *coin)
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop_at(patched, "rl", 1)
+        start(tmp_path / "run", *coin)
+    random.seed(99)
+    train.train(parse(["--resume", str(tmp_path / "run")]))
+    assert rows(tmp_path / "run") == rows(tmp_path / "unbroken")
+    assert all(row["accuracy"] == 0 < row["reward"] + 0.4 and row["groups_kept"] for row in rows(tmp_path / "unbroken"))
 
 
 def test_what_was_logged_after_the_last_checkpoint_is_dropped_and_done_again(unbroken, tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 import dataclasses
+import functools
 
 import pytest
 
-from nanotir.config import PRESETS, RunConfig, build, flags, parse
+from nanotir.config import PRESETS, RECIPES, RunConfig, build, flags, parse
 
 
 def refused(capsys, *arguments) -> str:
@@ -38,6 +39,28 @@ def test_a_flag_wins_over_the_preset_and_the_preset_over_the_default():
     assert parse(["--sft.steps", "7", "--preset", "probe"]).sft.steps == 7
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_what_a_recipe_sets_lies_between_the_defaults_and_the_flags(recipe):
+    config, settings = parse(["--recipe", recipe]), RECIPES[recipe].SETTINGS
+    assert all(functools.reduce(getattr, name.split("."), config) == value for name, value in settings.items())
+    assert config == build({"recipe": recipe, **settings})  # and nothing else differs from the defaults
+    assert parse(["--recipe", recipe, "--sft.steps", "7"]).sft.steps == 7
+
+
+def test_a_preset_wins_over_the_recipe_and_leaves_alone_what_it_does_not_name():
+    recipe, both = parse(["--recipe", "cir"]), parse(["--preset", "probe", "--recipe", "cir"])
+    assert recipe.sft.steps == RECIPES["cir"].SETTINGS["sft.steps"] != both.sft.steps == PRESETS["probe"]["sft.steps"]
+    assert recipe.format == both.format == "fences" != RunConfig().format
+    assert parse(["--preset", "probe", "--recipe", "cir", "--sft.steps", "7", "--format", "tags"]).format == "tags"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_goes_with_every_preset(recipe, preset):
+    config = parse(["--recipe", recipe, "--preset", preset])
+    assert (config.recipe, config.preset) == (recipe, preset) and build(dataclasses.asdict(config)) == config
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_valid_config(preset):
     config = parse(["--preset", preset])
@@ -57,7 +80,9 @@ def test_a_config_survives_the_way_through_its_file():
 
 
 @pytest.mark.parametrize("arguments, hint", [
-    (["--rl.stepz", "3"], "--rl.steps"), (["--sed=3"], "--seed"), (["--preset", "tinny"], "'tiny'"), (["--seed", "x"], "invalid int value"),
+    (["--rl.stepz", "3"], "--rl.steps"), (["--sed=3"], "--seed"), (["--preset", "tinny"], "'tiny'"),
+    (["--recipe", "tappo"], "no recipe 'tappo': did you mean 'tapo'"), (["--rl.observations", "learned"], "needs --sampler.forge true"),
+    (["--seed", "x"], "invalid int value"),
     (["--sampler.sessions", "maybe"], "neither true nor false"), (["generated"], "belongs to no flag"), (["--seed"], "expected one argument"),
     (["--model.n_heads", "3"], "multiple of"), (["--teacher.quality", "2"], "between 0 and 1"), (["--resume", "x", "--seed", "1"], "leave out --seed"),
     (["--eval.k", "4"], "number of samples"), (["--level", "0"], "at least 1"), (["--rl.scale", "std"], "no scale 'std'"),

@@ -1,12 +1,14 @@
+import copy
 import random
+import re
 from collections import Counter
 
 import pytest
 
 from nanotir.answers import equivalent, extract_answer
-from nanotir.demonstrate import TeacherConfig, demonstrate, script, wrong_guess
+from nanotir.demonstrate import TeacherConfig, act_out, demonstrate, in_grammar, script, wrong_guess
 from nanotir.problems import load
-from nanotir.rewards import completion
+from nanotir.rewards import completion, grammar_error
 from nanotir.trajectory import Format
 
 PROBLEMS = load("generated", n=230)
@@ -69,6 +71,61 @@ def test_the_teachers_ids_are_trained_and_the_tools_are_not(taught, tokenizer):
         assert trajectory.ids[-1] == tokenizer.end_id and trajectory.trained[-1] == 1
 
 
+def made(trajectory):
+    """Its calls, but for the seconds that they took."""
+    return [(call.tool, call.code, call.result.output) for call in trajectory.calls]
+
+
+@pytest.fixture(scope="module")
+def in_tags(tokenizer, python, search):
+    return lambda **settings: demonstrate(PROBLEMS, tokenizer, Format("grammar"), {"python": python, "search": search}, TeacherConfig(**settings))
+
+
+def test_in_the_grammar_the_sentence_that_states_the_answer_stands_apart_from_the_thoughts():
+    pieces = [("text", "I add."), ("python", "1+1"), ("text", "It is even. The answer is \\boxed{2}.")]
+    assert in_grammar(pieces) == [("think", "I add."), ("python", "1+1"), ("think", "It is even."), ("answer", "The answer is \\boxed{2}.")]
+
+
+def test_a_perfect_teacher_keeps_the_grammar_in_every_family_and_is_right(in_tags, tokenizer):
+    assert {problem.family for problem in PROBLEMS} == {problem.family for problem in load("generated", n=2000)}
+    for problem, trajectory in zip(PROBLEMS, in_tags(quality=1.0)):
+        assert grammar_error(trajectory.turns(tokenizer)) is None and is_right(trajectory, problem, tokenizer)
+
+
+@pytest.mark.parametrize("quality", [0.0, 0.3])
+def test_a_mediocre_teacher_breaks_the_grammar_only_where_the_answer_is_missing(in_tags, tokenizer, quality):
+    errors = [(grammar_error(t.turns(tokenizer)), extract_answer(completion(t, tokenizer)) is None) for t in in_tags(quality=quality)]
+    assert set(errors) == {(None, False), ("it must end with an <answer>", True)}
+
+
+def test_the_grammar_adds_tags_to_what_the_teacher_says_and_calls_and_changes_no_word(in_tags, taught, tokenizer):
+    bare = lambda t: re.sub(r"</?(think|answer)>|\s", "", "".join(text for _, text in t.turns(tokenizer)))
+    for tagged, plain in zip(in_tags(quality=0.5), taught(quality=0.5)):
+        assert bare(tagged) == bare(plain) and made(tagged) == made(plain)
+
+
+def test_a_script_goes_on_from_its_start_which_stays_as_it_is(tokenizer, python):
+    problems = PROBLEMS[:2]
+    (whole,) = act_out(problems[:1], [[("text", "First."), ("python", "1+1"), ("text", "Wrong.")]], tokenizer, Format(), {"python": python})
+    starts = [whole.first(spans=4, calls=1), whole.first(spans=1, calls=0)]
+    before = copy.deepcopy(starts)
+    scripts = [[("python", "6*7"), ("text", "So 42.")], [("text", "So 3.")]]
+    done = act_out(problems, scripts, tokenizer, Format(), {"python": python}, starts)
+    assert starts == before and [t.ids[: len(start.ids)] for t, start in zip(done, starts)] == [start.ids for start in starts]
+    after = [tokenizer.decode(t.ids[len(start.ids) :]) for t, start in zip(done, starts)]
+    assert after == ["<python>6*7</python><output>42</output>So 42.<|end|>", "So 3.<|end|>"]
+    assert [[call.result.output for call in t.calls] for t in done] == [["2", "42"], []]
+
+
+def test_twice_is_the_share_of_calls_that_are_made_once_more():
+    calls = lambda twice: [[p for p in script(problem, rng, TeacherConfig(quality=1.0, twice=twice)) if p[0] != "text"] for problem in PROBLEMS]
+    rng = random.Random(0)
+    once, half, always = calls(0.0), [calls(0.5) for _ in range(5)], calls(1.0)
+    assert always == [[call for call in row for _ in range(2)] for row in once]
+    n = sum(map(len, once))
+    assert abs(sum(len(row) for rows in half for row in rows) / (5 * n) - 1.5) < 2 / (5 * n) ** 0.5  # four standard errors
+
+
 def test_the_same_seed_gives_the_same_demonstrations(taught):
     assert [t.ids for t in taught(seed=1)] == [t.ids for t in taught(seed=1)] != [t.ids for t in taught(seed=2)]
 
@@ -87,7 +144,7 @@ def test_a_wrong_guess_is_wrong():
         assert all(wrong_guess(answer, rng) != answer for _ in range(200))
 
 
-@pytest.mark.parametrize("settings", [{"format": "tools"}, {"quality": 1.5}])
+@pytest.mark.parametrize("settings", [{"format": "tools"}, {"quality": 1.5}, {"twice": 1.5}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         TeacherConfig(**settings)

@@ -65,6 +65,17 @@ def test_statistics_are_what_their_names_say(tokenizer):
     assert "50.0%" in table({"final": {"tools": s}})
 
 
+def test_program_accuracy_is_the_share_of_answers_whose_last_call_printed_the_gold_answer(tokenizer):
+    def answer(*outputs, text="\\boxed{1}"):
+        trajectory = Format().trajectory(tokenizer, "q", [("text", text)])
+        trajectory.calls = [Call("python", "x", ToolResult(output)) for output in outputs]
+        return trajectory
+
+    rows = [[answer("1"), answer("2", "1.0")], [answer("1", "2"), answer()], [answer("NameError: 1"), answer("0", "1\n", text="\\boxed{7}")]]
+    s = statistics([Problem(question, "1") for question in "abc"], rows, tokenizer, [1])
+    assert s["program_accuracy"] == 3 / 6 and s["accuracy"] == 5 / 6  # what was answered in words does not matter
+
+
 def test_nothing_right_leaves_calls_per_correct_undefined(tokenizer):
     assert statistics([Problem("c", "7", "g")], groups(tokenizer)[2:], tokenizer, [1])["calls_per_correct"] is None
 

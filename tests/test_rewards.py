@@ -1,11 +1,16 @@
 import itertools
+import math
 import random
 
 import pytest
 
 from nanotir.problems.problem import Problem
-from nanotir.rewards import RewardConfig, accuracy_reward, completion, get_repetition_penalty_reward, get_soft_overlong_punishment, reward_funcs_registry, score, think_format_reward
-from nanotir.trajectory import Format
+from nanotir.rewards import (
+    RewardConfig, accuracy_reward, call_efficiency_reward, completion, get_call_bonus_reward, get_repetition_penalty_reward,
+    get_soft_overlong_punishment, grammar_error, grammar_reward, otc, score, think_format_reward,
+)  # fmt: skip
+from nanotir.tools import ToolResult
+from nanotir.trajectory import Call, Format
 
 
 def test_accuracy_is_one_for_the_gold_answer_only():
@@ -38,8 +43,90 @@ def test_repetition_costs_the_share_of_ngrams_that_occurred_before():
     assert get_repetition_penalty_reward(3, -0.5)(completion_ids=[[1, 2, 3] * 4]) == pytest.approx([-0.5 * 7 / 10])
 
 
-def rollout(tokenizer, pieces):
-    return Format().trajectory(tokenizer, "What is 6*7?", pieces)
+def test_otc_is_one_where_as_many_calls_were_made_as_needed_and_less_on_both_sides():
+    for n in range(6):
+        assert otc(n, n) == pytest.approx(1, abs=1e-12)
+        above, below = [otc(m, n) for m in range(n, n + 20)], [otc(m, n) for m in range(n + 1)]
+        assert above == sorted(above, reverse=True) and below == sorted(below) and min(above + below) >= 0
+        assert len(set(above)) == len(above) and len(set(below)) == len(below)
+
+
+def test_otc_is_the_papers_formula():
+    for m, n in itertools.product(range(5), range(1, 5)):
+        f = 2 * n * m / (m + n)  # eq. 6: m, bent so that it ends at 2n, where the sine is 0 again
+        assert otc(m, n) == pytest.approx(math.sin(f * math.pi / (2 * n)))
+    assert [otc(m, 0, c=3.0) for m in range(4)] == pytest.approx([math.cos(m * math.pi / (2 * m + 3)) for m in range(4)])
+
+
+def efficiency(*rows):
+    texts, calls, prompts = zip(*rows)
+    return call_efficiency_reward(completions=[f"\\boxed{{{text}}}" for text in texts], answer=["1"] * len(rows), prompts=prompts, calls=calls)
+
+
+def test_the_fewest_calls_of_a_right_sibling_are_free_and_more_cost_what_otc_says():
+    assert efficiency(("1", 2, "q"), ("1", 3, "q"), ("1", 6, "q")) == pytest.approx([0, otc(3, 2) - 1, otc(6, 2) - 1])
+    assert efficiency(("1", 0, "q"), ("1", 1, "q")) == pytest.approx([0, otc(1, 0) - 1])
+
+
+def test_a_wrong_answer_has_no_calls_to_lose_and_sets_no_example():
+    assert efficiency(("2", 9, "q"), ("2", 0, "q"), ("1", 2, "q")) == [0, 0, 0]
+    assert efficiency(("2", 9, "q"), ("2", 0, "q")) == [0, 0]
+
+
+def test_calls_are_compared_within_the_answers_to_one_prompt():
+    assert efficiency(("1", 1, "p"), ("1", 3, "p"), ("1", 3, "q"), ("1", 4, "q")) == pytest.approx([0, otc(3, 1) - 1, 0, otc(4, 3) - 1])
+
+
+def test_the_call_bonus_is_the_share_of_the_budget_that_was_used():
+    assert get_call_bonus_reward(4)(calls=[0, 1, 4, 9]) == [0, 0.25, 1, 1]
+
+
+CALL, RESULT = ("python", "<python>1</python>"), ("output", "<output>1</output>")
+words = lambda text: ("text", text)
+
+
+@pytest.mark.parametrize("turns", [
+    [words("<answer>1</answer>")],
+    [words("<think>a</think><answer>1</answer>"), words("")],
+    [words("<think>a</think>\n"), CALL, RESULT, words("\n<think>b</think> <answer>1</answer>\n")],
+    [CALL, RESULT, ("search", "<search>x</search>"), RESULT, words("<answer>1</answer>")],
+    [words("<think></think><think>b</think><answer></answer>")],
+])  # fmt: skip
+def test_thoughts_and_calls_in_any_order_and_then_the_answer_keep_the_grammar(turns):
+    assert grammar_error(turns) is None and grammar_reward(turns=[turns]) == [0]
+
+
+@pytest.mark.parametrize("message, turns", [
+    ("it must end with an <answer>", []),
+    ("it must end with an <answer>", [words("")]),
+    ("it must end with an <answer>", [words("<think>a</think>"), CALL, RESULT]),
+    ("words outside <think> and <answer>", [words("Hm.<answer>1</answer>")]),
+    ("words outside <think> and <answer>", [words("<think>a</think>"), CALL, RESULT, words("So <answer>1</answer>")]),
+    ("words outside <think> and <answer>", [words("<output>1</output><answer>1</answer>")]),
+    ("nothing may follow the answer", [words("<answer>1</answer> Bye.")]),
+    ("nothing may follow the answer", [words("<answer>1</answer><answer>1</answer>")]),
+    ("nothing may follow the answer", [words("<answer>1</answer><think>a</think>")]),
+    ("nothing may follow the answer", [words("<answer>1</answer>"), CALL, RESULT]),
+    ("<think> is never closed", [words("<think>a")]),
+    ("<answer> is never closed", [words("<think>a</think><answer>1")]),
+    ("</think> closes nothing", [words("</think><answer>1</answer>")]),
+    ("</answer> closes nothing", [words("<think>a</answer>")]),
+    ("<think> holds another tag", [words("<think><answer>1</answer></think>")]),
+    ("<think> holds another tag", [words("<think>a<think>b</think><answer>1</answer>")]),
+    ("<answer> holds another tag", [words("<answer><think>a</think>1</answer>")]),
+    ("a call inside <think> or <answer>", [words("<think>a"), CALL, RESULT, words("</think><answer>1</answer>")]),
+    ("a call inside <think> or <answer>", [words("<answer>"), CALL, RESULT, words("1</answer>")]),
+    ("a call without a result", [CALL, words("<answer>1</answer>")]),
+    ("a call without a result", [words("<think>a</think>"), CALL]),
+])  # fmt: skip
+def test_what_breaks_the_grammar_is_named_and_costs_one(message, turns):
+    assert grammar_error(turns) == message and grammar_reward(turns=[turns]) == [-1]
+
+
+def rollout(tokenizer, pieces, n_calls=0):
+    trajectory = Format().trajectory(tokenizer, "What is 6*7?", pieces)
+    trajectory.calls = [Call("python", "1", ToolResult("1"))] * n_calls
+    return trajectory
 
 
 def test_nobody_is_paid_for_what_a_tool_said(tokenizer):
@@ -65,32 +152,81 @@ def test_nobody_pays_for_what_a_tool_said(tokenizer):
 
 def test_the_reward_is_the_weighted_sum_of_its_parts(tokenizer):
     rows = [rollout(tokenizer, [("text", "<think>x</think>\\boxed{42}")]), rollout(tokenizer, [("text", "y" * 90)])]
-    config = RewardConfig(accuracy=2.0, format=0.5, length=0.7, repetition=0.6, max_completion_len=40, soft_punish_cache=10)
-    rewards, parts = score(rows, [Problem("q", "42")] * 2, tokenizer, config)
-    assert set(parts) == set(reward_funcs_registry)
-    assert rewards == pytest.approx([2 * parts["accuracy"][i] + 0.5 * parts["format"][i] + 0.7 * parts["length"][i] + 0.6 * parts["repetition"][i] for i in range(2)])
-    assert parts["accuracy"] == [1, 0] and parts["format"] == [1, 0] and parts["length"] == [0, -1]
+    weights = dict(accuracy=3.0, format=0.5, length=0.7, repetition=0.6, efficiency=0.3, call_bonus=0.2, grammar=0.4)
+    rewards, parts = score(rows, [Problem("q", "42")] * 2, tokenizer, RewardConfig(**weights, max_completion_len=40, soft_punish_cache=10))
+    assert set(parts) == {*weights, "outcome"}
+    assert rewards == pytest.approx([sum(weight * parts[name][i] for name, weight in weights.items()) for i in range(2)])
+    assert parts["accuracy"] == parts["outcome"] == parts["format"] == [1, 0] and parts["length"] == [0, -1] and parts["grammar"] == [-1, -1]
+
+
+def test_with_weight_one_on_both_the_reward_is_accuracy_times_otc(tokenizer):
+    rows = [rollout(tokenizer, [("text", f"\\boxed{{{text}}}")], n_calls=m) for text, m in (("42", 1), ("42", 3), ("41", 0))]
+    rewards, _ = score(rows, [Problem("q", "42")] * 3, tokenizer, RewardConfig(length=0.0, efficiency=1.0))
+    assert rewards == pytest.approx([1, otc(3, 1), 0])
+
+
+def test_a_part_without_weight_is_not_even_computed(tokenizer):
+    _, parts = score([rollout(tokenizer, [("text", "x")])], [Problem("q", "42")], tokenizer, RewardConfig(accuracy=0.0, length=0.0))
+    assert set(parts) == {"accuracy", "outcome"}
+
+
+def tossed(tokenizer, *texts):
+    random.seed(5)
+    rows = [rollout(tokenizer, [("text", text)]) for text in texts]
+    return score(rows, [Problem("q", "42")] * len(rows), tokenizer, RewardConfig(coin=True, length=0.0))
+
+
+def test_a_coin_pays_right_and_wrong_alike_and_half_of_the_time(tokenizer):
+    paid = [tossed(tokenizer, *[f"\\boxed{{{text}}}"] * 400)[0] for text in (42, 41)]
+    assert paid[0] == paid[1] and set(paid[0]) == {0.0, 1.0}
+    assert abs(sum(paid[0]) / 400 - 0.5) < 0.1  # four standard errors
+
+
+def test_with_a_coin_accuracy_stays_the_truth_and_the_outcome_is_what_was_paid(tokenizer):
+    rewards, parts = tossed(tokenizer, *["\\boxed{42}", "\\boxed{41}"] * 8)
+    assert parts["accuracy"] == [1, 0] * 8 and parts["outcome"] == rewards != parts["accuracy"]
 
 
 def test_a_wrong_answer_never_earns_more_than_a_right_one(tokenizer):
-    """Over random weights that RewardConfig accepts and all combinations of format and length."""
+    """Over random weights that RewardConfig accepts and all combinations of format, grammar, length and calls."""
     rng, accepted = random.Random(0), 0
-    texts = {right: [f"{think}{'z ' * n}\\boxed{{{'42' if right else '41'}}}" for think in ("", "<think>a</think>") for n in (0, 8, 40)] for right in (True, False)}
-    rows = {right: [rollout(tokenizer, [("text", text)]) for text in texts[right]] for right in texts}
+    answer = {True: "\\boxed{42}", False: "\\boxed{41}"}
+    thoughts = [("text", think + "z " * n) for think in ("", "<think>a</think>") for n in (0, 8, 40)] + [("think", "a")]
+    rows = [(right, rollout(tokenizer, [thought, (kind, answer[right])], n_calls))
+            for right in answer for thought in thoughts for kind in ("text", "answer") for n_calls in (0, 3)]  # fmt: skip
     for _ in range(60):
-        weights = dict(accuracy=rng.random() * 2, format=rng.random(), length=rng.random(), repetition=rng.random() / 2, max_completion_len=40, soft_punish_cache=25)
+        others = {name: rng.random() / 2 for name in ("format", "length", "repetition", "efficiency", "call_bonus", "grammar")}
+        accuracy = rng.random() * 3
         try:
-            config = RewardConfig(**weights)
+            config = RewardConfig(accuracy=accuracy, **others, max_completion_len=40, soft_punish_cache=25)
         except ValueError as refused:
-            assert "wrong answer could earn more" in str(refused) and weights["accuracy"] < weights["format"] + weights["length"] + weights["repetition"]
+            assert "wrong answer could earn more" in str(refused) and accuracy < sum(others.values())
             continue
         accepted += 1
-        earned = {right: score(rows[right], [Problem("q", "42")] * 6, tokenizer, config)[0] for right in rows}
-        assert all(wrong <= right + 1e-12 for wrong, right in itertools.product(earned[False], earned[True]))
+        rewards, parts = score([row for _, row in rows], [Problem("q", "42")] * len(rows), tokenizer, config)
+        assert parts["accuracy"] == [float(right) for right, _ in rows]
+        earned = {wanted: [reward for (right, _), reward in zip(rows, rewards) if right == wanted] for wanted in answer}
+        assert max(earned[False]) <= min(earned[True]) + 1e-12
     assert accepted > 10
 
 
-@pytest.mark.parametrize("settings", [{"accuracy": -1.0}, {"length": 1.1}, {"repetition": 0.7}, {"repetition_ngram": 0}, {"soft_punish_cache": 65}, {"soft_punish_cache": -1}])
+def test_a_perfect_grammar_never_lifts_a_wrong_answer_above_a_right_one_that_breaks_it(tokenizer):
+    wrong, right = rollout(tokenizer, [("think", "a"), ("answer", "\\boxed{41}")]), rollout(tokenizer, [("text", "so \\boxed{42}")])
+    rewards, parts = score([wrong, right], [Problem("q", "42")] * 2, tokenizer, RewardConfig(length=0.0, grammar=1.0))
+    assert parts["grammar"] == [0, -1] and rewards[0] <= rewards[1]
+
+
+@pytest.mark.parametrize("part", ["format", "length", "repetition", "efficiency", "call_bonus", "grammar"])
+def test_weights_that_would_let_a_wrong_answer_win_are_refused(part):
+    assert RewardConfig(**{"length": 0.0, part: 1.0})
+    with pytest.raises(ValueError, match="a wrong answer could earn more than a right one"):
+        RewardConfig(**{"length": 0.0, part: 1.01})
+    with pytest.raises(ValueError, match="none negative"):
+        RewardConfig(**{part: -0.1})
+
+
+@pytest.mark.parametrize("settings", [{"accuracy": -1.0}, {"length": 1.1}, {"repetition": 0.7}, {"repetition_ngram": 0}, {"max_calls": 0},
+                                      {"soft_punish_cache": 65}, {"soft_punish_cache": -1}, {"coin": True, "efficiency": 0.5}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RewardConfig(**settings)

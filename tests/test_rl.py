@@ -1,14 +1,17 @@
 import copy
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from conftest import small_model
+from nanotir import rl
+from nanotir.config import build
 from nanotir.losses import CLIPPED, LOSS_TYPES, group_advantages
 from nanotir.problems.problem import Problem
 from nanotir.rewards import RewardConfig
-from nanotir.rl import RLConfig, Rollout, check_tools, collect, describe, first_loss_explained, learnable, rescore, split, train, update
+from nanotir.rl import RLConfig, Rollout, budget, check_tools, collect, describe, first_loss_explained, learnable, rescore, split, train, update
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools import DeadTool, ToolResult
 from nanotir.trajectory import Call, Format
@@ -29,9 +32,9 @@ class Actor:
         return [Format().trajectory(self.tokenizer, prompt, [("text", text(prompt, i))]) for prompt in prompts for i in range(n)]
 
 
-def rollout_with(tokenizer, problems, wanted, refills):
+def rollout_with(tokenizer, problems, wanted, refills, rewards=RewardConfig(), **settings):
     actor = Actor(tokenizer)
-    return actor, collect(actor, problems, RLConfig(problems=wanted, group_size=4, refills=refills), RewardConfig(), seed=0, step=0)
+    return actor, collect(actor, problems, RLConfig(problems=wanted, group_size=4, refills=refills, **settings), rewards, seed=0, step=0)
 
 
 def test_groups_without_spread_of_correctness_are_dropped_though_their_lengths_differ(tokenizer):
@@ -42,6 +45,21 @@ def test_groups_without_spread_of_correctness_are_dropped_though_their_lengths_d
     assert lengths_differ == {"right", "wrong", "mixed"}
     assert families == {"mixed"} and len(rollout.trajectories) == len(rollout.rewards) == 6 * 4
     assert len(rollout.sampled) == 18 * 4
+
+
+def test_without_dynamic_sampling_every_group_is_learned_from_and_none_refilled(tokenizer):
+    actor, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=3, dynamic=False)
+    assert rollout.trajectories == [trajectory for _, trajectory, *_ in rollout.sampled] and len(rollout.trajectories) == 18 * 4
+    assert rollout.rewards == [reward for _, _, reward, _ in rollout.sampled] and len(actor.asked) == 1
+
+
+def test_where_a_coin_grades_it_decides_which_groups_have_spread_and_accuracy_is_logged_all_the_same(tokenizer):
+    random.seed(0)
+    _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0, rewards=RewardConfig(coin=True, length=0.0))
+    kept = {id(trajectory) for trajectory in rollout.trajectories}
+    assert {problem.family for problem, trajectory, *_ in rollout.sampled if id(trajectory) in kept} == {"right", "wrong", "mixed"}
+    assert all(set(rollout.rewards[i : i + 4]) == {0.0, 1.0} for i in range(0, len(rollout.rewards), 4))
+    assert describe(rollout, RLConfig(group_size=4))["accuracy"] == 0.5
 
 
 def test_refills_go_on_until_the_batch_is_full_or_the_cap_is_reached(tokenizer):
@@ -67,6 +85,84 @@ def test_what_is_logged_counts_all_that_was_sampled(tokenizer):
     assert metrics["accuracy"] == 0.5 and (metrics["groups_sampled"], metrics["groups_kept"]) == (18, 6)
     assert metrics["groups_without_spread"] == pytest.approx(12 / 18)
     assert metrics["finish"] == {"stop": 72} and metrics["tool_rate"] == metrics["calls"] == 0
+
+
+def test_lengths_are_logged_of_right_and_wrong_answers_apart(tokenizer):
+    _, rollout = rollout_with(tokenizer, PROBLEMS, wanted=18, refills=0)
+    metrics = describe(rollout, RLConfig(group_size=4))
+    lengths = {right: [t.new_tokens for _, t, _, correct in rollout.sampled if correct == right] for right in (0, 1)}
+    assert metrics["new_tokens_right"] == pytest.approx(sum(lengths[1]) / 36) and metrics["new_tokens_wrong"] == pytest.approx(sum(lengths[0]) / 36)
+    assert metrics["new_tokens_right"] != metrics["new_tokens_wrong"]
+    assert describe(rollout_with(tokenizer, PROBLEMS[:6], 6, 0)[1], RLConfig(group_size=4))["new_tokens_wrong"] == 0  # none was wrong
+
+
+@pytest.mark.parametrize("budgets, steps, calls", [
+    ("2,3,4", 9, [2, 2, 2, 3, 3, 3, 4, 4, 4]), ("2, 3,4", 7, [2, 2, 2, 3, 3, 4, 4]), ("5", 3, [5, 5, 5]), ("", 3, [9, 9, 9]), ("2,3,4", 1, [2]),
+])  # fmt: skip
+def test_the_budget_of_calls_grows_in_equal_parts_of_the_run(budgets, steps, calls):
+    assert [budget(RLConfig(steps=steps, budgets=budgets), step, 9) for step in range(steps)] == calls
+
+
+def with_outputs(tokenizer, n=6):
+    """Answers of different lengths that quote tools."""
+    calls = lambda i: [("python", "1+1"), ("output", "2 " * (5 - i)), ("text", "a"), ("search", "x"), ("output", "y")]
+    return [Format().trajectory(tokenizer, "q", [("text", "so " * i), *calls(i), ("text", "b")]) for i in range(n)]
+
+
+@pytest.fixture()
+def forger(tokenizer, python, search):
+    model = small_model(len(tokenizer))
+    return model, Sampler(model, tokenizer, [python, search], Format(), SamplerConfig(forge=True))
+
+
+def gradients(forger, trajectories, **settings):
+    model, sampler = forger
+    model, trajectories = copy.deepcopy(model), copy.deepcopy(trajectories)
+    rescore(model, trajectories, RLConfig(), sampler)
+    before = copy.deepcopy(model)
+    advantages = torch.randn(len(trajectories), generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    metrics = update(model, optimizer, trajectories, advantages, RLConfig(grad_clip=1e9, micro_batch_tokens=80, **settings), sampler)
+    return metrics, torch.cat([(a - b).flatten() for a, b in zip(before.parameters(), model.parameters())])
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])
+def test_counted_outputs_shrink_the_gradient_by_their_share_of_all_ids_and_change_nothing_else(tokenizer, forger, loss_type):
+    trajectories = with_outputs(tokenizer)
+    share = sum(t.new_tokens for t in trajectories) / sum(t.unmasked().new_tokens for t in trajectories)
+    gradient = lambda observations: gradients(forger, trajectories, loss_type=loss_type, observations=observations)
+    (masked, g_masked), (counted, g_counted) = gradient("masked"), gradient("counted")
+    torch.testing.assert_close(g_counted, share * g_masked, atol=1e-6, rtol=1e-4)
+    assert counted["loss"] == pytest.approx(share * masked["loss"], rel=1e-4) and counted["active_tokens"] == masked["active_tokens"]
+    assert share < 0.8 and masked["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("observations", ["masked", "learned"])
+def test_the_gradient_reaches_tool_output_exactly_where_it_is_learned(tokenizer, forger, observations):
+    """The gradient of each position's hidden state, which predicts the next id."""
+    model, sampler = forger
+    (trajectory,), kept, hidden = with_outputs(tokenizer, 1), [], model.hidden
+    row = trajectory.unmasked() if observations == "learned" else trajectory
+    rescore(model, [row], RLConfig(), sampler)
+    model.hidden = lambda *arguments, **named: kept.append(hidden(*arguments, **named)) or kept[-1].retain_grad() or kept[-1]
+    update(model, torch.optim.SGD(model.parameters(), lr=0.1), [row], torch.ones(1), RLConfig(observations=observations), sampler)
+    reached = (kept[0].grad[0].abs().sum(-1) > 0).tolist()
+    kinds = [span.kind for span in trajectory.spans for _ in range(span.start, span.end)]
+    unreached = ("prompt",) if observations == "learned" else ("prompt", "output")
+    assert reached == [kind not in unreached for kind in kinds[1:]]
+
+
+def test_to_learn_tool_output_one_must_be_able_to_say_it(tokenizer, forger):
+    model, sampler = forger
+    strict = Sampler(model, tokenizer, sampler.tools.values(), Format(), SamplerConfig())
+    rows = [[trajectory.unmasked() for trajectory in with_outputs(tokenizer, 2)] for _ in range(2)]
+    for one, row in zip((sampler, strict), rows):
+        rescore(model, row, RLConfig(), one)
+    said, masked = ([torch.tensor(t.logps).isfinite().all().item() for t in row] for row in rows)
+    assert said == [True, True] and masked == [False, False]
+    with pytest.raises(ValueError, match="needs --sampler.forge true"):
+        build({"rl.observations": "learned"})
+    assert build({"rl.observations": "learned", "sampler.forge": True}).sampler.forge
 
 
 @pytest.fixture()
@@ -190,7 +286,8 @@ def test_a_tool_that_only_fails_stops_the_run_and_says_why(tokenizer):
 
 
 @pytest.mark.parametrize("settings", [{"loss_type": "ppo"}, {"ratio_level": "word"}, {"scale": "std"}, {"baseline": "median"}, {"group_size": 1}, {"problems": 0}, {"kl": "k4"},
-                                      {"loss_type": "cispo"}, {"delta": 1.2}, {"fused": True, "loss_type": "gmpo"}, {"fused": True, "entropy_coef": 0.1}])
+                                      {"loss_type": "cispo"}, {"delta": 1.2}, {"observations": "hidden"}, {"budgets": "2,x"}, {"budgets": "2,,4"},
+                                      {"fused": True, "loss_type": "gmpo"}, {"fused": True, "entropy_coef": 0.1}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RLConfig(**settings)
@@ -205,6 +302,36 @@ class Run(SimpleNamespace):
 
     def log(self, row, file):
         self.traces.append(row)
+
+
+def trained(monkeypatch, tokenizer, rollout, sampler=SamplerConfig(), tools=(), **settings):
+    """What `train` hands to its updates, and how many calls each rollout may make, where every rollout is this one."""
+    model, learned, allowed = small_model(len(tokenizer)), [], []
+    run = Run(model=model, tokenizer=tokenizer, format=Format(), tools=tools, problems=PROBLEMS, metrics=[], traces=[], state={})
+    run.config = SimpleNamespace(seed=0, rl=RLConfig(group_size=2, **settings), reward=RewardConfig(), sampler=sampler)
+    monkeypatch.setattr(rl, "collect", lambda sampler, *_: allowed.append(sampler.config.max_calls) or copy.deepcopy(rollout))
+    monkeypatch.setattr(rl, "update", lambda model, optimizer, chosen, *rest: learned.extend(chosen) or update(model, optimizer, chosen, *rest))
+    train(run)
+    return run, learned, allowed
+
+
+def test_each_rollout_may_make_the_calls_of_its_part_of_the_run(monkeypatch, tokenizer):
+    empty = Rollout(sampled=[(PROBLEMS[0], with_calls(tokenizer), 0.0, 0.0)])
+    assert trained(monkeypatch, tokenizer, empty, steps=6, budgets="2,3,4")[2] == [2, 2, 3, 3, 4, 4]
+    assert trained(monkeypatch, tokenizer, empty, SamplerConfig(max_calls=7), steps=2)[2] == [7, 7]
+
+
+@pytest.mark.parametrize("observations", ["masked", "counted", "learned"])
+def test_a_run_learns_from_tool_output_only_if_told_to_and_what_it_logs_is_the_same(monkeypatch, tokenizer, python, search, observations):
+    rows = with_outputs(tokenizer, 4)
+    rollout = Rollout(rows, [0.0, 1.0] * 2, [(problem, row, i % 2, i % 2) for i, (problem, row) in enumerate(zip(PROBLEMS, rows))])
+    sampler, tools = SamplerConfig(forge=True), [python, search]
+    run, learned, _ = trained(monkeypatch, tokenizer, rollout, sampler, tools, steps=1, updates=1, observations=observations)
+    expected = [row.unmasked().trained if observations == "learned" else row.trained for row in rows]
+    assert sorted(row.trained for row in learned) == sorted(expected)
+    assert all((logp != 0) == bool(chosen) for row in learned for logp, chosen in zip(row.logps, row.trained))
+    assert run.metrics[0]["new_tokens"] == sum(row.new_tokens for row in rows) / 4
+    assert run.metrics[0]["ratio_mean"] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("settings", [

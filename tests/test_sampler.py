@@ -9,7 +9,7 @@ import torch
 
 from conftest import ScriptedModel, follow, small_model
 from nanotir.losses import trained_logps
-from nanotir.sampler import Sampler, SamplerConfig, truncate, uniforms
+from nanotir.sampler import NO_CALLS_LEFT, Sampler, SamplerConfig, truncate, uniforms
 from nanotir.tools import Tool, ToolResult
 from nanotir.trajectory import FINISH_REASONS, Format, collate
 
@@ -42,11 +42,11 @@ def say(tokenizer, *texts):
 
 @pytest.fixture()
 def run(tokenizer):
-    def generate(*texts, tools=(), prompts=("q",), n=1, watch=None, **settings):
+    def generate(*texts, tools=(), prompts=("q",), n=1, watch=None, force=(), **settings):
         model = ScriptedModel(len(tokenizer), follow(tokenizer, say(tokenizer, *texts)))
         settings = dict(temperature=0.0) | settings
         sampler = Sampler(model, tokenizer, tools, Format(), SamplerConfig(**settings))
-        return sampler.generate(list(prompts), n, watch=watch)
+        return sampler.generate(list(prompts), n, watch=watch, force=force)
 
     return generate
 
@@ -111,6 +111,23 @@ def test_a_model_cannot_forge_a_result_a_turn_or_a_tool_it_does_not_have(tokeniz
         assert tokenizer.tags[forged] not in [id for id, trained in zip(row.ids, row.trained) if trained]
 
 
+@pytest.mark.parametrize("style", ["tags", "fences"])
+def test_forging_adds_the_delimiters_of_tool_output_to_what_can_be_said_and_nothing_else(tokenizer, style):
+    model, format = ScriptedModel(len(tokenizer), None), Format(style)
+    banned = {forge: set(Sampler(model, tokenizer, [Spy()], format, SamplerConfig(forge=forge)).banned) for forge in (False, True)}
+    opener, closer = (tokenizer.tags[tag] for tag in format.delimiters("output"))
+    python_closer = tokenizer.tags[format.delimiters("python")[1]]  # in fences the same as the output's
+    assert banned[False] - banned[True] == {opener, closer} - {python_closer} and banned[True] < banned[False]
+
+
+def test_a_forged_output_is_text_that_the_model_is_trained_on_and_no_call(run, tokenizer):
+    tool = Spy()
+    (row,) = run("<output>9</output>", "So 9.<|end|>", tools=[tool], forge=True)
+    assert [span.kind for span in row.spans] == ["prompt", "text"] and row.calls == tool.asked == []
+    forged = tokenizer.encode("<output>9</output>So 9.<|end|>")
+    assert row.ids[row.spans[0].end :] == forged and row.trained[row.spans[0].end :] == [1] * len(forged)
+
+
 def test_without_tools_no_block_can_be_opened(run, tokenizer):
     model = ScriptedModel(len(tokenizer), lambda ids: torch.zeros(len(tokenizer)).index_fill(0, torch.tensor([tokenizer.tags["<python>"]]), 9.0))
     (row,) = Sampler(model, tokenizer, [], Format(), SamplerConfig(max_new_tokens=30)).generate(["q"])
@@ -130,6 +147,26 @@ def test_one_call_too_many_ends_the_row_unrun(run):
     tool = Spy()
     (row,) = run("<python>1</python>", "<python>2</python>", "<python>3</python>", tools=[tool], max_calls=2)
     assert row.finish_reason == "budget" and len(tool.asked) == len(row.calls) == 2
+
+
+def test_on_the_last_turn_a_call_too_many_is_refused_unrun_and_the_row_may_still_answer(run):
+    tool = Spy()
+    (row,) = run("<python>1</python>", "<python>2</python>", "So 1.<|end|>", tools=[tool], max_calls=1, last_turn=True)
+    assert tool.asked == ["1"] and len(row.calls) == 1  # a refusal is no call
+    assert [span.kind for span in row.spans] == ["prompt", "python", "output", "python", "output", "text"] and row.finish_reason == "stop"
+
+
+def test_the_refusal_is_read_as_tool_output_and_not_trained(run, tokenizer):
+    (row,) = run("<python>1</python>", "ok<|end|>", tools=[Spy()], max_calls=0, last_turn=True)
+    assert written(row, tokenizer) == f"<python>1</python><output>{NO_CALLS_LEFT}</output>ok<|end|>"
+    output = next(span for span in row.spans if span.kind == "output")
+    assert not any(row.trained[output.start : output.end])
+
+
+def test_a_refusal_is_given_once_and_the_next_call_ends_the_row(run):
+    tool = Spy()
+    (row,) = run("<python>1</python>", "<python>2</python>", "<python>3</python>", tools=[tool], max_calls=1, last_turn=True)
+    assert row.finish_reason == "budget" and tool.asked == ["1"] and len(row.calls) == 1
 
 
 def test_output_beyond_its_budget_is_cut_and_closed_and_then_no_call_is_left(run, tokenizer):
@@ -261,6 +298,49 @@ def test_the_trainer_finds_the_samplers_log_probs(tokenizer, temperature):
     assert (logps - batch.logps).abs().max() <= 1e-5
     with torch.no_grad():  # and not by accident
         assert (trained_logps(model, batch.ids, batch.mask, temperature * 1.1, sampler.banned)[0] - batch.logps).abs().max() > 1e-2
+
+
+FORCED = "<think>Well"
+
+
+def forced_rows(model, tokenizer, force, temperature=1.0, **settings):
+    sampler = Sampler(model, tokenizer, [Spy()], Format(), SamplerConfig(temperature=temperature, max_new_tokens=20, max_rows=3))
+    return sampler, sampler.generate(["one", "two?", "a third one"], force=force, **settings)
+
+
+def test_every_row_begins_with_what_is_forced_whatever_the_model_would_rather_say(tokenizer):
+    force = tokenizer.encode(FORCED)
+    _, rows = forced_rows(random_policy(tokenizer), tokenizer, force, n=3)
+    starts = [row.spans[0].end for row in rows]
+    assert len(rows) == 9 and all(row.ids[start : start + len(force)] == force for row, start in zip(rows, starts))
+    assert len({row.ids[start + len(force)] for row, start in zip(rows, starts)}) > 3  # from there on they are free
+    assert all(row.trained[start : start + len(force)] == [1] * len(force) for row, start in zip(rows, starts))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_log_probs_of_forced_ids_are_what_the_trainer_finds(tokenizer, temperature):
+    model, force = calling_transformer(tokenizer), tokenizer.encode(FORCED)
+    sampler, rows = forced_rows(model, tokenizer, force, temperature, n=4)
+    batch = collate(rows, tokenizer.pad_id)
+    with torch.no_grad():
+        logps = trained_logps(model, batch.ids, batch.mask, temperature, sampler.banned)[0]
+    forced = torch.tensor([row.logps[row.spans[0].end :][: len(force)] for row in rows])
+    assert (logps - batch.logps).abs().max() <= 1e-5 and (forced < -0.1).all()  # not 0, as if they were certain
+
+
+def test_forcing_what_a_row_says_anyway_changes_nothing(tokenizer):
+    model = random_policy(tokenizer)
+    free = forced_rows(model, tokenizer, (), seed=3)[1][0]
+    said = free.ids[free.spans[0].end :][:4]
+    again = forced_rows(model, tokenizer, said, seed=3)[1][0]
+    assert len(said) == 4 and again.ids == free.ids and again.logps == free.logps
+
+
+def test_a_forced_opener_starts_a_block_that_is_really_run(run, tokenizer):
+    tool = Spy()
+    (row,) = run("x6*7</python>", "So 42.<|end|>", tools=[tool], force=[tokenizer.tags["<python>"]])
+    assert tool.asked == ["6*7"] and row.calls[0].result.output == "<6*7>"
+    assert [span.kind for span in row.spans] == ["prompt", "python", "output", "text"] and row.finish_reason == "stop"
 
 
 def test_samples_follow_the_models_distribution(tokenizer):
