@@ -1,0 +1,165 @@
+"""What CIR's ideas buy: tools in RL, the observation mask, a growing budget of calls, exact matching; and pass@k, with code and without."""
+from __future__ import annotations
+
+import json
+import time
+import zlib
+
+from nanotir.evaluate import pass_at_k
+from nanotir.lab.experiment import Arm, Compare, Experiment
+from nanotir.lab.toy import cold_start, curve, mean_of, measure, right_counts, trained
+from nanotir.tools import Tool
+
+COLD = {"data": "generated:mul,power,gcd,det,quot,last,parity", "tools": "python", "format": "fences", "teacher.quality": 0.3, "sft.steps": 250, "rl.steps": 0}
+RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
+HOPS = {"data": "generated:fact,home,gap,mul", "tools": "python,search", "format": "fences", "teacher.quality": 0.5, "sft.steps": 350, "rl.steps": 0}
+CONTROL = "random rewards"
+
+
+def reinforce(folder, name: str, start: dict, settings: dict, seed: int, quick: bool, **options):
+    """RL by the recipe from the cold start `name`, which `start` describes."""
+    return trained(folder, "cir", start | RL | settings | {"init": cold_start(name, start, seed, quick), "sft.steps": 0}, seed, quick, **options)
+
+
+def rl_arm(key: str, settings=None, name: str = "cir", start=None, mode: str = "tools") -> Arm:
+    def run_arm(seed, quick, folder):
+        with reinforce(folder, name, start or COLD, settings or {}, seed, quick) as run:
+            result, fate = measure(run, modes=mode), json.loads((run.out / "analysis.json").read_text())["all"]
+            return {
+                "accuracy": result["accuracy"], "calls": result["calls_per_problem"], "curve": curve(run, "accuracy"),
+                "grad_norm_max": max((y for _, y in curve(run, "grad_norm")), default=None), "sampled_accuracy": mean_of(curve(run, "accuracy"), 0.25),
+                **{name: value for name, value in fate.items() if name != "accuracy"},
+            }  # fmt: skip
+
+    return Arm(f"cir-{key}", run_arm)
+
+
+def hops(budgets: str, random: bool = False) -> Arm:
+    """Problems of up to three calls, trained within a budget of them."""
+    settings = {"rl.budgets": budgets} | ({"reward.coin": True} if random else {})
+    return rl_arm(f"hops-{budgets.replace(',', '')}{'-random' if random else ''}", settings, "hops", HOPS)
+
+
+def passes(model: str, mode: str) -> Arm:
+    """pass@k up to 256 on 32 problems, of the cold start or of what RL made of it, with its tool or without."""
+
+    def run_arm(seed, quick, folder):
+        n, problems = (16, 8) if quick else (256, 32)
+        start = cold_start("cir", COLD, seed, quick)
+        if model == "RL":
+            start = cold_start("cir-rl", COLD | RL | {"init": start, "sft.steps": 0}, seed, quick, recipe="cir")
+        with trained(folder, "cir", COLD | {"init": start, "sft.steps": 0}, seed, quick) as run:
+            counts = right_counts(run, run.held_out[:problems], n, tools=mode == "code")
+        ks = [2**i for i in range(9) if 2**i <= n]
+        at = {k: sum(pass_at_k(n, c, k) for c in counts) / len(counts) for k in ks}
+        return {f"pass@{k}": at[k] for k in ks} | {"pass by k": [[k, at[k]] for k in ks]}
+
+    return Arm(f"cir-pass-{model}-{mode}", run_arm)
+
+
+class SlowTool(Tool):
+    """Another tool, 50 ms slower. A blocking one is waited for by whoever calls it, as in most published code."""
+
+    def __init__(self, tool: Tool, blocking: bool):
+        self.tool, self.name, self.blocking = tool, tool.name, blocking
+        self.threads = 64
+
+    def run(self, text, session=None):
+        time.sleep(0.05)
+        return self.tool.run(text, session)
+
+    def submit(self, text, session=None):
+        future = super().submit(text, session)
+        if self.blocking:
+            future.result()
+        return future
+
+
+def overlap(blocking: bool) -> Arm:
+    """A few steps of RL whose tools take 50 ms longer, on the wall clock."""
+
+    def run_arm(seed, quick, folder):
+        settings = {"rl.steps": 3 if quick else 8}
+        slow = lambda run: [SlowTool(tool, blocking) for tool in run.tools]
+        with reinforce(folder, "cir", COLD, settings, seed, quick, tools=slow) as run:
+            rewards, calls = curve(run, "reward"), sum(y for _, y in curve(run, "calls"))
+            seconds = sum(y for name in ("seconds_rollout", "seconds_update") for _, y in curve(run, name))
+            return {
+                "seconds": seconds, "seconds_rollout": sum(y for _, y in curve(run, "seconds_rollout")), "calls": calls,
+                "reward": mean_of(rewards), "fingerprint": fingerprint(run), "curve": rewards,
+            }  # fmt: skip
+
+    return Arm(f"cir-overlap-{'off' if blocking else 'on'}", run_arm)
+
+
+def fingerprint(run) -> int:
+    """A checksum of every trajectory that was written down: equal where all ids are."""
+    rows = (json.loads(line) for line in open(run.out / "traces.jsonl"))
+    return zlib.crc32(json.dumps([[span["ids"] for span in row["spans"]] for row in rows]).encode())
+
+
+RANDOM = {"reward.coin": True}
+EXPERIMENTS = [
+    Experiment(
+        4, "tools-or-text", "CIR",
+        "RL with a code tool ends above RL in words alone from the same cold start.",
+        "CIR, table 1; ToRL", "7B, average of five benchmarks: 52.4 with code, 39.3 without (Oat-Zero)",
+        "greedy accuracy on held-out problems, each arm as it was trained",
+        "tool > text; random rewards change little",
+        {"tool": rl_arm("tool"), "text": rl_arm("text", {"tools": ""}, mode="text"), CONTROL: rl_arm("random", RANDOM)},
+        (Compare("tool", "text"), Compare("tool", CONTROL)),
+        control=CONTROL, figure=("curve",), tuned=(TUNED := "A cold start of 250 steps on a mediocre teacher, past the point where it can copy a number into a call."),
+    ),
+    Experiment(
+        5, "rl-mask", "CIR",
+        "Learning from tool output as if the model had said it makes RL worse, or less stable.",
+        "Search-R1, mask ablation; CIR; TAPO's code for the third arm", "exact match 0.431 with the mask, 0.343 without (Search-R1)",
+        "greedy accuracy after RL; largest gradient norm on the way. counted: masked, but in the denominator",
+        "masked > learned; gradients of learned are larger",
+        {"masked": rl_arm("tool"), "learned": rl_arm("learned", {"rl.observations": "learned"}),
+         "counted": rl_arm("counted", {"rl.observations": "counted"}), CONTROL: rl_arm("random", RANDOM)},
+        (Compare("masked", "learned"), Compare("masked", "learned", "grad_norm_max", lower=True), Compare("masked", "learned", "sampled_accuracy")),
+        control=CONTROL, figure=("curve",), tuned=TUNED,
+    ),
+    Experiment(
+        6, "budget", "CIR",
+        "A budget of calls that grows from 2 to 4 is at least as good as one call or four throughout.",
+        "CIR, figure 3", "AIME24 0.19 to 0.42 over 300 steps, with dips where the budget is raised; fixed budgets: not known",
+        "greedy accuracy at four calls",
+        "progressive >= both",
+        {"2, 3, 4": hops("2,3,4"), "1": hops("1"), "4": hops("4"), CONTROL: hops("2,3,4", random=True)},
+        (Compare("2, 3, 4", "1", margin=0.02), Compare("2, 3, 4", "4", margin=0.02)),
+        control=CONTROL, figure=("curve",), tuned="Problems of one, two and three calls, from a cold start of a teacher who guesses half of the time.",
+    ),
+    Experiment(
+        8, "pass-at-k", "CIR",
+        "With code, more of the problems are within reach at every k up to 256 than in words, before RL and after it.",
+        "CIR, figure on pass@k", "AIME25 at k = 1024: about 0.83 with code, 0.63 in words; base and RL meet at large k",
+        "unbiased pass@k of 256 samples at temperature 1 on 32 held-out problems; output ids are free, both modes may write 64 ids",
+        "code > text at every k; RL above base at small k, perhaps not at large",
+        {f"{model} {mode}": passes(model, mode) for model in ("RL", "base") for mode in ("code", "text")},
+        (Compare("RL code", "RL text", "pass@1"), Compare("RL code", "RL text", "pass@16"), Compare("RL code", "RL text", "pass@256"),
+         Compare("base code", "base text", "pass@1"), Compare("base code", "base text", "pass@16"), Compare("base code", "base text", "pass@256")),
+        figure=("pass by k",), tuned=TUNED,
+    ),
+    Experiment(
+        17, "random-reward", "all",
+        "From random weights, RL on random rewards teaches nothing, unlike on models that were pretrained on mathematics.",
+        "Shao et al. 2025, Spurious rewards", "Qwen2.5-Math-7B, MATH-500: +21.4 points from random rewards",
+        "greedy accuracy with the tool, after RL and before",
+        "right answers paid > cold start; random rewards paid: no better than the cold start",
+        {"real rewards": rl_arm("tool"), CONTROL: rl_arm("random", RANDOM), "cold start": rl_arm("start", {"rl.steps": 0})},
+        (Compare("real rewards", "cold start"), Compare("cold start", CONTROL, margin=0.05)),
+        control=CONTROL, figure=("curve",), tuned=TUNED,
+    ),
+    Experiment(
+        19, "overlap", "TAPO",
+        "Decoding on while tools run halves a step's time, or better, when a call takes 50 ms, and changes nothing else.",
+        "Wu et al. 2025, future work", "none known",
+        "seconds of the RL steps on the wall clock, less evaluation; checksum of the traces",
+        "at most half the time, the same trajectories",
+        {"overlapped": overlap(False), "blocking": overlap(True)},
+        (Compare("overlapped", "blocking", "seconds", lower=True), Compare("overlapped", "blocking", "reward", margin=0.005)),
+        tuned=TUNED,
+    ),
+]  # fmt: skip
