@@ -25,6 +25,7 @@ FLAWS = {"guess": 0.85, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.05}  # h
 @dataclass
 class TeacherConfig:
     quality: float = 0.3  # share of demonstrations without a flaw, in the format tool; the others have none
+    rationales: float = 0.0  # share of the demonstrations that reason in words alone, whatever the problem
     styles: int = 1  # ways, up to 3, in which the teacher writes the same program
     twice: float = 0.0  # share of the calls that are made once more, to be on the safe side
     format: str = "tool"  # tool (words and calls), rationale (words only), program (calls only: the last one's output is the answer)
@@ -34,8 +35,9 @@ class TeacherConfig:
             raise ValueError(f"no demonstration format '{self.format}'; there are {', '.join(FORMATS)}")
         if self.styles not in (1, 2, 3):
             raise ValueError(f"styles is 1, 2 or 3, not {self.styles}")
-        if not 0 <= self.quality <= 1 or not 0 <= self.twice <= 1:
-            raise ValueError(f"quality and twice are shares between 0 and 1, not {self.quality} and {self.twice}")
+        for name in ("quality", "rationales", "twice"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
 
 
 def corpus(problems, documents=()):
@@ -78,7 +80,8 @@ def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[
     solution = [(kind, restyled(text, rng, config.styles) if kind == "python" else text) for kind, text in problem.solution]
     if config.format == "program":
         return [piece for piece in solution if piece[0] != "text"] or [("python", repr(problem.answer))]
-    if config.format == "rationale" or problem.kind == "C" and flaw is None:
+    in_words = config.rationales and rng.random() < config.rationales
+    if config.format == "rationale" or in_words or problem.kind == "C" and flaw is None:
         return [("text", f"{problem.rationale} {final}")]
     if flaw == "guess" and problem.kind != "C":
         return [("text", final if problem.kind == "B" else answer_sentence(wrong_guess(problem.answer, rng)))]

@@ -75,7 +75,7 @@ def get_call_bonus_reward(max_calls: int):
 
 
 def grammar_reward(turns, **_) -> list[float]:
-    """-1 where TAPO's grammar is broken, else 0. (The paper pays -1 for a break whatever the answer; here a right one stays ahead.)"""
+    """-1 where TAPO's grammar is broken, else 0. (Its code pays -1 for a break whatever the answer; here a right one stays ahead.)"""
     return [-1.0 if grammar_error(pieces) else 0.0 for pieces in turns]
 
 

@@ -259,10 +259,8 @@ def describe(rollout: Rollout, config: RLConfig) -> dict:
         "calls_by_kind": {kind: round(sum(per(kind)) / len(per(kind)), 3) for kind in kinds},
         "call_status": dict(Counter(call.result.status for call in calls)),
         "new_tokens": sum(t.new_tokens for t in trajectories) / n,
-        "new_tokens_right": sum(length(1)) / max(len(length(1)), 1),
-        "new_tokens_wrong": sum(length(0)) / max(len(length(0)), 1),
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
-    }
+    } | {f"new_tokens_{name}": sum(length(right)) / len(length(right)) for name, right in (("right", 1), ("wrong", 0)) if length(right)}
 
 
 def summarise(updates: list[dict]) -> dict:

@@ -22,7 +22,7 @@ def lengths(key: str, **settings) -> Arm:
         options = {"rl.steps": 40, "sampler.max_new_tokens": 96} | {f"rl.{name}": value for name, value in settings.items() if name != "coin"}
         with reinforce(folder, "cir", COLD, options | {"reward.coin": "coin" in settings}, seed, quick) as run:
             wrong, right = curve(run, "new_tokens_wrong"), curve(run, "new_tokens_right")
-            growth = lambda points: mean_of(points, 0.25) - mean_of(points[: max(1, len(points) // 4)])
+            growth = lambda points: mean_of(points, 0.25) - mean_of(points[: max(1, len(points) // 4)]) if points else None
             return {"wrong_growth": growth(wrong), "right_growth": growth(right), "wrong_tokens": mean_of(wrong, 0.25),
                     "accuracy": measure(run)["accuracy"], "wrong tokens by step": wrong}  # fmt: skip
 
@@ -45,7 +45,7 @@ def experts(level: str, moe: bool, coin: bool = False) -> Arm:
 
 def routing(run, use: dict) -> dict:
     """How far apart the experts of code and of words are (half the sum of the differences of their shares, 0 to 1, the mean over layers),
-    how often they change between sampler and trainer, and between the policy before RL and after it."""
+    and how often sampler and trainer choose others."""
     apart = [sum(abs(a - b) for a, b in zip(code, text)) / 2 for code, text in zip(use.get("python", use["text"]), use["text"])]
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, run.config.sampler)
     rows = sampler.generate([problem.question for problem in run.held_out[:32]])
@@ -69,7 +69,7 @@ EXPERIMENTS = [
         "A ratio per row varies less than one per id, which a mixture of experts needs more than a dense policy does.",
         "Zheng et al. 2025, GSPO; the notes on GRPO with experts", "none known",
         "mean of (ratio - 1)^2 over the ids of four updates a rollout; both policies have as many active parameters",
-        "sequence < token with experts; experts > dense at token level",
+        "sequence < token with experts (a mean varies less than what it is of); experts > dense at token level",
         {"experts, sequence": experts("sequence", True), "experts, token": experts("token", True), "dense, sequence": experts("sequence", False),
          "dense, token": experts("token", False), CONTROL: experts("token", True, coin=True)},
         (Compare("experts, sequence", "experts, token", "ratio_variance", lower=True), Compare("dense, token", "experts, token", "ratio_variance", lower=True)),

@@ -6,6 +6,7 @@ share a cold start: it is trained once, by whoever needs it first.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import shutil
 from contextlib import contextmanager
@@ -21,18 +22,21 @@ from nanotir.sampler import Sampler
 TOY = {  # of every arm of every experiment
     "model.n_layers": 4, "model.d_model": 96, "model.n_heads": 3, "model.n_kv_heads": 1, "model.d_ff": 256, "model.vocab_size": 512,
     "problems": 4000, "sft.batch_size": 32, "sft.steps": 300, "sampler.max_new_tokens": 64, "sampler.max_rows": 128, "rl.problems": 16, "rl.steps": 24,
-    "rl.group_size": 8, "eval.problems": 200, "eval.modes": "tools", "save_every": 10**6,
+    "rl.group_size": 8, "eval.problems": 400, "eval.modes": "tools", "save_every": 10**6,
 }  # fmt: skip
 QUICK = {"sft.steps": 60, "rl.steps": 3, "eval.problems": 40}
 
 
 @contextmanager
 def trained(folder, recipe: str, settings: dict, seed: int, quick: bool, done=(), fresh: bool = False, tools=None):
-    """The Run of a recipe, trained with these settings on top of the toy's, in an empty folder. Phases in `done` were another run's;
+    """The Run of a recipe, trained with these settings on top of the toy's, in folder/run. Phases in `done` were another run's;
     `fresh`: what it started from is not its base, but random weights are; tools(run) stand in for the run's own."""
-    shutil.rmtree(folder, ignore_errors=True)
+    out = Path(folder) / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     quickly = {key: min(value, QUICK[key]) for key, value in {**TOY, **settings}.items() if quick and key in QUICK}
-    config = build({**RECIPES[recipe].SETTINGS, **TOY, **settings, **quickly, "recipe": recipe, "seed": seed, "out": str(folder)})
+    own = {"recipe": recipe, "seed": seed, "out": str(out)}
+    config = build({**RECIPES[recipe].SETTINGS, **TOY, **settings, **quickly, **own})
     with open_run(config) as run:
         run.state["done"] += done
         run.config.init = "" if fresh else run.config.init
@@ -42,15 +46,17 @@ def trained(folder, recipe: str, settings: dict, seed: int, quick: bool, done=()
 
 
 def cold_start(name: str, settings: dict, seed: int, quick: bool, recipe: str = "tapo") -> str:
-    """The folder of a run that several arms start from, made now if none needed it before."""
-    folder = Path("runs/lab/cold") / f"{name}-{seed}{'-quick' if quick else ''}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
+    """The folder of a run that several arms start from, made now if none needed it before. Other settings make another folder."""
+    settings_key = hashlib.sha256(json.dumps([recipe, TOY, settings, quick], sort_keys=True).encode()).hexdigest()[:8]
+    folder = Path("runs/lab/cold") / f"{name}-{seed}-{settings_key}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait for it
-        if not (folder / "eval.json").exists():
+        if not (folder / "done").exists():
             with trained(folder, recipe, settings, seed, quick):
                 pass
-    return str(folder)
+            (folder / "done").touch()
+    return str(folder / "run")
 
 
 def measure(run, problems=None, **settings) -> dict:
@@ -62,7 +68,8 @@ def measure(run, problems=None, **settings) -> dict:
 
 def curve(run, metric: str, phase: str = "rl") -> list:
     """[[step, value], ...] of a metric over a phase of the run."""
-    rows = [json.loads(line) for line in open(run.out / "metrics.jsonl")]
+    path = run.out / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [[row["step"], row[metric]] for row in rows if row["phase"] == phase and metric in row]
 
 

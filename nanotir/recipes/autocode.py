@@ -9,9 +9,10 @@ The decision c is the first id of an answer: <think> (reason in words) or <pytho
     M-step   minimise  -mean over what was drawn of min(rho A, clip(rho, 1 - eps, 1 + eps) A)  +  CE(s*(.|x) || pi(.|x))
              rho = pi(y|x, c) / pi_old(y|x, c) of the ids after the decision, A the advantage among the rollouts of the same x and c
 
-The paper: K = 8 (5 in its first version), about 7,000 problems an E-step, 2-3 rounds, eps = 0.2, alpha infinite in the first version and
-not known in the second. Its notes print the second term of the M-step as -E[log pi]; it is a cross-entropy to be minimised. The derivation
-gives s* proportional to pi Q, the formula exponentiates the product: `autocode.posterior` takes the former.
+As far as notes and reviews of the paper tell (its text and code could not be read): K = 8 (5 in its first version), about 7,000 problems an
+E-step, 2-3 rounds, eps = 0.2, alpha infinite in the first version and not known in the second. They print the second term of the M-step as
+-E[log pi]; it is a cross-entropy to be minimised. The derivation gives s* proportional to pi Q, the formula exponentiates the product:
+`autocode.posterior` takes the former. Of `rl.*` the M-step uses steps, problems, updates, lr, warmup, decay, grad_clip, scale and the clip.
 
 `autocode.method` chooses the baselines at the same number of rollouts: sft (imitation alone), rl (the same clipped policy gradient on
 free decisions, a group a problem). `autocode.base words` starts from words alone, which is the paper's "base + RL".
@@ -56,7 +57,8 @@ class AutoCodeConfig:
 
 def train(run):
     config = run.config
-    sft.train(run, both_ways(run))
+    if "sft" not in run.state["done"] and config.sft.steps:
+        sft.train(run, both_ways(run))
     evaluate_run(run, "after_sft")
     if config.autocode.method == "rl":
         rl.train(run)
@@ -93,30 +95,37 @@ def maximise(run):
         explored = explore(run, sampler, step)
         rescore(model, [t for row in explored for rollouts in row["rollouts"] for t in rollouts], settings, sampler)
         drawn = subsample(explored, run, step)
-        updates = [m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler) for rows in split(list(range(len(drawn))), settings.updates, run.config.seed, step)]
+        shares = split(list(range(len(drawn))), settings.updates, run.config.seed, step)
+        updates = [m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler) for rows in shares]
         run.finish_step(step + 1, describe(explored) | updates[-1], [optimizer], last=step + 1 == settings.steps)
 
 
 def explore(run, sampler, step: int) -> list[dict]:
     """E-step: for each problem the prior pi(c|x), Q(x, c), s*(c|x), and the rollouts and their advantages by decision."""
-    config, K = run.config, run.config.autocode.samples
+    config = run.config
     problems = random.Random(f"em {config.seed} {step}").sample(run.problems, min(config.rl.problems, len(run.problems)))
-    forced = [force(run, sampler, problems, K, c, hash_of(config.seed, step, i)) for i, c in enumerate(DECISIONS)]
-    explored = []
-    for i, problem in enumerate(problems):
-        rollouts, rewards = ([of_c[part][i * K : (i + 1) * K] for of_c in forced] for part in (0, 1))
-        prior = torch.tensor([group[0].logps[group[0].trained.index(1)] for group in rollouts]).softmax(0).tolist()
-        Q = [sum(of_c[2][i * K : (i + 1) * K]) / K for of_c in forced]
-        advantages = [group_advantages(r, K, config.rl.scale).tolist() for r in rewards]
-        explored.append({"problem": problem, "prior": prior, "Q": Q, "target": strategy(prior, Q, config.autocode), "rollouts": rollouts, "advantages": advantages})
+    explored = force(run, sampler, problems, config.autocode.samples, hash_of(config.seed, step))
+    for row in explored:
+        row["target"] = strategy(row["prior"], row["Q"], config.autocode)
     return explored
 
 
-def force(run, sampler, problems, n: int, decision: str, seed: int):
-    """(trajectories, rewards, correctness) of n answers a problem that begin with the decision."""
-    rows = sampler.generate([p.question for p in problems], n, seed, force=[run.tokenizer.tags[decision]])
-    rewards, parts = score(rows, [p for p in problems for _ in range(n)], run.tokenizer, run.config.reward)
-    return rows, rewards, parts["outcome"]
+def force(run, sampler, problems, K: int, seed: int) -> list[dict]:
+    """K answers a problem that begin with each decision, as one row a problem: what they were paid for is Q, what is true is accuracy."""
+    explored = [{"problem": problem, "rollouts": [], "logps": [], "Q": [], "accuracy": [], "advantages": []} for problem in problems]
+    for i, decision in enumerate(DECISIONS):
+        rows = sampler.generate([p.question for p in problems], K, seed + i, force=[run.tokenizer.tags[decision]])
+        rewards, parts = score(rows, [p for p in problems for _ in range(K)], run.tokenizer, run.config.reward)
+        for n, found in enumerate(explored):
+            group = slice(n * K, (n + 1) * K)
+            found["rollouts"].append(rows[group])
+            found["logps"].append(rows[n * K].logps[rows[n * K].trained.index(1)])  # log pi(c|x), the same in all K
+            found["Q"].append(sum(parts["outcome"][group]) / K)
+            found["accuracy"].append(sum(parts["accuracy"][group]) / K)
+            found["advantages"].append(group_advantages(rewards[group], K, run.config.rl.scale).tolist())
+    for found in explored:
+        found["prior"] = torch.tensor(found["logps"]).softmax(0).tolist()
+    return explored
 
 
 def strategy(prior, Q, config: AutoCodeConfig) -> list[float]:
@@ -143,16 +152,16 @@ def subsample(explored, run, step: int) -> list[tuple]:
 def m_step(model, optimizer, drawn, settings, sampler) -> dict:
     """One optimiser step on the clipped policy gradient of the ids after the decision, and on the cross-entropy of the decision."""
     trajectories, advantages, targets = zip(*drawn)
-    advantages, targets = torch.tensor(advantages), torch.tensor(targets)
-    tags = torch.tensor([sampler.tokenizer.tags[c] for c in DECISIONS])
-    num_active_tokens, losses = sum(t.new_tokens - 1 for t in trajectories), {"loss": 0.0, "decision_loss": 0.0}
-    for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, settings.micro_batch_tokens):
+    device = next(model.parameters()).device
+    advantages, targets = torch.tensor(advantages, device=device), torch.tensor(targets, device=device)
+    options = {"epsilon": settings.epsilon, "epsilon_high": settings.epsilon_high, "num_active_tokens": sum(t.new_tokens - 1 for t in trajectories)}
+    losses = {"loss": 0.0, "decision_loss": 0.0}
+    for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, settings.micro_batch_tokens, device):
         first = micro.mask.int().argmax(1)  # (B,), where the decision stands
         rest = micro.mask.scatter(1, first[:, None], False)
         logps, _ = trained_logps(model, micro.ids, rest, sampler.config.temperature, sampler.banned)
-        loss, _ = policy_loss(logps, micro.logps * rest, advantages[micro.rows], rest, epsilon=settings.epsilon, epsilon_high=settings.epsilon_high, num_active_tokens=num_active_tokens)
-        prior = decision_logps(model, micro.ids, first, tags)  # (B, 2)
-        decision_loss = -(targets[micro.rows] * prior).sum() / len(trajectories)
+        loss, _ = policy_loss(logps, micro.logps * rest, advantages[micro.rows], rest, **options)
+        decision_loss = -(targets[micro.rows] * decision_logps(model, micro.ids, first, sampler)).sum() / len(trajectories)
         (loss + decision_loss).backward()
         losses["loss"] += loss.item()
         losses["decision_loss"] += decision_loss.item()
@@ -162,35 +171,34 @@ def m_step(model, optimizer, drawn, settings, sampler) -> dict:
     return losses | {"grad_norm": grad_norm}
 
 
-def decision_logps(model, ids, first, tags):
-    """log pi(c|x) (B, 2): the model's log-probs of the two decisions at the end of the prompt, which end at `first` (B,), among themselves."""
+def decision_logps(model, ids, first, sampler):
+    """log pi(c|x) (B, 2) of the two decisions at the end of the prompts, where `first` (B,) ids begin the answers.
+
+    Among all ids that can be sampled, not among the two: else nothing would keep the policy deciding at all.
+    """
     hidden = model.hidden(ids)[torch.arange(len(ids)), first - 1]  # (B, d)
-    return model.head(hidden)[:, tags].float().log_softmax(-1)
+    logits = model.head(hidden).float().index_fill(-1, torch.tensor(sampler.banned, device=ids.device), float("-inf"))
+    return logits.log_softmax(-1)[:, [sampler.tokenizer.tags[c] for c in DECISIONS]]
 
 
-def oracle(Q) -> int:
+def better(Q) -> int:
     """The decision that answers more often; words where both do as often."""
     return int(Q[1] > Q[0])
 
 
 def describe(explored) -> dict:
-    n = len(explored)
+    mean = lambda values: sum(values) / len(explored)
     return {
-        "accuracy": sum(p * q for row in explored for p, q in zip(row["prior"], row["Q"])) / n,
-        "Q_words": sum(row["Q"][0] for row in explored) / n,
-        "Q_code": sum(row["Q"][1] for row in explored) / n,
-        "code_rate": sum(row["prior"][1] for row in explored) / n,
-        "selection_accuracy": sum(oracle(row["prior"]) == oracle(row["Q"]) for row in explored) / n,
+        "accuracy": mean(p * q for row in explored for p, q in zip(row["prior"], row["accuracy"])),
+        "Q_words": mean(row["accuracy"][0] for row in explored),
+        "Q_code": mean(row["accuracy"][1] for row in explored),
+        "code_rate": mean(row["prior"][1] for row in explored),
+        "decided": mean(sum(map(math.exp, row["logps"])) for row in explored),  # the probability of deciding at all
+        "selection_accuracy": mean(better(row["prior"]) == better(row["accuracy"]) for row in explored),
     }
 
 
-@torch.no_grad()
-def measure_decisions(run, problems, n: int = 8, seed: int = 0) -> dict:
-    """How the policy decides on problems, against what it would be right to decide, by n forced rollouts of each decision."""
+def look(run, problems, n: int = 8, seed: int = 0) -> list[dict]:
+    """How the policy decides, and how often it is right with either decision: n forced rollouts of each, at temperature 1."""
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, replace(run.config.sampler, temperature=1.0))
-    forced = [force(run, sampler, problems, n, c, seed + i) for i, c in enumerate(DECISIONS)]
-    rows = []
-    for i in range(len(problems)):
-        logps = torch.tensor([of_c[0][i * n].logps[of_c[0][i * n].trained.index(1)] for of_c in forced])
-        rows.append({"prior": logps.softmax(0).tolist(), "Q": [sum(of_c[2][i * n : (i + 1) * n]) / n for of_c in forced], "mass": math.exp(logps.logsumexp(0))})
-    return describe(rows) | {"decided": sum(row["mass"] for row in rows) / len(rows), "rows": rows}
+    return force(run, sampler, problems, n, seed)

@@ -2,9 +2,10 @@
 
     for each problem sample G answers; a finished ```python block is cut out, run, and the answer goes on after its output
     R = +1 if the answer is right, else -1
-    A = R - mean of the group, then brought to mean 0 and variance 1 over all ids of the batch (REINFORCE++ with a baseline)
+    A = R - mean of the group, then brought to mean 0 and variance 1 over all ids of the groups that differ (REINFORCE++ with a baseline)
     minimise - sum_t min(rho A, clip(rho, 1 - 0.2, 1 + 0.28) A) / active ids;   no KL, no entropy bonus
-    blocks that an answer may have run: 2, then 3, then 4, a third of the steps each
+    blocks that an answer may have run: 2, then 3, then 4, a third of the steps each. The next one is not run; there the answer
+        goes on as if it were words, here it is told so, once, and may go on
 
 What the paper finds to matter, and where it is here: outputs masked (`rl.observations`; in its code a regular expression over decoded
 text, here the spans), exact matching of blocks (`TextSampler`, against a stop string), the budget (`rl.budgets`), clip-higher
@@ -26,7 +27,7 @@ from nanotir.trajectory import Trajectory
 
 SETTINGS = {
     "tools": "python", "data": "generated:mul,power,gcd,lin,det,choose,quot,clock", "format": "fences", "sft.steps": 400,
-    "rl.budgets": "2,3,4", "rl.scale": "whiten", "rl.dynamic": False, "rl.refills": 0, "reward.length": 0.0,
+    "rl.budgets": "2,3,4", "sampler.last_turn": True, "rl.scale": "whiten", "rl.dynamic": False, "rl.refills": 0, "reward.length": 0.0,
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ That is its plainest form. The paper's grammar, with its checker (`trajectory.gr
 The paper's numbers next to the toy ones: 64 problems x 4 samples, learning rate 1e-6 on a pretrained 3B or 7B model, 2048 response
 tokens, at most 4 calls, clip 0.2 and 0.28, dual clip 10 (`--rl.delta`), no KL term, no entropy bonus, overlong ramp over the last 1024 of
 2048 tokens (from the authors' released code). There tool output stays in the loss's denominator (`--rl.observations counted`); here not.
-All rollouts of that code wait for the slowest call of a turn; overlapping tools with decoding is what its paper names as future work.
+All rollouts of that code wait for the slowest call of a turn; here decoding goes on meanwhile.
 """
 from __future__ import annotations
 

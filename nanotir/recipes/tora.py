@@ -52,7 +52,7 @@ def train(run):
     sft.train(run, corpus)
     evaluate_run(run, "after_sft")
     if config.tora.samples:
-        shaped = remembered(run.out / "shaped.jsonl", lambda: shape(run, tools))
+        shaped = remembered(run.out / "shaped.jsonl", lambda: shape(run, tools, corpus))
         if config.tora.control:
             shaped = random.Random(f"control {config.seed}").choices(corpus, k=len(shaped))
         if run.state["phase"] != "retrain":
@@ -60,7 +60,7 @@ def train(run):
         sft.train(run, corpus + shaped, phase="retrain")
 
 
-def shape(run, tools) -> list[Trajectory]:
+def shape(run, tools, corpus) -> list[Trajectory]:
     """Output-space shaping: what the model said right, in other words than the teacher, and what the teacher made of its mistakes."""
     config = run.config
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, config.sampler)
@@ -69,9 +69,9 @@ def shape(run, tools) -> list[Trajectory]:
     valid = [[t for t in group if right(t, problem, run.tokenizer)] for problem, group in grouped]
     wrong = [(problem, t) for (problem, group), good in zip(grouped, valid) for t in group if t not in good]
     corrected = correct(wrong, run, tools) if config.tora.correct else {}
-    kept = []
+    kept, known = [], {tuple(t.ids) for t in corpus}
     for (problem, _), good in zip(grouped, valid):
-        distinct = list({tuple(t.ids): t for t in good + corrected.get(problem, [])}.values())
+        distinct = list({tuple(t.ids): t for t in good + corrected.get(problem, []) if tuple(t.ids) not in known}.values())
         kept += random.Random(f"shape {config.seed} {problem.question}").sample(distinct, min(config.tora.keep, len(distinct)))
     return kept
 

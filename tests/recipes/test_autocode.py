@@ -3,12 +3,11 @@ import math
 import pytest
 import torch
 
-from conftest import small_model
 from nanotir.checkpoint import Stopped, open_run
 from nanotir.config import PRESETS, build
 from nanotir.losses import trained_logps
 from nanotir.recipes import autocode
-from nanotir.recipes.autocode import AutoCodeConfig, both_ways, decision_logps, describe, explore, m_step, oracle, strategy, subsample
+from nanotir.recipes.autocode import AutoCodeConfig, both_ways, decision_logps, describe, explore, better, m_step, strategy, subsample
 from nanotir.sampler import Sampler
 from nanotir.tokenizer import ASSISTANT
 from nanotir.trajectory import collate
@@ -31,7 +30,7 @@ def sampler_of(run):
 
 def test_with_alpha_infinite_the_better_decision_wins_and_words_win_a_tie():
     assert strategy([0.9, 0.1], [0.25, 0.5], AutoCodeConfig()) == [0.0, 1.0]
-    assert strategy([0.1, 0.9], [0.5, 0.5], AutoCodeConfig()) == [1.0, 0.0] and oracle([0.5, 0.5]) == 0
+    assert strategy([0.1, 0.9], [0.5, 0.5], AutoCodeConfig()) == [1.0, 0.0] and better([0.5, 0.5]) == 0
 
 
 def test_with_finite_alpha_the_strategy_is_the_softmax_of_alpha_pi_q():
@@ -76,11 +75,13 @@ def test_k_rollouts_a_problem_are_drawn_without_repetition_and_only_of_decisions
     assert {t.ids[t.trained.index(1)] for t, *_ in drawn} == {run.tokenizer.tags["<python>"]}
 
 
-def test_the_log_probs_of_decisions_are_read_at_the_end_of_the_prompt(tokenizer):
-    model, ids = small_model(len(tokenizer)), torch.randint(len(tokenizer), (2, 9), generator=torch.Generator().manual_seed(0))
-    logps = decision_logps(model, ids, torch.tensor([4, 6]), torch.tensor([7, 8]))
-    expected = torch.stack([model(ids)[0, 3, [7, 8]], model(ids)[1, 5, [7, 8]]]).log_softmax(-1)
-    torch.testing.assert_close(logps, expected)
+def test_the_log_probs_of_decisions_are_read_at_the_end_of_the_prompt_among_all_that_can_be_said(run):
+    sampler, ids = sampler_of(run), torch.randint(100, (2, 9), generator=torch.Generator().manual_seed(0))
+    logits = run.model(ids)
+    logits[..., sampler.banned] = float("-inf")
+    tags = [run.tokenizer.tags[c] for c in autocode.DECISIONS]
+    expected = torch.stack([logits[0, 3], logits[1, 5]]).log_softmax(-1)[:, tags]
+    torch.testing.assert_close(decision_logps(run.model, ids, torch.tensor([4, 6]), sampler), expected)
 
 
 def m_step_gradient(run, advantages, targets):
@@ -103,8 +104,7 @@ def m_step_gradient(run, advantages, targets):
 def test_without_advantages_the_m_step_is_the_cross_entropy_of_the_decision(run):
     taken, losses, rollouts = m_step_gradient(run, [0.0] * 4, [[0.25, 0.75]] * 4)
     batch = collate(rollouts, run.tokenizer.pad_id)
-    tags = torch.tensor([run.tokenizer.tags[c] for c in autocode.DECISIONS])
-    logps = decision_logps(run.model, batch.ids, batch.mask.int().argmax(1), tags)
+    logps = decision_logps(run.model, batch.ids, batch.mask.int().argmax(1), sampler_of(run))
     expected = -(torch.tensor([0.25, 0.75]) * logps).sum(1).mean()
     assert losses["decision_loss"] == pytest.approx(expected.item(), abs=1e-5) and losses["loss"] == pytest.approx(0.0, abs=1e-6)
     expected.backward()
@@ -164,3 +164,10 @@ def test_stopped_and_resumed_expectation_maximisation_is_the_same(tmp_path):
         autocode.maximise(run)
         for name, weight in weights(run).items():
             assert torch.equal(weight, whole[name]), name
+
+
+def test_a_coin_decides_what_em_learns_and_not_what_is_reported(tmp_path):
+    with open_run(config(tmp_path, reward__coin=True)) as run:
+        explored = explore(run, sampler_of(run), 0)
+    assert any(0 < q for row in explored for q in row["Q"]) and all(row["accuracy"] == [0.0, 0.0] for row in explored)
+    assert describe(explored)["accuracy"] == 0.0

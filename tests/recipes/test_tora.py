@@ -75,7 +75,7 @@ def always_right(monkeypatch):
 
 def test_at_most_keep_distinct_answers_a_problem_are_kept(tmp_path, always_right):
     with open_run(probe(tmp_path, tora__samples=4, tora__keep=2, problems=10)) as run:
-        kept = tora.shape(run, {tool.name: tool for tool in run.tools})
+        kept = tora.shape(run, {tool.name: tool for tool in run.tools}, [])
     assert len(kept) == 20 and len({tuple(t.ids) for t in kept}) == 20
 
 
@@ -103,7 +103,7 @@ def test_the_control_learns_from_as_many_demonstrations_and_from_no_answer_of_th
 
 def test_a_stopped_run_remembers_what_it_had_shaped(tmp_path, always_right):
     with open_run(probe(tmp_path)) as run:
-        shaped = tora.shape(run, {tool.name: tool for tool in run.tools})
+        shaped = tora.shape(run, {tool.name: tool for tool in run.tools}, [])
         first = tora.remembered(run.out / "shaped.jsonl", lambda: shaped)
         again = tora.remembered(run.out / "shaped.jsonl", lambda: pytest.fail("shaped anew"))
     assert [t.ids for t in again] == [t.ids for t in shaped] == [t.ids for t in first] and [t.spans for t in again] == [t.spans for t in shaped]
