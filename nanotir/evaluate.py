@@ -21,7 +21,7 @@ from nanotir.checkpoint import load_run, read_evaluations
 from nanotir.problems import load
 from nanotir.problems.files import read_lines, transcript
 from nanotir.rewards import completion
-from nanotir.routing import expert_use
+from nanotir.routing import expert_disagreement, expert_use
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools import PythonTool
 from nanotir.trajectory import Format
@@ -90,6 +90,7 @@ def evaluate(model, tokenizer, tools, format, problems, config: EvalConfig, samp
         result[mode] = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
         if model.config.n_experts:
             result[mode]["expert_use"] = expert_use(model, tokenizer, rows)
+            result[mode]["expert_disagreement"] = expert_disagreement(model, rows[:64], tokenizer.pad_id)
     model.train(was_training)
     return result
 

@@ -60,7 +60,8 @@ class RLConfig:
     fused: bool = False  # one Triton kernel from logits to loss (needs triton and a GPU; elsewhere the same sums in PyTorch)
 
     def __post_init__(self):
-        known = {"loss_type": LOSS_TYPES, "ratio_level": RATIO_LEVELS, "kl": KL_ESTIMATORS, "scale": SCALES, "baseline": BASELINES, "observations": OBSERVATIONS}
+        known = {"loss_type": LOSS_TYPES, "ratio_level": RATIO_LEVELS, "kl": KL_ESTIMATORS, "scale": SCALES, "baseline": BASELINES,
+                 "observations": OBSERVATIONS}  # fmt: skip
         for what, names in known.items():
             one_of(what, getattr(self, what), names)
         if not all(budget.strip().isdigit() for budget in self.budgets.split(",") if self.budgets):

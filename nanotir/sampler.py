@@ -107,8 +107,9 @@ class Sampler:
     def generate(self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None, force=()) -> list[Trajectory]:
         """n trajectories for each prompt (a question, or ids), prompts in order, n rows each.
 
-        `force` are the first ids of every answer, whatever the model would rather say; their log-probs are what it gave them. watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true,
-        unfinished rows end as "cancelled".
+        `force` are the first ids of every answer, whatever the model would rather say; their log-probs are what it gave them.
+        watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true, unfinished
+        rows end as "cancelled".
         ValueError for a prompt that leaves no room to answer.
         """
         prompts = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]

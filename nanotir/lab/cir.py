@@ -7,7 +7,7 @@ import zlib
 
 from nanotir.evaluate import pass_at_k
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, curve, mean_of, measure, right_counts, trained
+from nanotir.lab.toy import cold_start, curve, mean_of, measure, reinforce, right_counts, trained
 from nanotir.tools import Tool
 
 COLD = {
@@ -20,18 +20,13 @@ CONTROL = "random rewards"
 KS = [2**i for i in range(9)]
 
 
-def reinforce(folder, name: str, start: dict, settings: dict, seed: int, quick: bool, **options):
-    """RL by the recipe from the cold start `name`, which `start` describes."""
-    return trained(folder, "cir", start | RL | settings | {"init": cold_start(name, start, seed, quick), "sft.steps": 0}, seed, quick, **options)
-
-
 def rl_arm(key: str, settings=None, name: str = "cir", start=None, mode: str = "tools") -> Arm:
     def run_arm(seed, quick, folder):
-        with reinforce(folder, name, start or COLD, settings or {}, seed, quick) as run:
+        with reinforce(folder, "cir", start or COLD, RL | (settings or {}), seed, quick, name) as run:
             result, fate = measure(run, modes=mode), json.loads((run.out / "analysis.json").read_text())["all"]
             return {
                 "accuracy": result["accuracy"], "calls": result["calls_per_problem"], "curve": curve(run, "accuracy"),
-                "grad_norm_max": max((y for _, y in curve(run, "grad_norm")), default=None), "sampled_accuracy": mean_of(curve(run, "accuracy"), 0.25),
+                "sampled_accuracy": mean_of(curve(run, "accuracy"), 0.25), "grad_norm_max": max((y for _, y in curve(run, "grad_norm")), default=None),
                 **{name: value for name, value in fate.items() if name != "accuracy"},
             }  # fmt: skip
 
@@ -84,7 +79,7 @@ def overlap(blocking: bool) -> Arm:
     def run_arm(seed, quick, folder):
         settings = {"rl.steps": 3 if quick else 8}
         slow = lambda run: [SlowTool(tool, blocking) for tool in run.tools]
-        with reinforce(folder, "cir", COLD, settings, seed, quick, tools=slow) as run:
+        with reinforce(folder, "cir", COLD, RL | settings, seed, quick, tools=slow) as run:
             rewards, calls = curve(run, "reward"), sum(y for _, y in curve(run, "calls"))
             seconds = sum(y for name in ("seconds_rollout", "seconds_update") for _, y in curve(run, name))
             return {
@@ -102,6 +97,7 @@ def fingerprint(run) -> int:
 
 
 RANDOM = {"reward.coin": True}
+TUNED = "A cold start of 300 steps on a mediocre teacher, three in ten answers in words, past the point where it can copy a number."
 EXPERIMENTS = [
     Experiment(
         4, "tools-or-text", "CIR",
@@ -111,7 +107,7 @@ EXPERIMENTS = [
         "tool > text; random rewards change little",
         {"tool": rl_arm("tool"), "text": rl_arm("text", {"tools": ""}, mode="text"), CONTROL: rl_arm("random", RANDOM)},
         (Compare("tool", "text"), Compare("tool", CONTROL)),
-        control=CONTROL, figure=("curve",), tuned=(TUNED := "A cold start of 300 steps on a mediocre teacher, three in ten answers in words, past the point where it can copy a number."),
+        control=CONTROL, figure=("curve",), tuned=TUNED,
     ),
     Experiment(
         5, "rl-mask", "CIR",
@@ -132,7 +128,8 @@ EXPERIMENTS = [
         "progressive >= both",
         {"2, 3, 4": hops("2,3,4"), "1": hops("1"), "4": hops("4"), CONTROL: hops("2,3,4", random=True)},
         (Compare("2, 3, 4", "1", margin=0.05), Compare("2, 3, 4", "4", margin=0.05)),
-        control=CONTROL, figure=("curve",), tuned="Problems of one, two and three calls, as many of each, from a cold start of a teacher who guesses half of the time.",
+        control=CONTROL, figure=("curve",),
+        tuned="Problems of one, two and three calls, as many of each, from a cold start of a teacher who guesses half of the time.",
     ),
     Experiment(
         8, "pass-at-k", "CIR",
@@ -141,8 +138,8 @@ EXPERIMENTS = [
         "unbiased pass@k of 256 samples at temperature 1 on 32 held-out problems; output ids are free, both modes may write 64 ids",
         "code > text at every k; RL above base at small k, perhaps not at large",
         {f"{model} {mode}": passes(model, mode) for model in ("RL", "base") for mode in ("code", "text")},
-        (Compare("RL code", "base code", "pass@1"), Compare("RL code", "RL text", "pass@1"), Compare("RL code", "RL text", "pass@16"), Compare("RL code", "RL text", "pass@256"),
-         Compare("base code", "base text", "pass@1"), Compare("base code", "base text", "pass@16"), Compare("base code", "base text", "pass@256")),
+        (Compare("RL code", "base code", "pass@1"),
+         *(Compare(f"{model} code", f"{model} text", f"pass@{k}") for model in ("RL", "base") for k in (1, 16, 256))),
         figure=("pass by k",), tuned=TUNED,
     ),
     Experiment(
@@ -162,7 +159,8 @@ EXPERIMENTS = [
         "seconds of 8 RL steps on the wall clock; a checksum of the ids in their traces, equal if its difference is 0",
         "at most half the time, the same trajectories",
         {"overlapped": overlap(False), "blocking": overlap(True)},
-        (Compare("overlapped", "blocking", "seconds", lower=True, metric_worse="half_seconds"), Compare("overlapped", "blocking", "fingerprint", margin=0.5)),
+        (Compare("overlapped", "blocking", "seconds", lower=True, metric_worse="half_seconds"),
+         Compare("overlapped", "blocking", "fingerprint", margin=0.5)),
         tuned=TUNED,
     ),
 ]  # fmt: skip

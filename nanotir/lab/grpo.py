@@ -3,16 +3,10 @@ from __future__ import annotations
 
 from nanotir.lab.cir import COLD
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, curve, mean_of, measure, trained
-from nanotir.routing import expert_disagreement
-from nanotir.sampler import Sampler
+from nanotir.lab.toy import curve, mean_of, measure, reinforce
 
 MOE = {"model.n_experts": 8, "model.n_experts_per_token": 2}
 CONTROL = "random rewards"
-
-
-def reinforce(folder, name: str, start: dict, settings: dict, seed: int, quick: bool):
-    return trained(folder, "grpo", start | settings | {"init": cold_start(name, start, seed, quick), "sft.steps": 0}, seed, quick)
 
 
 def lengths(key: str, **settings) -> Arm:
@@ -20,7 +14,7 @@ def lengths(key: str, **settings) -> Arm:
 
     def run_arm(seed, quick, folder):
         options = {"rl.steps": 40, "sampler.max_new_tokens": 96} | {f"rl.{name}": value for name, value in settings.items() if name != "coin"}
-        with reinforce(folder, "cir", COLD, options | {"reward.coin": "coin" in settings}, seed, quick) as run:
+        with reinforce(folder, "grpo", COLD, options | {"reward.coin": "coin" in settings}, seed, quick) as run:
             wrong, right = curve(run, "new_tokens_wrong"), curve(run, "new_tokens_right")
             growth = lambda points: mean_of(points, 0.25) - mean_of(points[: max(1, len(points) // 4)]) if points else None
             return {"wrong_growth": growth(wrong), "right_growth": growth(right), "wrong_tokens": mean_of(wrong, 0.25),
@@ -34,22 +28,19 @@ def experts(level: str, moe: bool, coin: bool = False) -> Arm:
         name, start = ("moe", COLD | MOE) if moe else ("cir", COLD)
         loss = {"rl.loss_type": "grpo" if level == "sequence" else "dapo"}
         settings = loss | {"rl.steps": 16, "rl.updates": 4, "rl.ratio_level": level, "reward.coin": coin}
-        with reinforce(folder, name, start, settings, seed, quick) as run:
+        with reinforce(folder, "grpo", start, settings, seed, quick, name) as run:
             result = measure(run)
             found = {"ratio_variance": mean_of(curve(run, "ratio_variance")), "ratio_max": max((y for _, y in curve(run, "ratio_max")), default=None),
                      "accuracy": result["accuracy"], "variance by step": curve(run, "ratio_variance")}  # fmt: skip
-            return found | (routing(run, result["expert_use"]) if moe else {})
+            return found | ({"experts_apart": apart(result["expert_use"]), "disagreement": result["expert_disagreement"]} if moe else {})
 
     return Arm(f"grpo-{'moe' if moe else 'dense'}-{level}{'-random' if coin else ''}", run_arm)
 
 
-def routing(run, use: dict) -> dict:
-    """How far apart the experts of code and of words are (half the sum of the differences of their shares, 0 to 1, the mean over layers),
-    and how often sampler and trainer choose others."""
-    apart = [sum(abs(a - b) for a, b in zip(code, text)) / 2 for code, text in zip(use.get("python", use["text"]), use["text"])]
-    sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, run.config.sampler)
-    rows = sampler.generate([problem.question for problem in run.held_out[:32]])
-    return {"experts_apart": sum(apart) / len(apart), "disagreement": expert_disagreement(run.model, rows, run.tokenizer.pad_id)}
+def apart(use: dict) -> float:
+    """How far apart the experts of code and of words are: half the sum of the differences of their shares, 0 to 1, the mean over layers."""
+    layers = [sum(abs(a - b) for a, b in zip(code, text)) / 2 for code, text in zip(use.get("python", use["text"]), use["text"])]
+    return sum(layers) / len(layers)
 
 
 EXPERIMENTS = [
@@ -59,10 +50,13 @@ EXPERIMENTS = [
         "Liu et al. 2025, Dr. GRPO, figure 1", "wrong answers grow under GRPO, not under Dr. GRPO (Qwen2.5-1.5B); no figure in common units",
         "ids in wrong sampled answers: the mean over the last quarter of 40 steps, less that over the first",
         "growth under grpo > under dr_grpo and dapo",
-        {"grpo": lengths("grpo", loss_type="grpo"), "dr_grpo": lengths("dr", loss_type="dr_grpo", scale="none"), "dapo": lengths("dapo", loss_type="dapo"),
-         CONTROL: lengths("random", loss_type="grpo", coin=True)},
+        {
+            "grpo": lengths("grpo", loss_type="grpo"), "dr_grpo": lengths("dr", loss_type="dr_grpo", scale="none"),
+            "dapo": lengths("dapo", loss_type="dapo"), CONTROL: lengths("random", loss_type="grpo", coin=True),
+        },
         (Compare("grpo", "dr_grpo", "wrong_growth"), Compare("grpo", "dapo", "wrong_growth")),
-        control=CONTROL, figure=("wrong tokens by step",), tuned="The cold start of the CIR experiments, with room for answers three times as long as it gives.",
+        control=CONTROL, figure=("wrong tokens by step",),
+        tuned="The cold start of the CIR experiments, with room for answers three times as long as it gives.",
     ),
     Experiment(
         14, "experts", "GRPO",
@@ -72,7 +66,8 @@ EXPERIMENTS = [
         "sequence < token with experts (a mean varies less than what it is of); experts > dense at token level",
         {"experts, sequence": experts("sequence", True), "experts, token": experts("token", True), "dense, sequence": experts("sequence", False),
          "dense, token": experts("token", False), CONTROL: experts("token", True, coin=True)},
-        (Compare("experts, sequence", "experts, token", "ratio_variance", lower=True), Compare("dense, token", "experts, token", "ratio_variance", lower=True)),
+        (Compare("experts, sequence", "experts, token", "ratio_variance", lower=True),
+         Compare("dense, token", "experts, token", "ratio_variance", lower=True)),
         control=CONTROL, figure=("variance by step",), tuned="As for CIR; 8 experts, 2 a token.",
     ),
 ]  # fmt: skip

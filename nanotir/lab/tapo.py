@@ -29,7 +29,7 @@ def arm(key: str, settings: dict) -> Arm:
 EXPERIMENTS = [
     Experiment(
         11, "calls", "TAPO",
-        "TAPO's reward needs fewer calls per right answer than the exact match alone, at no lower accuracy; a bonus for calls is collected up to the cap.",
+        "TAPO's reward needs fewer calls per right answer than the exact match alone, at no lower accuracy; a bonus for calls is collected by calling.",
         "Wu et al. 2025; OTC (Wang et al. 2025)", "TAPO: none known. OTC-PPO 7B: 1.04 calls instead of 3.28 at equal exact match",
         "greedy calls per right answer, accuracy and calls per problem on held-out problems of kinds A, C and D",
         "calls per right answer: OTC < TAPO < exact match < bonus",

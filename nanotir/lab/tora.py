@@ -8,7 +8,9 @@ from nanotir.lab.toy import cold_start, measure, trained
 from nanotir.recipes import tora
 from nanotir.sampler import Sampler
 
-DATA = {"data": "generated:mul,power,gcd,det,quot,clock", "tools": "python", "teacher.quality": 1.0, "sft.steps": 200, "tora.samples": 0, "tora.covered": 1.0}
+DATA = {
+    "data": "generated:mul,power,gcd,det,quot,clock", "tools": "python", "teacher.quality": 1.0, "sft.steps": 200, "tora.samples": 0, "tora.covered": 1.0,
+}  # fmt: skip
 SHAPING = DATA | {
     "data": "generated:mul,quot,cost", "tools": "python,search", "problems": 150, "teacher.styles": 3, "sft.steps": 300, "tora.samples": 8,
 }  # fmt: skip
@@ -64,7 +66,7 @@ EXPERIMENTS = [
         "tool > program > rationale",
         {"tool": imitate("tool"), "program": imitate("program"), "rationale": imitate("rationale")},
         (Compare("tool", "program"), Compare("program", "rationale"), Compare("tool", "rationale")),
-        tuned="Four compute-hard families and two whose answer is a sentence. What a program prints is graded as it stands, so 67% is the program arm's ceiling.",
+        tuned="Four compute-hard families and two whose answer is a sentence. What a program prints is graded as it stands: 67% is that arm's ceiling.",
     ),
     Experiment(
         2, "shaping", "ToRA",
@@ -72,8 +74,10 @@ EXPERIMENTS = [
         "Gou et al. 2024, figure 5; control after its reviews", "CodeLLaMA 7B, MATH: 40.2 to 44.6 with 4 answers a problem; no control",
         "greedy accuracy; all arms retrain from the base for the same number of steps",
         "accuracy grows with the number of answers kept; the control does not gain",
-        {"0": shape("0", keep=0), "1": shape("1", keep=1, correct=False), "2": shape("2", keep=2, correct=False), "4": shape("4", keep=4, correct=False),
-         "4 + corrected": shape("4c", keep=4), "control": shape("control", keep=4, control=True)},
+        {
+            **{str(keep): shape(str(keep), keep=keep, correct=False) for keep in (0, 1, 2, 4)},
+            "4 + corrected": shape("4c", keep=4), "control": shape("control", keep=4, control=True),
+        },
         (Compare("4 + corrected", "control"), Compare("4", "control"), Compare("4", "1")),
         tuned="150 problems of one and two calls, few enough to be memorised; all are demonstrated, so that shaping gains nothing by covering more.",
     ),

@@ -21,8 +21,8 @@ from nanotir.sampler import Sampler
 
 TOY = {  # of every arm of every experiment
     "model.n_layers": 4, "model.d_model": 96, "model.n_heads": 3, "model.n_kv_heads": 1, "model.d_ff": 256, "model.vocab_size": 512,
-    "problems": 4000, "sft.batch_size": 32, "sft.steps": 300, "sampler.max_new_tokens": 64, "sampler.max_rows": 128, "rl.problems": 16, "rl.steps": 24,
-    "rl.group_size": 8, "eval.problems": 400, "eval.modes": "tools", "save_every": 10**6,
+    "problems": 4000, "sft.batch_size": 32, "sft.steps": 300, "sampler.max_new_tokens": 64, "sampler.max_rows": 128,
+    "rl.problems": 16, "rl.steps": 24, "rl.group_size": 8, "eval.problems": 400, "eval.modes": "tools", "save_every": 10**6,
 }  # fmt: skip
 QUICK = {"sft.steps": 60, "rl.steps": 3, "eval.problems": 40}
 
@@ -57,6 +57,12 @@ def cold_start(name: str, settings: dict, seed: int, quick: bool, recipe: str = 
                 pass
             (folder / "done").touch()
     return str(folder / "run")
+
+
+def reinforce(folder, recipe: str, start: dict, settings: dict, seed: int, quick: bool, name: str = "cir", **options):
+    """RL by a recipe, from the cold start `name` that `start` describes."""
+    init = {"init": cold_start(name, start, seed, quick), "sft.steps": 0}
+    return trained(folder, recipe, start | settings | init, seed, quick, **options)
 
 
 def measure(run, problems=None, **settings) -> dict:

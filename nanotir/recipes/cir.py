@@ -77,9 +77,11 @@ def spelled_out(trajectory: Trajectory, tokenizer) -> Trajectory:
     """A demonstration in fences of single ids, with the fences of its programs as ordinary text."""
     plain = Trajectory(finish_reason=trajectory.finish_reason, calls=trajectory.calls)
     for span in trajectory.spans:
-        ids = trajectory.ids[span.start : span.end]
-        is_code = span.kind == "python"
-        plain.append("text" if is_code else span.kind, tokenizer.encode_untrusted(tokenizer.decode(ids)) if is_code else ids, trajectory.trained[span.start])
+        ids, trained = trajectory.ids[span.start : span.end], trajectory.trained[span.start]
+        if span.kind == "python":
+            plain.append("text", tokenizer.encode_untrusted(tokenizer.decode(ids)), trained)
+        else:
+            plain.append(span.kind, ids, trained)
     return plain
 
 

@@ -8,8 +8,8 @@
 
 pi_old is the policy that sampled, not pi_ref. No group is dropped: one without spread has advantages of 0.
 
-TRL's defaults next to those here: G 8, one update a rollout, beta 0, epsilon 0.2 on both sides, loss_type dapo, rewards scaled by group, temperature 1;
-learning rate 1e-6 on pretrained models. The paper: G 64, beta 0.04, learning rate 1e-6, the loss called grpo here.
+TRL's defaults, which are those here: G 8, one update a rollout, beta 0, epsilon 0.2 on both sides, loss_type dapo, rewards scaled by group,
+temperature 1; its learning rate is 1e-6, for pretrained models. The paper: G 64, beta 0.04, learning rate 1e-6, the loss called grpo here.
 
 The policy may be a mixture of experts (`--preset tiny-moe`): router and experts learn from the same loss, with the load-balancing and
 router z terms of model.py. Rewards: any of `nanotir/rewards.py`, weighted by --reward.*.
