@@ -40,10 +40,10 @@ def hops(budgets: str, random: bool = False) -> Arm:
 
 
 def passes(model: str, mode: str) -> Arm:
-    """pass@k up to 256 on 32 problems, of the cold start or of what RL made of it, with its tool or without."""
+    """pass@k up to 256 on 20 problems, of the cold start or of what RL made of it, with its tool or without."""
 
     def run_arm(seed, quick, folder):
-        n, problems = (16, 8) if quick else (256, 32)
+        n, problems = (16, 8) if quick else (256, 20)
         start = cold_start("cir", COLD, seed, quick)
         if model == "RL":
             start = cold_start("cir-rl", COLD | RL | {"init": start, "sft.steps": 0}, seed, quick, recipe="cir")
@@ -135,7 +135,7 @@ EXPERIMENTS = [
         8, "pass-at-k", "CIR",
         "With code, more of the problems are within reach than in words at every k up to 256, before RL and after it; RL gains at k = 1.",
         "CIR, figure on pass@k", "AIME25 at k = 1024: about 0.83 with code, 0.63 in words; base and RL meet at large k",
-        "unbiased pass@k of 256 samples at temperature 1 on 32 held-out problems; output ids are free, both modes may write 64 ids",
+        "unbiased pass@k of 256 samples at temperature 1 on 20 held-out problems; output ids are free, both modes may write 64 ids",
         "code > text at every k; RL above base at small k, perhaps not at large",
         {f"{model} {mode}": passes(model, mode) for model in ("RL", "base") for mode in ("code", "text")},
         (Compare("RL code", "base code", "pass@1"),

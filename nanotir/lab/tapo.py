@@ -9,7 +9,7 @@ COLD = {
     "teacher.twice": 0.4, "sft.steps": 350, "sampler.max_new_tokens": 96, "sampler.last_turn": True, "rl.steps": 0, "rl.refills": 0,
 }  # fmt: skip
 PLAIN = {"rl.steps": 24, "rl.dynamic": False, "reward.length": 0.0}
-TAPO = {"rl.steps": 24, "reward.length": 0.4, "reward.grammar": 0.4, "reward.max_completion_len": 72, "reward.soft_punish_cache": 48}
+TAPO = {"rl.steps": 24, "reward.length": 0.4, "reward.grammar": 0.4, "reward.max_completion_len": 72, "reward.soft_punish_cache": 60}
 CONTROL = "random rewards"
 
 

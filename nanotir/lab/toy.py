@@ -41,6 +41,8 @@ def trained(folder, recipe: str, settings: dict, seed: int, quick: bool, done=()
         run.state["done"] += done
         run.config.init = "" if fresh else run.config.init
         run.tools = tools(run) if tools else run.tools
+        if not config.sft.steps:
+            run.record("after_sft", {})  # the start that arms share was measured once: recipes need not do so again
         RECIPES[recipe].train(run)
         yield run
 

@@ -85,13 +85,12 @@ def spelled_out(trajectory: Trajectory, tokenizer) -> Trajectory:
     return plain
 
 
-def analyse(run, n: int = 4) -> dict:
-    """What the code was good for, over n sampled answers to each held-out problem; overall, and by family."""
+def analyse(run) -> dict:
+    """What the code was good for, over one sampled answer to each held-out problem; overall, and by family."""
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, run.config.sampler)
-    rows = sampler.generate([problem.question for problem in run.held_out], n, run.config.seed)
-    asked = [problem for problem in run.held_out for _ in range(n)]
-    seen = [(row, is_correct(completion(row, run.tokenizer), problem.answer), problem) for row, problem in zip(rows, asked)]
-    families = {family: [item for item in seen if item[2].family == family] for family in sorted({problem.family for problem in asked})}
+    rows = sampler.generate([problem.question for problem in run.held_out], seed=run.config.seed)
+    seen = [(row, is_correct(completion(row, run.tokenizer), problem.answer), problem) for row, problem in zip(rows, run.held_out)]
+    families = {family: [item for item in seen if item[2].family == family] for family in sorted({p.family for p in run.held_out})}
     return {"all": fate_of_code(seen)} | {family: fate_of_code(members) for family, members in families.items()}
 
 
