@@ -64,7 +64,7 @@ EXPERIMENTS = [
         "share of 96 held-out problems whose likelier decision is the one that answers more often in 16 rollouts of the cold start; words win ties",
         "EM from about 50% to 85% or more, above every baseline",
         {
-            "EM": arm("em"), "EM, alpha 20": arm("em-alpha", autocode__alpha=20.0), "SFT + RL": arm("rl", autocode__method="rl"),
+            "EM": arm("em"), "SFT + RL": arm("rl", autocode__method="rl"),
             "SFT": arm("sft", autocode__method="sft"), "words + RL": arm("words-rl", "words", autocode__method="rl"),
             CONTROL: arm("random", reward__coin=True),
         },

@@ -1,5 +1,6 @@
 """The laboratory's command on arms that only count how often they are run."""
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -188,3 +189,8 @@ def test_worker_processes_find_the_arms_by_name(monkeypatch, tmp_path):
         lab.main(["real", "--workers", "1", "--seeds", "2"], __name__)
     assert exit.value.code == 0
     assert json.loads((cells.LAB / "real" / "results.json").read_text())["parts"][0]["difference"] == pytest.approx(0.405)
+
+
+def test_the_readmes_table_is_that_of_the_committed_results():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert lab.MARKERS.search(readme)[0] == f"<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->"
