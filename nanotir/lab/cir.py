@@ -112,7 +112,7 @@ EXPERIMENTS = [
     Experiment(
         5, "rl-mask", "CIR",
         "Learning from tool output as if the model had said it makes RL worse, or less stable.",
-        "Search-R1, mask ablation; CIR; TAPO's code for the third arm", "exact match 0.431 with the mask, 0.343 without (Search-R1)",
+        "Search-R1, mask ablation; CIR", "exact match 0.431 with the mask, 0.343 without (Search-R1)",
         "accuracy after RL, greedy and sampled over its last quarter; largest gradient norm, each arm's loss being a mean over what it learns from",
         "masked > learned; gradients of learned are larger",
         {"masked": rl_arm("tool"), "learned": rl_arm("learned", {"rl.observations": "learned"}),
