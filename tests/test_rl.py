@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import small_model
-from nanotir import rl
+from nanotir import rl, sft
 from nanotir.config import build
 from nanotir.losses import CLIPPED, LOSS_TYPES, group_advantages
 from nanotir.problems.problem import Problem
@@ -334,28 +334,34 @@ def test_a_run_learns_from_tool_output_only_if_told_to_and_what_it_logs_is_the_s
     assert run.metrics[0]["ratio_mean"] == pytest.approx(1, abs=1e-5)
 
 
+QUESTIONS = [("2+3?", "2+3", "5"), ("Add 10 and 4.", "10+4", "14")]
+
+
+@pytest.fixture(scope="module")
+def undecided(tokenizer):
+    """A cold start that guesses wrong half of the time, and calls the other half."""
+    called = lambda code, value: [("python", code), ("output", value), ("text", f"\\boxed{{{value}}}")]
+    trajectory = lambda question, pieces: Format().trajectory(tokenizer, question, pieces)
+    shown = [t for q, code, value in QUESTIONS for t in (trajectory(q, called(code, value)), trajectory(q, [("text", "\\boxed{99}")]))]
+    model = small_model(len(tokenizer), d_model=64)
+    model.reset_parameters()
+    run = Run(model=model, tokenizer=tokenizer, metrics=[], traces=[], state={})
+    run.config = SimpleNamespace(sft=sft.SFTConfig(steps=100, batch_size=4, warmup=5), seed=0)
+    sft.train(run, shown)
+    return model
+
+
 @pytest.mark.parametrize("settings", [
     {}, {"updates": 2, "beta": 0.01, "kl": "k3_weighted"}, {"loss_type": "grpo", "ratio_level": "sequence", "epsilon": 3e-2}, {"loss_type": "sapo"},
     {"loss_type": "cispo", "epsilon_high": 5.0}, {"loss_type": "gmpo", "epsilon": 0.4}, {"loss_type": "luspo", "lr": 2e-4}, {"loss_type": "vespo"},
     {"loss_type": "dr_grpo", "fused": True, "delta": 3.0}, {"scale": "whiten", "entropy_coef": 1e-3, "filter_overlong": True},
 ])  # fmt: skip
-def test_a_policy_that_may_guess_or_call_learns_that_calling_pays(tokenizer, python, settings):
-    """The cold start guesses wrong half of the time; RL has to find out by itself which half to keep."""
-    from nanotir import sft
-
-    questions = [("2+3?", "2+3", "5"), ("Add 10 and 4.", "10+4", "14")]
-    called = lambda code, value: [("python", code), ("output", value), ("text", f"\\boxed{{{value}}}")]
-    trajectory = lambda question, pieces: Format().trajectory(tokenizer, question, pieces)
-    shown = [t for q, code, value in questions for t in (trajectory(q, called(code, value)), trajectory(q, [("text", "\\boxed{99}")]))]
-    model = small_model(len(tokenizer), d_model=64)
-    model.reset_parameters()
-    run = Run(model=model, tokenizer=tokenizer, format=Format(), tools=[python], problems=[Problem(q, value) for q, _, value in questions],
+def test_a_policy_that_may_guess_or_call_learns_that_calling_pays(undecided, tokenizer, python, settings):
+    """RL has to find out by itself which half of what the cold start does to keep."""
+    run = Run(model=copy.deepcopy(undecided), tokenizer=tokenizer, format=Format(), tools=[python], problems=[Problem(q, value) for q, _, value in QUESTIONS],
               metrics=[], traces=[], state={})  # fmt: skip
     rl = dict(steps=8, problems=2, group_size=8, lr=5e-4, warmup=0, refills=0) | settings
-    run.config = SimpleNamespace(sft=sft.SFTConfig(steps=100, batch_size=4, warmup=5), seed=0, rl=RLConfig(**rl), reward=RewardConfig(),
-                                 sampler=SamplerConfig(max_new_tokens=24))  # fmt: skip
-    sft.train(run, shown)
-    run.metrics.clear()
+    run.config = SimpleNamespace(seed=0, rl=RLConfig(**rl), reward=RewardConfig(), sampler=SamplerConfig(max_new_tokens=24))
     train(run)
     accuracy = [metrics["accuracy"] for metrics in run.metrics]
     assert accuracy[0] < 0.6 and sum(accuracy[-3:]) / 3 > 0.9
