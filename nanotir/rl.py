@@ -269,7 +269,7 @@ def summarise(updates: list[dict]) -> dict:
     if not updates:
         return {}
     mean = {name: sum(u[name] for u in updates) / len(updates) for name in ("loss", "grad_norm")}
-    return {**mean, **combine_metrics(updates)}
+    return {**combine_metrics(updates), **mean}
 
 
 def first_loss_explained(first: dict) -> str:
