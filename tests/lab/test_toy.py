@@ -11,8 +11,8 @@ LEAST = {
     "rl.steps": 2, "rl.problems": 2, "rl.group_size": 2, "rl.updates": 1, "sampler.max_new_tokens": 8, "eval.problems": 4, "tora.samples": 1, "autocode.samples": 2,
 }  # fmt: skip
 KINDS = [  # one arm of each function that makes them
-    ("formats", "program"), ("sft-mask", "learned"), ("shaping", "4 + corrected"), ("rl-mask", "learned"),
-    ("pass-at-k", "RL code"), ("autocode", "EM"), ("calls", "TAPO"), ("lengths", "grpo"), ("experts", "experts, sequence"), ("overlap", "blocking"),
+    ("sft-mask", "learned"), ("shaping", "4 + corrected"), ("rl-mask", "learned"), ("pass-at-k", "RL code"), ("autocode", "EM"), ("calls", "TAPO"),
+    ("experts", "experts, sequence"), ("overlap", "blocking"),
 ]  # fmt: skip
 
 
