@@ -55,7 +55,7 @@ def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0
 
 
 def call_efficiency_reward(completions, answer, prompts, calls, **_) -> list[float]:
-    """What OTC (Wang et al. 2025, eq. 6 and 7) takes off a right answer for calls beyond the fewest, n, that a right sibling made: with
+    """What OTC (Wang et al. 2025, arXiv 2504.14870, its form for GRPO) takes off a right answer for calls beyond the fewest, n, that a right sibling made: with
     weight 1 the reward is accuracy * otc(m, n) for m calls. 0 for a wrong answer: it has nothing to lose."""
     right = accuracy_reward(completions, answer)
     fewest = {p: min(m for q, m, r in zip(prompts, calls, right) if r and q == p) for p, r in zip(prompts, right) if r}

@@ -109,8 +109,7 @@ class Sampler:
 
         `force` are the first ids of every answer, whatever the model would rather say; their log-probs are what it gave them.
         watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true, unfinished
-        rows end as "cancelled".
-        ValueError for a prompt that leaves no room to answer.
+        rows end as "cancelled". ValueError for a prompt that leaves no room to answer.
         """
         prompts = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
         return self._generation(prompts, n, seed, watch or (lambda *_: None), tuple(force)).run(stop or (lambda: False))
@@ -119,8 +118,7 @@ class Sampler:
         return Generation(self, *state)
 
     def pick(self, logits: torch.Tensor, u: np.ndarray, forced=None):
-        """Next ids (B,) and their log-probs (B,) from logits (B, V) and a uniform a row, by inversion of the cumulative sum; or the ids
-        `forced` where that is not -1.
+        """Next ids (B,) and their log-probs (B,) from logits (B, V) and a uniform a row, by inversion of the cumulative sum; or `forced`, if not -1.
 
         The log-prob is that of the softmax at this temperature over all ids that are not banned, which is what a trainer recomputes;
         top_p and top_k narrow the choice but do not renormalise it.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanotir.checkpoint import write_atomically
 from nanotir.config import Parser, unknown
-from nanotir.lab.cells import LAB, missing, read_cells, run_cells, work_folder
+from nanotir.lab.cells import LAB, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, summarise
 from nanotir.lab.figure import report
 
@@ -85,7 +85,7 @@ def run_experiments(source: str, experiments, options) -> dict:
             print(f"{summary(results)}\n{LAB / experiment.name / 'report.html'}\n")
     keys = {(experiment.name, name): arm.key for experiment in experiments for name, arm in experiment.arms.items()}
     for (name, arm, seed), error in failures.items():
-        log = work_folder(keys[name, arm], seed, options.quick) / "log.txt"
+        log = arm_folder(keys[name, arm], seed, options.quick) / "log.txt"
         print(f"{name}, arm '{arm}', seed {seed} failed: {type(error).__name__}: {error} ({log})", file=sys.stderr)
     return failures
 

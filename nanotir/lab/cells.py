@@ -1,8 +1,8 @@
 """Cells: one arm at one seed, computed once, kept in a file, and shared by all experiments that name it.
 
     runs/lab/cells/KEY-SEED.json    its metrics and the seconds they took; delete it to have it computed again
-    runs/lab/work/KEY-SEED/         the arm's own files, and what it printed: log.txt
-    runs/lab/quick/, quick-work/    the same for --quick, so that the two never mix
+    runs/lab/arms/KEY-SEED/         the arm's own files, and what it printed: log.txt
+    runs/lab/quick/, quick-arms/    the same for --quick, so that the two never mix
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def cell_path(key: str, seed: int, quick: bool) -> Path:
     return LAB / ("quick" if quick else "cells") / f"{key}-{seed}.json"
 
 
-def work_folder(key: str, seed: int, quick: bool) -> Path:
-    return LAB / ("quick-work" if quick else "work") / f"{key}-{seed}"
+def arm_folder(key: str, seed: int, quick: bool) -> Path:
+    return LAB / ("quick-arms" if quick else "arms") / f"{key}-{seed}"
 
 
 def read_cells(experiment: Experiment, seeds, quick: bool) -> dict | None:
@@ -58,7 +58,7 @@ def missing(experiments, seeds, quick: bool) -> list[tuple]:
 def run_cell(source: str, experiment: str, arm: str, seed: int, quick: bool) -> dict:
     """Compute one cell and keep it. The arm is found by name: functions need not travel between processes."""
     found = importlib.import_module(source).EXPERIMENTS[experiment].arms[arm]
-    path, folder = cell_path(found.key, seed, quick), work_folder(found.key, seed, quick)
+    path, folder = cell_path(found.key, seed, quick), arm_folder(found.key, seed, quick)
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left
     folder.mkdir(parents=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ EXPERIMENTS = [
     Experiment(
         13, "lengths", "GRPO",
         "Dividing each row's loss by its own length makes wrong answers grow longer; one denominator for all ids does not.",
-        "Liu et al. 2025, Dr. GRPO, figure 1", "wrong answers grow under GRPO, not under Dr. GRPO (Qwen2.5-1.5B); no figure in common units",
+        "Liu et al. 2025, Dr. GRPO", "wrong answers grow under GRPO, not under Dr. GRPO; no figure in common units",
         "ids in wrong sampled answers: the mean over the last quarter of 24 steps, less that over the first",
         "growth under grpo > under dr_grpo and dapo",
         {

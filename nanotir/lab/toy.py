@@ -1,4 +1,4 @@
-"""The toy that all experiments share: small enough for arms of a minute, hard enough that no arm stands at 0% or 100%.
+"""The toy that all experiments share: small enough for arms of a minute, hard enough that arms can differ.
 
 An arm is a run like any other, a RunConfig and a recipe, measured afterwards. Arms of one seed start from the same weights where they
 share a cold start: it is trained once, by whoever needs it first.
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanotir.checkpoint import open_run
-from nanotir.config import PRESETS, RECIPES, build
+from nanotir.config import RECIPES, build
 from nanotir.evaluate import evaluate
 from nanotir.rewards import completion, is_correct
 from nanotir.sampler import Sampler
@@ -67,10 +67,10 @@ def reinforce(folder, recipe: str, start: dict, settings: dict, seed: int, quick
     return trained(folder, recipe, start | settings | init, seed, quick, **options)
 
 
-def measure(run, problems=None, **settings) -> dict:
+def measure(run, **settings) -> dict:
     """Statistics of the trained policy on the held-out problems (by default greedy, with tools)."""
     config = replace(run.config.eval, **settings)
-    result = evaluate(run.model, run.tokenizer, run.tools, run.format, problems or run.held_out, config, run.config.sampler, run.config.seed)
+    result = evaluate(run.model, run.tokenizer, run.tools, run.format, run.held_out, config, run.config.sampler, run.config.seed)
     return result[config.modes]
 
 

@@ -80,7 +80,7 @@ def test_a_failing_arm_stops_no_other_and_is_told(bench, capsys):
     assert bench.run("toy", "--seeds", "2") == 1
     said = capsys.readouterr().err
     assert "arm 'bad', seed 1 failed: ZeroDivisionError: nothing to divide by" in said
-    assert "Traceback" in cells.work_folder("bad", 1, False).joinpath("log.txt").read_text()
+    assert "Traceback" in cells.arm_folder("bad", 1, False).joinpath("log.txt").read_text()
     assert cells.cell_path("good", 1, False).exists() and not (cells.LAB / "toy" / "results.json").exists()
 
 
@@ -108,7 +108,7 @@ def test_quick_and_full_cells_do_not_mix(bench):
 def test_what_an_arm_prints_goes_to_its_folder(bench, capsys):
     bench.run("toy", "--quick")
     assert "working" not in capsys.readouterr().out
-    folder = cells.work_folder("good", 0, True)
+    folder = cells.arm_folder("good", 0, True)
     assert folder.joinpath("log.txt").read_text() == "working\n" and folder.joinpath("own.txt").exists()
 
 

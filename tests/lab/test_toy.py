@@ -27,7 +27,7 @@ def least(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("experiment, arm", KINDS)
 def test_every_kind_of_arm_gives_what_its_experiment_compares_and_draws(least, tmp_path, experiment, arm):
-    metrics = EXPERIMENTS[experiment].arms[arm].run(0, True, tmp_path / "work")
+    metrics = EXPERIMENTS[experiment].arms[arm].run(0, True, tmp_path / "arm")
     assert set(EXPERIMENTS[experiment].metrics) <= set(metrics)
     curves = {name for name, value in metrics.items() if isinstance(value, list)}
     assert set(EXPERIMENTS[experiment].figure) <= curves and json.dumps(metrics)
