@@ -101,7 +101,8 @@ def matrix(quick=False):
             for low, high in ((0.2, 0.28),) if quick else ((0.2, None), (0.2, 0.28), (0.05, 0.1)):
                 high = 1.1 if loss_type == "cispo" and high else high
                 for delta in (None, 1.35) if quick else (None, 1.35, 1.15) if loss_type in CLIPPED else (None,):
-                    for beta, kl in ((0.0, "k3"), (0.1, "k1"), (0.1, "k2"), (0.1, "k3"), (0.1, "k3_weighted")):
+                    distances = ("k1", "k2", "k3", "k3_weighted") if quick or low == 0.2 and high and delta is None else ("k3",)
+                    for beta, kl in ((0.0, "k3"), *((0.1, kl) for kl in distances)):
                         for mask_kind, on_policy in MASKS[:3] if quick else MASKS:
                             yield mask_kind, on_policy, dict(loss_type=loss_type, ratio_level=level, epsilon=low, epsilon_high=high, delta=delta, beta=beta, kl=kl)
 

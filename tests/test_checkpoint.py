@@ -1,6 +1,10 @@
+import itertools
 import json
+import os
 import random
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from nanotir.checkpoint import Run, Stopped, load_run, load_state, open_tools, r
 from nanotir.config import parse
 from nanotir.model import ModelConfig, Transformer
 
-TINY = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "6",
+TINY = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "4",
         "--sampler.max_new_tokens", "32", "--tools", "python"]  # fmt: skip
 
 
@@ -136,6 +140,26 @@ def test_a_file_is_the_old_one_or_the_new_one_never_half_of_one(tmp_path):
     with pytest.raises(OSError):
         write_atomically(path, half)
     assert json.loads(path.read_text()) == {"old": 1} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork and kill -9")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_path):
+    """A child that saves after every step, and does nothing else, is killed at thirty random moments; each time the run goes on from its log and weights."""
+    config, (_, model, tokenizer, format, _) = parse([*TINY, "--save_every", "1"]), load_run(unbroken)
+    run = Run(tmp_path / "run", config, model, tokenizer, format, tools=[], problems=[], held_out=[]).create()
+    rng, steps = random.Random(0), [run.restore("sft", [])]
+    for _ in range(30):
+        pid = os.fork()
+        if pid == 0:
+            for step in itertools.count(steps[-1] + 1):
+                run.finish_step(step, {"loss": 1.0}, [])
+        time.sleep(rng.uniform(0.0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        steps.append(run.resume().state["step"])
+        assert [row["step"] for row in rows(run.out)] == list(range(1, steps[-1] + 1))
+    assert steps == sorted(steps) and len(set(steps)) > 5
 
 
 def test_an_existing_folder_is_never_written_to(unbroken, tmp_path):

@@ -113,8 +113,7 @@ class TestTriton:
         expected.backward()
         return (loss, metrics, kernel.grad.double()), (expected, others, twin.grad[0])
 
-    @pytest.mark.parametrize("V", [1, 2, 16, 37, 64, 129])
-    @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+    @pytest.mark.parametrize("V, loss_type", [*((V, "dapo") for V in (1, 2, 16, 64, 129)), *((37, name) for name in losses.CLIPPED)])
     def test_loss_metrics_and_gradient_equal_those_of_the_twin(self, V, loss_type):
         for settings in ({}, {"beta": 0.1}, {"delta": 1.35, "beta": 0.05}, {"delta": 1.15, "num_active_tokens": 40, "num_rows": 3}):
             (loss, metrics, gradient), (expected, others, twin) = self.both(self.case(V=V), loss_type=loss_type, **settings)

@@ -1,7 +1,5 @@
 """The command as a user runs it: in a process of its own, judged by its exit code, its output and what lies on the disk afterwards."""
 import json
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -90,13 +88,13 @@ def test_a_users_mistake_is_one_line_exit_code_2_and_leaves_nothing(tmp_path, mo
 
 
 def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path):
-    process = subprocess.Popen(command(*SHORT, "--sft.steps", "100000"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command(*SHORT, "--tools", "python", "--eval.problems", "1", "--sft.steps", "100000", "--rl.steps", "1"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     metrics = tmp_path / "runs" / "tapo-probe-1" / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "--resume runs/tapo-probe-1" in out and "Traceback" not in out
-    *_, state = load_run(tmp_path / "runs" / "tapo-probe-1")
+    load_run(tmp_path / "runs" / "tapo-probe-1")
     config = json.loads((tmp_path / "runs" / "tapo-probe-1" / "config.json").read_text())
     steps = metrics.read_text().count("\n")
     config["sft"]["steps"] = steps + 2  # so that the resumed run ends soon
@@ -110,21 +108,3 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kill -9")
-def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(tmp_path):
-    """Saving after every step of a tiny model, the process spends most of its time in writing; four kills at random moments."""
-    rng, steps = random.Random(0), 0
-    arguments = [*SHORT, "--sft.steps", "100000", "--save_every", "1", "--tools", "python", "--out", "run"]
-    for attempt in range(4):
-        process = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > steps)
-        time.sleep(rng.random() * 0.2)
-        process.kill()
-        process.wait()
-        load_run(tmp_path / "run")  # raises if the checkpoint does not load
-        steps = metrics.read_text().count("\n")
-        arguments = ["--resume", "run"]
-    assert steps > 4

@@ -138,9 +138,9 @@ def deriv(rng, level):
 
 def integ(rng, level):
     text, code, terms = polynomial(rng, level)
-    x, top = sympy.Symbol("x"), rng.randrange(1, 3 + level)
+    top = rng.randrange(1, 3 + level)
     steps = " and ".join(f"{a}x^{n} gives {a}/{n + 1} x^{n + 1}" for a, n in terms) + f", at {top}."
-    answer = sympy.integrate(sum(a * x**n for a, n in terms), (x, 0, top))
+    answer = sum(Fraction(a * top ** (n + 1), n + 1) for a, n in terms)
     return f"Integrate {text} from 0 to {top}.", answer, program("I integrate.", SYMBOL + f"integrate({code},(x,0,{top}))"), steps
 
 

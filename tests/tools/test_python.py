@@ -48,16 +48,21 @@ def test_leaving_quietly_is_no_error(python):
     assert python.run("exit(0)").status in ("ok", "error")  # `exit` is not there where site is not loaded
 
 
+@pytest.fixture(scope="module")
+def impatient():
+    with PythonTool(timeout=1.0, memory_mb=256) as tool:
+        yield tool
+
+
 @pytest.mark.parametrize("code, status", [
     ("while True: pass", "timeout"), ("import time\ntime.sleep(60)", "timeout"), ("import signal\nsignal.pthread_sigmask(0, range(1, 32))\nwhile 1: pass", "timeout"),
     ("x=[0]\nwhile True: x=x+x", "memory"), ("bytearray(10**11)", "memory"), ("import os\nos.kill(os.getpid(), 9)", "crash"),
     ("import ctypes\nctypes.string_at(0)", "crash"), ("import os\nos._exit(7)", "error"), ("10**10**9", "timeout"),
 ])  # fmt: skip
-def test_a_program_that_does_not_end_well_has_a_status(code, status):
-    with PythonTool(timeout=1.0, memory_mb=256) as tool:
-        result = tool.run(code)
-        assert (result.ok, result.status) == (False, status)
-        assert tool.run("1+1").output == "2"
+def test_a_program_that_does_not_end_well_has_a_status(impatient, code, status):
+    result = impatient.run(code)
+    assert (result.ok, result.status) == (False, status)
+    assert impatient.run("1+1").output == "2"
     assert status in STATUSES
 
 
