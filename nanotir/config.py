@@ -77,7 +77,7 @@ PRESETS = {
     },
     "small": {
         "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.d_ff": 1536, "model.max_seq_len": 1024,
-        "teacher.quality": 1.0, "sft.steps": 250, "sft.batch_size": 32, "sft.micro_batch_tokens": 4096, "sft.adam_lr": 3e-3, "sft.bf16": True,
+        "teacher.quality": 1.0, "sft.steps": 250, "sft.batch_size": 32, "sft.micro_batch_tokens": 1024, "sft.adam_lr": 3e-3, "sft.bf16": True,
         "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
         "rl.steps": 10, "rl.problems": 8, "rl.updates": 1, "rl.lr": 1e-4, "eval.problems": 200,
     },

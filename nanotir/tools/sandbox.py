@@ -3,8 +3,8 @@
     trainer  --requests-->  fork server  --fork-->  child: locked down, then the code, then it is gone
              <--results---               <--pipe--
 
-Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond. The trainer itself never forks (it has
-threads, perhaps a GPU), and never runs a line of the model's code. tools/python.py starts this file as a program of its own; what a child
+Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: a spare
+child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. tools/python.py starts this file as a program of its own; what a child
 loses before it runs anything is in lockdown.py. What a call's verdict rests on is how the child ended and what the clock says, never on
 anything the child wrote.
 
@@ -85,7 +85,7 @@ class Server:
         self.control, self.base, self.workers = control, base, workers
         self.incoming, self.outgoing = b"", b""
         self.waiting, self.running = [], {}  # requests; calls by process id
-        self.count, self.size = 0, memory_size()
+        self.count, self.size, self.spare = 0, memory_size(), None
         self.selector = selectors.DefaultSelector()
         control.setblocking(False)
         self.selector.register(control, selectors.EVENT_READ, self.read_requests)
@@ -98,6 +98,7 @@ class Server:
 
     def loop(self):
         while True:
+            self.spare = self.spare or self.fork()  # beside the call that has just begun, where there are two cores
             deadlines = [call.deadline for call in self.running.values()]
             timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
             for key, _ in self.selector.select(timeout):
@@ -118,7 +119,7 @@ class Server:
             self.waiting += [json.loads(line) for line in lines]
 
     def start(self, request) -> bool:
-        """Fork a child for the request; False where the others have left no room on the disk for it, until one of them has ended."""
+        """Give a child the request; False where the others have left no room on the disk for it, until one of them has ended."""
         folder = os.path.join(self.base, str(self.count))
         try:
             os.makedirs(folder)  # where Landlock is missing, a call may have deleted the base
@@ -127,15 +128,24 @@ class Server:
                 raise
             return False
         self.count += 1
-        read_end, write_end = os.pipe()
+        pid, requests, output = self.spare or self.fork()
+        self.spare = None
+        call = self.running[pid] = Call(pid, request, folder, output)
+        self.selector.register(output, selectors.EVENT_READ, lambda: call.read() or self.selector.unregister(output))
+        with contextlib.suppress(BrokenPipeError), open(requests, "w") as pipe:  # a spare that somebody killed: its call is a crash
+            pipe.write(json.dumps(request | {"folder": folder}) + "\n")
+        return True
+
+    def fork(self) -> tuple:
+        """A child that waits for its request: (process id, pipe to write that to, pipe to read what the child says)."""
+        (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
-            run_child(request, folder, write_end, self.size)
-        os.close(write_end)
-        os.set_blocking(read_end, False)
-        call = self.running[pid] = Call(pid, request, folder, read_end)
-        self.selector.register(read_end, selectors.EVENT_READ, lambda: call.read() or self.selector.unregister(read_end))
-        return True
+            run_child(requests, from_child, self.size)
+        os.close(requests)
+        os.close(from_child)
+        os.set_blocking(output, False)
+        return pid, to_child, output
 
     def finish(self, call):
         with contextlib.suppress(KeyError):
@@ -228,8 +238,8 @@ def remove(folder: str):
             subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-def run_child(request, folder, pipe, size: int):
-    """In the child: take away what the code must not have, run it, leave without cleaning up. Never returns."""
+def run_child(requests, pipe, size: int):
+    """In the child: wait for the request, take away what its code must not have, run it, leave without cleaning up. Never returns."""
     code = ERROR
     try:
         signal.set_wakeup_fd(-1)
@@ -241,9 +251,12 @@ def run_child(request, folder, pipe, size: int):
         stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
         sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
         os.dup2(pipe, 3)
-        os.closerange(4, 4096)  # the server's sockets and the other calls' pipes
+        os.dup2(requests, 4)
+        os.closerange(5, 4096)  # the server's sockets and the other calls' pipes
+        with open(4) as line:
+            request = json.loads(line.readline())  # nothing to read: the server is gone, and so are we
+        folder = os.environ["HOME"] = os.environ["TMPDIR"] = request["folder"]
         os.chdir(folder)
-        os.environ["HOME"] = os.environ["TMPDIR"] = folder
         limit_resources(request["timeout"], size + request["memory_mb"] * 2**20)
         lock_down(folder)
         random.seed(0)
