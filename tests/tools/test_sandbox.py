@@ -348,6 +348,16 @@ def test_a_call_whose_server_dies_twice_is_a_crash():
         assert tool.run("2").output == "2"
 
 
+def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
+    with PythonTool() as tool:
+        assert tool.run("1").ok
+        while not (spare := [pid for pid in below(tool._server.process.pid) if pid != server_of(tool)]):
+            time.sleep(0.01)
+        os.kill(spare[0], signal.SIGKILL)
+        assert tool.run("2").status == "crash"
+        assert tool.run("3").output == "3"
+
+
 def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
     monkeypatch.setattr(client.sys, "executable", "/no/such/python")
     before = set(Path(tempfile.gettempdir()).glob("nanotir-*"))
