@@ -12,7 +12,7 @@ DATA = {
     "data": "generated:mul,power,gcd,det,quot,clock", "tools": "python", "teacher.quality": 1.0, "sft.steps": 200, "tora.samples": 0, "tora.covered": 1.0,
 }  # fmt: skip
 SHAPING = DATA | {
-    "data": "generated:mul,power,quot,cost", "tools": "python,search", "problems": 300, "teacher.styles": 3, "sft.steps": 250, "tora.samples": 8,
+    "data": "generated:mul,power,quot,cost", "tools": "python,search", "problems": 600, "tora.covered": 0.5, "teacher.styles": 3, "sft.steps": 250, "tora.samples": 8,
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ EXPERIMENTS = [
             "4 + corrected": shape("4c", keep=4), "control": shape("control", keep=4, control=True),
         },
         (Compare("4 + corrected", "control"), Compare("4", "control"), Compare("4", "0")),
-        tuned="300 problems of one and two calls, too few to generalise well from; all are demonstrated, so that shaping gains nothing by covering more.",
+        tuned="600 problems of one and two calls; the teacher demonstrates half, too few to generalise well from, and of the others the answers are known.",
     ),
     Experiment(
         3, "sft-mask", "ToRA",

@@ -12,7 +12,7 @@ TRL's defaults, which are those here: G 8, one update a rollout, beta 0, epsilon
 temperature 1; its learning rate is 1e-6, for pretrained models. The paper: G 64, beta 0.04, learning rate 1e-6, the loss called grpo here.
 
 The policy may be a mixture of experts (`--preset tiny-moe`): router and experts learn from the same loss, with the load-balancing and
-router z terms of model.py. Rewards: any of `nanotir/rewards.py`, weighted by --reward.*.
+router z terms of routing.py. Rewards: any of `nanotir/rewards.py`, weighted by --reward.*.
 """
 from __future__ import annotations
 

@@ -1,10 +1,13 @@
 """The experiments' own code, on models that learn nothing: that every kind of arm runs, and that arms share what they should."""
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from nanotir.lab import toy
 from nanotir.lab.experiments import EXPERIMENTS
+from nanotir.lab.grpo import BadLine
+from nanotir.tools import Tool, ToolResult
 
 LEAST = {
     "model.n_layers": 1, "model.d_model": 32, "model.n_heads": 2, "model.n_kv_heads": 1, "model.d_ff": 32, "problems": 12, "sft.steps": 1, "sft.batch_size": 4,
@@ -12,7 +15,7 @@ LEAST = {
 }  # fmt: skip
 KINDS = [  # one arm of each function that makes them
     ("sft-mask", "learned"), ("shaping", "4 + corrected"), ("rl-mask", "learned"), ("pass-at-k", "RL code"), ("autocode", "EM"), ("calls", "TAPO"),
-    ("experts", "experts, sequence"), ("overlap", "blocking"),
+    ("experts", "experts, sequence"), ("overlap", "blocking"), ("lengths", "grpo"),
 ]  # fmt: skip
 
 
@@ -51,6 +54,21 @@ def test_arms_of_one_key_are_one_computation():
 def test_every_experiment_about_rl_has_an_arm_paid_by_a_coin():
     without = {"formats", "shaping", "sft-mask", "pass-at-k", "overlap"}  # imitation alone, an analysis of the arms of another, and a matter of speed
     assert {name for name, experiment in EXPERIMENTS.items() if not experiment.control} == without
+
+
+def test_a_bad_line_is_down_for_half_of_the_rows_and_always_for_the_same_ones():
+    class Echo(Tool):
+        name = "python"
+
+        def run(self, text, session=None):
+            return ToolResult(text)
+
+    with Echo() as tool:
+        said = lambda line, rows: [line.submit("1+1", SimpleNamespace(index=row)).result().output for row in rows]
+        answers = said(BadLine(tool), range(400))
+        assert said(BadLine(tool), reversed(range(400))) == answers[::-1] and set(answers) == {"1+1", "The line is down."}
+        assert abs(answers.count("1+1") - 200) < 40  # four standard deviations
+        assert set(said(BadLine(tool, down=True), range(9))) == {"The line is down."}
 
 
 def test_mean_of_takes_the_last_share():
