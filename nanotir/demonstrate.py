@@ -27,7 +27,7 @@ class TeacherConfig:
     quality: float = 0.3  # share of demonstrations without a flaw, in the format tool; the others have none
     rationales: float = 0.0  # share of the demonstrations that reason in words alone, whatever the problem
     styles: int = 1  # ways, up to 3, in which the teacher writes the same program
-    again: float = 0.0  # chance that a call is made once more, to be on the safe side; and once more; four times at most
+    twice: float = 0.0  # share of the calls that are made once more, to be on the safe side
     format: str = "tool"  # tool (words and calls), rationale (words only), program (calls only: the last one's output is the answer)
 
     def __post_init__(self):
@@ -35,7 +35,7 @@ class TeacherConfig:
             raise ValueError(f"no demonstration format '{self.format}'; there are {', '.join(FORMATS)}")
         if self.styles not in (1, 2, 3):
             raise ValueError(f"styles is 1, 2 or 3, not {self.styles}")
-        for name in ("quality", "rationales", "again"):
+        for name in ("quality", "rationales", "twice"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
 
@@ -85,7 +85,7 @@ def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[
         return [("text", f"{problem.rationale} {final}")]
     if flaw == "guess" and problem.kind != "C":
         return [("text", final if problem.kind == "B" else answer_sentence(wrong_guess(problem.answer, rng)))]
-    pieces = [again for piece in solution for again in repeated(piece, rng, config.again)]
+    pieces = [again for piece in solution for again in repeated(piece, rng, config.twice)]
     if flaw == "wrong tool":
         pieces = [("text", "I look it up."), ("search", problem.question.rstrip("?.")), *pieces]
     elif flaw == "bug":
@@ -118,12 +118,9 @@ def restyled(code: str, rng, styles: int) -> str:
     return head + newline + rng.choice((last, f"print({last})", f"r={last}\nr")[:styles]) if styles > 1 else code
 
 
-def repeated(piece, rng, again: float):
-    """A call, and as often as a coin says so the same one again, four in all at most."""
-    pieces = [piece]
-    while again and piece[0] != "text" and len(pieces) < 7 and rng.random() < again:
-        pieces += [("text", "To be sure:"), piece]
-    return pieces
+def repeated(piece, rng, share: float):
+    """A call, sometimes followed by the same one."""
+    return [piece, ("text", "To be sure:"), piece] if piece[0] != "text" and share and rng.random() < share else [piece]
 
 
 def with_bug(piece, rng):

@@ -117,14 +117,13 @@ def test_a_script_goes_on_from_its_start_which_stays_as_it_is(tokenizer, python)
     assert [[call.result.output for call in t.calls] for t in done] == [["2", "42"], []]
 
 
-def test_again_is_the_chance_that_a_call_is_followed_by_itself_four_times_at_most():
-    calls = lambda again: [[p for p in script(problem, rng, TeacherConfig(quality=1.0, again=again)) if p[0] != "text"] for problem in PROBLEMS]
+def test_twice_is_the_share_of_calls_that_are_made_once_more():
+    calls = lambda twice: [[p for p in script(problem, rng, TeacherConfig(quality=1.0, twice=twice)) if p[0] != "text"] for problem in PROBLEMS]
     rng = random.Random(0)
     once, half, always = calls(0.0), [calls(0.5) for _ in range(5)], calls(1.0)
-    assert always == [[call for call in row for _ in range(4)] for row in once]
+    assert always == [[call for call in row for _ in range(2)] for row in once]
     n = sum(map(len, once))
-    expected = 1 + 0.5 + 0.25 + 0.125
-    assert abs(sum(len(row) for rows in half for row in rows) / (5 * n) - expected) < 4 * 1.06 / (5 * n) ** 0.5  # four standard errors
+    assert abs(sum(len(row) for rows in half for row in rows) / (5 * n) - 1.5) < 2 / (5 * n) ** 0.5  # four standard errors
 
 
 def test_the_same_seed_gives_the_same_demonstrations(taught):
@@ -145,7 +144,7 @@ def test_a_wrong_guess_is_wrong():
         assert all(wrong_guess(answer, rng) != answer for _ in range(200))
 
 
-@pytest.mark.parametrize("settings", [{"format": "tools"}, {"quality": 1.5}, {"again": 1.5}])
+@pytest.mark.parametrize("settings", [{"format": "tools"}, {"quality": 1.5}, {"twice": 1.5}])
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         TeacherConfig(**settings)

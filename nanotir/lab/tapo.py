@@ -6,7 +6,7 @@ from nanotir.lab.toy import cold_start, curve, mean_of, measure, trained
 
 COLD = {
     "data": "generated:mul,power,det,parity,last,fact,cost", "tools": "python,search", "format": "grammar", "teacher.quality": 0.6,
-    "teacher.again": 0.4, "sft.steps": 350, "sampler.max_new_tokens": 128, "sampler.last_turn": True, "rl.steps": 0, "rl.refills": 0,
+    "teacher.twice": 0.4, "sft.steps": 350, "sampler.max_new_tokens": 96, "sampler.last_turn": True, "rl.steps": 0, "rl.refills": 0,
 }  # fmt: skip
 PLAIN = {"rl.steps": 24, "rl.dynamic": False, "reward.length": 0.0}
 TAPO = {"rl.steps": 24, "reward.length": 0.4, "reward.grammar": 0.4, "reward.max_completion_len": 72, "reward.soft_punish_cache": 60}
@@ -42,6 +42,6 @@ EXPERIMENTS = [
         (Compare("TAPO", "exact match", "sampled_calls_per_correct", lower=True), Compare("TAPO", "exact match", "sampled_accuracy", margin=0.05),
          Compare("bonus", "exact match", "sampled_calls"), Compare("OTC", "exact match", "sampled_calls_per_correct", lower=True)),
         control=CONTROL, figure=("calls by step", "accuracy by step"),
-        tuned="A teacher who repeats a call with a chance of 0.4, and again, four times at most: needless calls to unlearn, or to collect a bonus by.",
+        tuned="A teacher who makes four calls in ten twice, so that there are needless calls to unlearn.",
     ),
 ]  # fmt: skip
