@@ -152,8 +152,11 @@ def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_
     for _ in range(30):
         pid = os.fork()
         if pid == 0:
-            for step in itertools.count(steps[-1] + 1):
-                run.finish_step(step, {"loss": 1.0}, [])
+            try:
+                for step in itertools.count(steps[-1] + 1):
+                    run.finish_step(step, {"loss": 1.0}, [])
+            finally:
+                os._exit(1)  # whatever goes wrong, the child is not to go on with the tests
         time.sleep(rng.uniform(0.0, 0.05))
         os.kill(pid, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL

@@ -4,9 +4,9 @@
              <--results---               <--pipe--
 
 Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: a spare
-child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. tools/python.py starts this file as a program of its own; what a child
-loses before it runs anything is in lockdown.py. What a call's verdict rests on is how the child ended and what the clock says, never on
-anything the child wrote.
+child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. tools/python.py
+starts this file as a program of its own; what a child loses before it runs anything is in lockdown.py. What a call's verdict rests on is how
+the child ended and what the clock says, never on anything the child wrote.
 
     python -m nanotir.tools.sandbox        which layers are in force on this machine, and what each stops
 """
