@@ -24,7 +24,7 @@ TOY = {  # of every arm of every experiment
     "problems": 4000, "sft.batch_size": 32, "sft.steps": 300, "sampler.max_new_tokens": 64, "sampler.max_rows": 128,
     "rl.problems": 16, "rl.steps": 24, "rl.group_size": 8, "eval.problems": 400, "eval.modes": "tools", "save_every": 10**6,
 }  # fmt: skip
-QUICK = {"sft.steps": 60, "rl.steps": 3, "eval.problems": 40}
+QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
 
 
 @contextmanager
