@@ -77,8 +77,10 @@ def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy
 
 
 def active_hidden(model, ids, mask, routing=None):
-    """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted, in order. Fills in the model's `routing`."""
-    return model.hidden(ids[:, :-1], routing=routing)[mask[:, 1:]]
+    """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted, in order. Fills in the model's `routing`, and
+    then every token passes through every router."""
+    wanted = mask[:, 1:]
+    return model.hidden(ids[:, :-1], wanted=wanted)[0] if routing is None else model.hidden(ids[:, :-1], routing=routing)[wanted]
 
 
 def active_logits(model, ids, mask, banned=(), routing=None):

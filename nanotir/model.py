@@ -221,8 +221,10 @@ class Block(nn.Module):
         self.ff_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ff = MoE(config) if config.n_experts else FeedForward(config.d_model, config.d_ff)
 
-    def forward(self, x, rope, mask, store, routing):
+    def forward(self, x, rope, mask, store, routing, wanted=None):
         x = x + self.attention(self.attention_norm(x), rope, mask, store)
+        if wanted is not None:
+            x = x[wanted][None]  # (B, T, d) -> (1, N, d)
         return x + self.ff(self.ff_norm(x), routing)
 
 
@@ -258,8 +260,11 @@ class Transformer(nn.Module):
         """
         return self.head(self.hidden(ids, positions, cache))
 
-    def hidden(self, ids, positions=None, cache: KVCache | None = None, routing: Routing | None = None):
-        """The last hidden states (B, T, d_model), for callers that need logits only at some positions, or none. Fills in `routing`."""
+    def hidden(self, ids, positions=None, cache: KVCache | None = None, routing: Routing | None = None, wanted=None):
+        """The last hidden states (B, T, d_model), for callers that need logits only at some positions, or none. Fills in `routing`.
+
+        With `wanted` (B, T), which sets N positions, only theirs, (1, N, d_model): the others end as keys and values of the last block.
+        """
         positions, mask = self._where(ids, positions, cache)
         rope = rope_angles(positions, self.config.d_head, self.config.rope_theta)
         x = self.embed(ids)
@@ -268,7 +273,7 @@ class Transformer(nn.Module):
                 store = lambda k, v: (k, v)
             else:
                 store = lambda k, v: cache.write(layer, k, v, positions, mask.shape[-1])
-            x = block(x, rope, mask, store, routing)
+            x = block(x, rope, mask, store, routing, wanted if block is self.blocks[-1] else None)
         return self.norm(x)
 
     def _where(self, ids, positions, cache):

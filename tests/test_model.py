@@ -112,6 +112,18 @@ def test_no_logit_depends_on_a_later_id():
     assert not torch.equal(model(ids)[0, 6], model(changed)[0, 6])
 
 
+@pytest.mark.parametrize("settings", [{}, {"n_layers": 1}, {"n_experts": 4}])
+def test_states_of_the_wanted_positions_alone_and_their_gradients_are_those_of_the_whole_rows(settings):
+    model, ids = small_model(V, **settings), ids_of(3, 10)
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.4
+    whole, alone = model.hidden(ids)[wanted], model.hidden(ids, wanted=wanted)
+    assert alone.shape == (1, *whole.shape)
+    assert_close(alone[0], whole)
+    gradients = [torch.autograd.grad(states.square().sum(), list(model.blocks.parameters())) for states in (whole, alone)]
+    for one, other in zip(*gradients):
+        assert_close(one, other)
+
+
 @torch.no_grad()
 def test_only_distances_between_positions_matter():
     model, ids = small_model(V), ids_of(1, 8)

@@ -139,12 +139,12 @@ def test_counted_outputs_shrink_the_gradient_by_their_share_of_all_ids_and_chang
 
 @pytest.mark.parametrize("observations", ["masked", "learned"])
 def test_the_gradient_reaches_tool_output_exactly_where_it_is_learned(tokenizer, forger, observations):
-    """The gradient of each position's hidden state, which predicts the next id."""
+    """The gradient where positions part, past the last attention, each to predict its next id."""
     model, sampler = forger
-    (trajectory,), kept, hidden = with_outputs(tokenizer, 1), [], model.hidden
+    (trajectory,), kept = with_outputs(tokenizer, 1), []
     row = trajectory.unmasked() if observations == "learned" else trajectory
     rescore(model, [row], RLConfig(), sampler)
-    model.hidden = lambda *arguments, **named: kept.append(hidden(*arguments, **named)) or kept[-1].retain_grad() or kept[-1]
+    model.blocks[-1].attention.register_forward_hook(lambda module, inputs, output: output.retain_grad() or kept.append(output))
     update(model, torch.optim.SGD(model.parameters(), lr=0.1), [row], torch.ones(1), RLConfig(observations=observations), sampler)
     reached = (kept[0].grad[0].abs().sum(-1) > 0).tolist()
     kinds = [span.kind for span in trajectory.spans for _ in range(span.start, span.end)]

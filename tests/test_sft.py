@@ -34,10 +34,9 @@ def run_of(model, tokenizer, **settings):
 
 
 def test_the_loss_reaches_what_the_model_wrote_and_nothing_else(tokenizer, demonstrations):
-    """The gradient of each position's hidden state, which predicts the next id: zero unless that id is trained."""
+    """The gradient where positions part, past the last attention, each to predict its next id: zero unless that id is trained."""
     model, kept = small_model(len(tokenizer)), []
-    hidden = model.hidden
-    model.hidden = lambda *arguments, **named: kept.append(hidden(*arguments, **named)) or kept[-1].retain_grad() or kept[-1]
+    model.blocks[-1].attention.register_forward_hook(lambda module, inputs, output: output.retain_grad() or kept.append(output))
     batch = collate(demonstrations, tokenizer.pad_id)
     trained_logps(model, batch.ids, batch.mask)[0].sum().backward()
     reached = kept[0].grad.abs().sum(-1) > 0  # (B, T - 1)
