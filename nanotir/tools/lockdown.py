@@ -1,6 +1,6 @@
-"""What is taken away from a process before it runs a model's program: layer upon layer of the Linux kernel's own protections.
+"""What is taken away from a process before it runs a model's program: limits, then layer upon layer of the Linux kernel's own protections.
 
-None of them needs root, a container or a package; each is left out where the kernel refuses it, and lock_down says which are in force. No
+None of them needs root, a container or a package; each layer is left out where the kernel refuses it, and lock_down says which are in force. No
 layer is enough by itself: Landlock leaves processes and sockets, seccomp leaves files. The numbers are those of the kernel's own headers.
 """
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import functools
 import os
 import platform
+import resource
 import signal
 import struct
 import sys
@@ -19,17 +20,37 @@ LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None)
 
 
-def lock_down(folder: str) -> list[tuple]:
+def lock_down(folder: str, seconds: float, address_space: int) -> list[tuple]:
     """Take rights away for good from this process, a child about to run a program: (layer, whether it is in force, what it stops)."""
+    limit_resources(seconds, address_space)
+    limits = ("limits", True, "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole")
     if not LINUX:
-        return []
+        return [("all others", False, "only the limits hold here: no protection of files, network and other processes"), limits]
     LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the server
     return [  # in this order, for the last ones forbid the first
         ("no_new_privs", LIBC.prctl(38, 1, 0, 0, 0) == 0, "gaining rights through set-uid programs"),
         ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
         ("capabilities", LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0, "whatever root may do: all of them are dropped"),
         ("seccomp", seccomp(), "sockets, other programs, new processes, signals to others, ptrace, mounts, changed modes and owners, raised limits"),
+        limits,
     ]
+
+
+def limit_resources(seconds: float, address_space: int):
+    limits = {
+        "CPU": int(seconds) + 1,  # seconds of processor time: a loop that ignores every signal still ends
+        "FSIZE": 8 * 2**20,  # bytes in one file
+        "NOFILE": 64,  # open files
+        "NPROC": 1024,  # processes of this user, all calls together; seccomp allows a call none at all
+        "CORE": 0,
+    }
+    if LINUX:
+        limits["AS"] = address_space  # bytes: a growing list ends in MemoryError
+    for name, limit in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def namespaces(base: str) -> bool:
@@ -42,7 +63,7 @@ def namespaces(base: str) -> bool:
         with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
             map.write(text)
     if pid := os.fork():
-        os.closerange(3, 256)  # the control socket is the child's alone
+        os.close(0)  # the control socket is the child's alone
         os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
             os.rmdir(base)

@@ -52,11 +52,9 @@ class Connection:
         self.socket, theirs = socket.socketpair()
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.base, "TMPDIR": self.base, "PYTHONHASHSEED": "0", "PYTHONPATH": PROJECT}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", str(theirs.fileno()), self.base, str(workers)]
+        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", self.base, str(workers)]
         try:
-            self.process = subprocess.Popen(
-                command, env=keep | threads, pass_fds=[theirs.fileno()], cwd=self.base, start_new_session=True, stdin=subprocess.DEVNULL
-            )
+            self.process = subprocess.Popen(command, env=keep | threads, cwd=self.base, start_new_session=True, stdin=theirs)
         except OSError:
             self.socket.close()
             os.rmdir(self.base)

@@ -85,7 +85,7 @@ class Server:
         self.control, self.base, self.workers = control, base, workers
         self.incoming, self.outgoing = b"", b""
         self.waiting, self.running = [], {}  # requests; calls by process id
-        self.count, self.size, self.spare = 0, memory_size(), None
+        self.count, self.spare = 0, None
         self.selector = selectors.DefaultSelector()
         control.setblocking(False)
         self.selector.register(control, selectors.EVENT_READ, self.read_requests)
@@ -104,7 +104,7 @@ class Server:
             for key, _ in self.selector.select(timeout):
                 key.data()
             for call in list(self.running.values()):
-                if call.ended() or call.overdue():
+                if call.ended():
                     self.finish(call)
             while self.waiting and len(self.running) < self.workers and self.start(self.waiting[0]):
                 self.waiting.pop(0)
@@ -141,7 +141,7 @@ class Server:
         (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
-            run_child(requests, from_child, self.size)
+            run_child(requests, from_child)
         os.close(requests)
         os.close(from_child)
         os.set_blocking(output, False)
@@ -171,7 +171,7 @@ class Call:
         self.started = time.monotonic()
         self.deadline = self.started + request["timeout"]
         self.head, self.tail, self.written = b"", b"", 0
-        self.timed_out = False
+        self.ending = None  # wait status and resources used, once it is dead
 
     def read(self) -> bool:
         """Take what is in the pipe, but not for ever, however fast it fills up; False at its end."""
@@ -188,15 +188,10 @@ class Call:
         return True
 
     def ended(self) -> bool:
-        # Look without reaping: while the dead child still holds its id, nobody else can have it, so killpg hits the right group.
-        if hasattr(os, "waitid"):
-            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-        pid, *self.reaped = os.wait4(self.pid, os.WNOHANG)  # macOS before Python 3.13
-        return pid != 0
-
-    def overdue(self) -> bool:
-        self.timed_out = time.monotonic() >= self.deadline
-        return self.timed_out
+        pid, *ending = os.wait4(self.pid, os.WNOHANG)
+        if pid:
+            self.ending = ending
+        return pid != 0 or time.monotonic() >= self.deadline
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
@@ -205,28 +200,23 @@ class Call:
             os.kill(self.pid, signal.SIGKILL)  # it may have died before setsid
 
     def result(self) -> dict:
-        self.kill()
-        wait_status, usage = os.wait4(self.pid, 0)[1:] if hasattr(os, "waitid") or self.timed_out else self.reaped
+        self.kill()  # where it is dead already, what it left behind: no other process has its number until all numbers have had a turn
+        timed_out = self.ending is None
+        wait_status, usage = self.ending or os.wait4(self.pid, 0)[1:]
         self.read()
         os.close(self.pipe)
         remove(self.folder)
         lost, code = self.written - len(self.head) - len(self.tail), os.waitstatus_to_exitcode(wait_status)
+        late = timed_out or code == -signal.SIGXCPU or (code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= self.request["timeout"])
         return {
             "id": self.request["id"],
-            "status": self.verdict(code, usage.ru_utime + usage.ru_stime),
-            "replayable": not self.timed_out and code in (OK, ERROR),  # a cell that was killed, or left, would do so again
+            "status": "timeout" if late else "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error"),
+            "replayable": not timed_out and code in (OK, ERROR),  # a cell that was killed, or left, would do so again
             "head": self.head.decode("utf-8", "ignore" if lost else "replace"),  # a cut may have gone through a character
             "tail": self.tail.decode("utf-8", "ignore" if lost else "replace"),
             "lost": lost,
             "seconds": time.monotonic() - self.started,
         }
-
-    def verdict(self, code: int, cpu_seconds: float) -> str:
-        if self.timed_out or code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.request["timeout"]):
-            return "timeout"
-        if code < 0:
-            return "crash"
-        return {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
 
 
 def remove(folder: str):
@@ -238,27 +228,24 @@ def remove(folder: str):
             subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-def run_child(requests, pipe, size: int):
+def run_child(requests, pipe):
     """In the child: wait for the request, take away what its code must not have, run it, leave without cleaning up. Never returns."""
     code = ERROR
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # its own process group, which the server kills as one
-        silence = os.open(os.devnull, os.O_RDWR)
-        for target, source in ((0, silence), (1, silence), (2, silence)):
+        silence = os.open(os.devnull, os.O_WRONLY)
+        for target, source in enumerate((requests, silence, silence, pipe)):
             os.dup2(source, target)
+        os.closerange(4, 4096)  # the server's socket and the other calls' pipes
         stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
         sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
-        os.dup2(pipe, 3)
-        os.dup2(requests, 4)
-        os.closerange(5, 4096)  # the server's sockets and the other calls' pipes
-        with open(4) as line:
-            request = json.loads(line.readline())  # nothing to read: the server is gone, and so are we
+        size = memory_size()
+        request = json.loads(sys.stdin.readline())  # all there is to read; nothing at all: the server is gone, and so are we
         folder = os.environ["HOME"] = os.environ["TMPDIR"] = request["folder"]
         os.chdir(folder)
-        limit_resources(request["timeout"], size + request["memory_mb"] * 2**20)
-        lock_down(folder)
+        lock_down(folder, request["timeout"], size + request["memory_mb"] * 2**20)
         random.seed(0)
         names = {"__name__": "__main__"}
         for cell in request["history"]:  # an earlier cell of the session: once more, in silence
@@ -274,22 +261,6 @@ def run_child(requests, pipe, size: int):
 def memory_size() -> int:
     """Bytes of address space that this process has."""
     return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0
-
-
-def limit_resources(timeout: float, address_space: int):
-    limits = {
-        "CPU": int(timeout) + 1,  # seconds of processor time: a loop that ignores every signal still ends
-        "AS": address_space if LINUX else resource.RLIM_INFINITY,  # a growing list ends in MemoryError
-        "FSIZE": 8 * 2**20,  # bytes in one file
-        "NOFILE": 64,  # open files
-        "NPROC": 1024,  # processes of this user, all calls together; seccomp allows a call none at all
-        "CORE": 0,
-    }
-    for name, limit in limits.items():
-        kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, limit))
 
 
 def run_cell(code: str, names: dict) -> int:
@@ -323,22 +294,16 @@ def show_layers():
     """A table of the layers, each tried on this process, which ends with it."""
     apart = namespaces(tempfile.mkdtemp(prefix="nanotir-"))
     rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
-    rows += lock_down(os.getcwd()) or [("all of these", False, "only the limits hold here: no protection of files, network and other processes")]
-    rows += [("limits", True, "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole")]
+    rows += lock_down(os.getcwd(), seconds=60, address_space=2**40)
     for layer, in_force, stops in rows:
         print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}", flush=True)
 
 
 def main():
-    descriptor, base, workers = sys.argv[1:]
+    base, workers = sys.argv[1:]
     ours = ("", base, os.getcwd(), os.environ.pop("PYTHONPATH"))  # the calls' folders and nanotir itself: no child may read them
     sys.path[:] = [path for path in sys.path if path not in ours]
-    control = socket.socket(fileno=int(descriptor))
-    if control.fileno() != 3:  # a low number, whatever the trainer's was: a child closes all from 4 on
-        os.dup2(control.fileno(), 3)
-        control.close()
-        control = socket.socket(fileno=3)
-    serve(control, base, int(workers))
+    serve(socket.socket(fileno=0), base, int(workers))
 
 
 if __name__ == "__main__":
