@@ -63,7 +63,6 @@ def namespaces(base: str) -> bool:
         with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
             map.write(text)
     if pid := os.fork():
-        os.close(0)  # the control socket is the child's alone
         os.waitpid(pid, 0)
         with contextlib.suppress(OSError):
             os.rmdir(base)

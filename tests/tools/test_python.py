@@ -66,6 +66,12 @@ def test_a_program_that_does_not_end_well_has_a_status(impatient, code, status):
     assert status in STATUSES
 
 
+@linux
+def test_memory_is_counted_beyond_what_the_libraries_need():
+    with PythonTool(memory_mb=64) as tool:
+        assert [tool.run(f"len(bytes({megabytes} * 2**20))").status for megabytes in (50, 80)] == ["ok", "memory"]
+
+
 def test_empty_code_says_nothing_and_endless_code_is_refused(python):
     assert python.run(" \n").status == "ok" and python.run(" \n").output == ""
     assert python.run("#" * 200_000).status == "refused"
