@@ -24,8 +24,8 @@ import torch
 from nanotir.checkpoint import latest_run, load_run, open_tools
 from nanotir.config import RunConfig, build
 from nanotir.demonstrate import corpus, demonstrate
-from nanotir.kernels import ChunkedLogps
-from nanotir.losses import aggregate, fused_policy_loss, group_advantages, kl_estimate, policy_loss, surrogate, token_logps
+from nanotir.logps import ChunkedLogps, token_logps
+from nanotir.losses import aggregate, fused_policy_loss, group_advantages, kl_estimate, policy_loss, surrogate
 from nanotir.model import KVCache, Transformer
 from nanotir.problems import load
 from nanotir.problems.generate import documents

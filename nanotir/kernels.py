@@ -1,91 +1,16 @@
-"""Policy losses over a large vocabulary without the memory for it: the logits of 16,000 tokens over 150,000 ids are 5 GB in bf16, and every
-fp32 copy that log_softmax and its gradient make of them is 10 GB more.
+"""The fused loss: Triton kernels that go from logits to every token's clipped loss in one pass, and write the gradient over the logits.
 
-    head_logps          any device: from hidden states to log-probs; where the vocabulary is large, a few rows of logits at a time
-    fused_token_losses  Triton, on a GPU: from logits to every token's clipped loss in one pass; the gradient overwrites the logits
-
-Triton is optional, and imported when a kernel is first launched.
+The logits of 16,000 tokens over 150,000 ids are 5 GB in bf16, and every fp32 copy that log_softmax and its gradient make of them is 10 GB
+more. Triton is optional, and imported when a kernel is first launched.
 """
 from __future__ import annotations
 
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-CHUNKED_FROM = 16384  # vocabulary from which logits are made chunk by chunk
-CHUNK = 64  # rows of logits held at a time: at a vocabulary of 32,768 they still fit in a core's share of the cache
 LOG_LIMIT = 20.0  # log-ratios are kept within +-20: e^20 is no ratio to learn from, and e^89 would be inf, and inf * 0 nan
-
-
-def full(x):
-    """x in fp32, or in float64 where it is already: a log-sum-exp over a vocabulary is no work for bf16."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
-    """(log-probs, entropies or None), each (N,), of ids (N,) under softmax(hidden @ weight.T / temperature) without the banned ids.
-
-    From a vocabulary of CHUNKED_FROM on, without ever holding (N, V) numbers.
-    """
-    if len(weight) >= CHUNKED_FROM:
-        return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
-    logits = full(F.linear(hidden, weight)).index_fill(-1, banned, float("-inf"))  # (N, V)
-    logps = (logits / temperature).log_softmax(-1)
-    finite = logps.masked_fill(logps.isneginf(), 0.0)  # a banned id adds 0 log 0 = 0, and no gradient
-    return logps.gather(-1, ids[:, None])[:, 0], -(logps.exp() * finite).sum(-1) if entropy else None
-
-
-class ChunkedLogps(torch.autograd.Function):
-    """(log-probs, entropies or None), each (N,), of ids (N,) under softmax(hidden (N, d) @ weight (V, d).T / temperature) without the banned
-    ids, from CHUNK rows of logits at a time.
-
-    The forward pass keeps two numbers a token, its log-sum-exp and its entropy; the backward pass makes each chunk's logits again, turns them
-    into their own gradient in place, and hands that on: four matrix products instead of three. With p = softmax and H = -sum p log p
-        d logp / d logits = onehot(id) - p        d H / d logits = -p (log p + H)
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, ids, temperature, banned, entropy):
-        device = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        ctx.temperature = temperature
-        logps, entropies, lse = (torch.zeros(len(ids), dtype=full(hidden).dtype, device=device) for _ in range(3))
-        for start in range(0, len(ids), CHUNK):
-            at = slice(start, start + CHUNK)
-            logits = scaled_logits(ctx, hidden[at], weight, banned)  # (n, V)
-            logps[at], lse[at] = logits.gather(-1, ids[at, None])[:, 0], logits.logsumexp(-1)
-            if entropy:
-                entropies[at] = torch.special.entr(logits.sub_(lse[at, None]).exp_()).sum(-1)
-        ctx.save_for_backward(hidden, weight, ids, banned, lse, entropies)
-        ctx.set_materialize_grads(False)
-        return logps - lse, entropies if entropy else None
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_logps, grad_entropies):
-        hidden, weight, ids, banned, lse, entropies = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=lse.dtype)  # a sum of many chunks: not in bf16
-        g = (torch.zeros_like(lse) if grad_logps is None else grad_logps)[:, None] / ctx.temperature  # (N, 1)
-        for start in range(0, len(ids), CHUNK):
-            at = slice(start, start + CHUNK)
-            p = scaled_logits(ctx, hidden[at], weight, banned).sub_(lse[at, None]).exp_()  # (n, V)
-            if grad_entropies is not None:
-                slope = (torch.special.entr(p) - p * entropies[at, None]).mul_(grad_entropies[at, None] / ctx.temperature)
-            grad = p.mul_(-g[at]).scatter_add_(-1, ids[at, None], g[at])
-            grad = (grad if grad_entropies is None else grad.add_(slope)).to(ctx.dtype)
-            grad_hidden[at] = grad @ weight.to(ctx.dtype)
-            if ctx.dtype == lse.dtype:
-                grad_weight.addmm_(grad.T, hidden[at].to(ctx.dtype))
-            else:
-                grad_weight += grad.T @ hidden[at].to(ctx.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
-
-
-def scaled_logits(ctx, hidden, weight, banned):
-    logits = full(hidden.to(ctx.dtype) @ weight.to(ctx.dtype).T)  # (n, V)
-    return logits.index_fill_(-1, banned, float("-inf")).div_(ctx.temperature)
 
 
 def fused_token_losses(logits, ids, old_logps, advantages, mask, ref_logps=None, *, temperature=1.0, epsilon=0.2, epsilon_high=0.2, delta=None, beta=0.0):

@@ -1,4 +1,4 @@
-"""From rewards to a loss: group advantages, log-probs, ratios, clipping, KL, aggregation.
+"""From rewards to a loss: group advantages, ratios, clipping, KL, aggregation.
 
 Everything here is a function of tensors, (B, T) or (B,), and one `mask` (B, T) that is True exactly on ids the model chose. The same
 mask cuts prompt, tool output and padding out of the loss, the ratio, the KL term, every metric, and the denominator.
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
-from nanotir.kernels import LOG_LIMIT, full, fused_token_losses, head_logps
+from nanotir.kernels import LOG_LIMIT, fused_token_losses
+from nanotir.logps import token_logps
 
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # one surrogate, five ways of adding it up
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "gmpo", "vespo")
@@ -57,38 +57,6 @@ def whiten(advantages, num_tokens):
     centred = advantages - (num_tokens * advantages).sum() / n.clamp(min=1)
     variance = (num_tokens * centred.square()).sum() / (n - 1).clamp(min=1)
     return torch.where(num_tokens > 0, centred * torch.rsqrt(variance + 1e-8), 0.0)
-
-
-def token_logps(logits, ids, temperature: float = 1.0):
-    """Log-probs of ids (...) under logits (..., V): logits[b, t] is the distribution that ids[b, t] was drawn from."""
-    return (full(logits) / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-
-
-def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy: bool = False, routing=None):
-    """(log-probs, entropies), both (B, T), of the masked ids of whole rows (B, T); 0 elsewhere. Entropies are None unless asked for.
-
-    Position t is predicted from t-1. `banned` are the ids that the sampler masks; leaving them in would make every ratio differ from 1.
-    The head, the widest matrix there is, runs only where the mask is set.
-    """
-    hidden, banned = active_hidden(model, ids, mask, routing), torch.tensor(banned, dtype=torch.long, device=ids.device)
-    flat = head_logps(hidden, model.head.weight, ids[:, 1:][mask[:, 1:]], temperature, banned, entropy)  # each (N,)
-    where = F.pad(mask[:, 1:], (1, 0))
-    return tuple(None if x is None else torch.zeros(ids.shape, dtype=x.dtype, device=ids.device).masked_scatter(where, x) for x in flat)
-
-
-def active_hidden(model, ids, mask, routing=None):
-    """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted, in order. Fills in the model's `routing`, and
-    then every token passes through every router."""
-    wanted = mask[:, 1:]
-    return model.hidden(ids[:, :-1], wanted=wanted)[0] if routing is None else model.hidden(ids[:, :-1], routing=routing)[wanted]
-
-
-def active_logits(model, ids, mask, banned=(), routing=None):
-    """Logits (N, V) of the N masked ids, for fused_policy_loss, which will overwrite them."""
-    logits = model.head(active_hidden(model, ids, mask, routing))
-    with torch.no_grad():  # no copy for autograd: where a logit is -inf its gradient is 0 anyway
-        logits[:, list(banned)] = float("-inf")
-    return logits
 
 
 def policy_loss(

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm import tqdm
 
+from nanotir.logps import active_logits, trained_logps
 from nanotir.losses import (
-    BASELINES, KL_ESTIMATORS, LOSS_TYPES, RATIO_LEVELS, SCALES, active_logits, check_fused, combine_metrics, fused_policy_loss, group_advantages,
-    one_of, policy_loss, trained_logps,
+    BASELINES, KL_ESTIMATORS, LOSS_TYPES, RATIO_LEVELS, SCALES, check_fused, combine_metrics, fused_policy_loss, group_advantages, one_of,
+    policy_loss,
 )  # fmt: skip
 from nanotir.model import Routing
 from nanotir.rewards import score

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from tqdm import tqdm
 
-from nanotir.losses import trained_logps
+from nanotir.logps import trained_logps
 from nanotir.model import Routing
 from nanotir.routing import router_loss
 from nanotir.trajectory import micro_batches

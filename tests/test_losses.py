@@ -6,11 +6,9 @@ import pytest
 import torch
 
 from closed_forms import B, L_MAX, T, case, check_case, check_everything, matrix
-from conftest import small_model
-from nanotir import kernels, losses
-from nanotir.losses import (
-    CLIPPED, LOSS_TYPES, combine_metrics, fused_policy_loss, group_advantages, policy_loss, token_logps, trained_logps,
-)  # fmt: skip
+from nanotir import losses
+from nanotir.logps import token_logps
+from nanotir.losses import CLIPPED, LOSS_TYPES, combine_metrics, fused_policy_loss, group_advantages, policy_loss
 
 assert_close = lambda a, b, tolerance=1e-9: torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 EVERY = dict(max_completion_length=L_MAX, beta=0.1, entropy_coef=0.05)  # every term of the loss at once
@@ -299,37 +297,6 @@ def test_rewards_may_be_whole_numbers():
 def test_a_group_that_is_not_whole_is_refused():
     with pytest.raises(ValueError, match="groups of 4"):
         group_advantages([1.0] * 6, 4)
-
-
-def test_log_probs_are_those_of_the_softmax_at_the_temperature():
-    logits = torch.randn(2, 3, 11, dtype=torch.float32)
-    ids = torch.randint(11, (2, 3))
-    for temperature in (1.0, 0.7):
-        expected = (logits / temperature).softmax(-1).gather(-1, ids[..., None])[..., 0].log()
-        assert_close(token_logps(logits, ids, temperature), expected, 1e-5)
-
-
-@pytest.mark.parametrize("chunked_from", [10**9, 1])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_trained_log_probs_equal_a_full_forward_and_stay_zero_elsewhere(monkeypatch, chunked_from, temperature):
-    monkeypatch.setattr(kernels, "CHUNKED_FROM", chunked_from)
-    model, ids = small_model(30), torch.randint(30, (3, 8))
-    mask = torch.rand(3, 8) < 0.5
-    mask[:, 0] = False
-    logits = model(ids).index_fill(-1, torch.tensor([3, 4]), float("-inf"))
-    keep = mask & (ids != 3) & (ids != 4)
-    logps, entropy = trained_logps(model, ids, keep, temperature, [3, 4], entropy=True)
-    full = torch.nn.functional.pad(token_logps(logits[:, :-1], ids[:, 1:], temperature), (1, 0))
-    assert_close(logps[keep], full[keep], 1e-5)
-    p = torch.nn.functional.pad((logits[:, :-1] / temperature).softmax(-1), (0, 0, 1, 0))
-    assert_close(entropy[keep], -torch.where(p > 0, p * p.log(), 0.0).sum(-1)[keep], 1e-5)
-    assert (logps[~keep] == 0).all() and (entropy[~keep] == 0).all()
-    assert trained_logps(model, ids, keep)[1] is None
-
-
-def test_log_probs_of_bf16_logits_are_computed_in_fp32():
-    logits = torch.randn(4, 50).bfloat16()
-    assert_close(token_logps(logits, torch.arange(4)), token_logps(logits.double(), torch.arange(4)).float(), 1e-6)
 
 
 @pytest.mark.parametrize("loss_type", CLIPPED)

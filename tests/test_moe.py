@@ -6,7 +6,7 @@ import torch.nn as nn
 
 from conftest import small_model
 from nanotir.evaluate import EvalConfig, evaluate
-from nanotir.losses import trained_logps
+from nanotir.logps import trained_logps
 from nanotir.model import KVCache, ModelConfig, MoE, Routing, Transformer
 from nanotir.problems.problem import Problem
 from nanotir.rl import RLConfig, rescore, update

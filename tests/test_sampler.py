@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import ScriptedModel, follow, small_model
-from nanotir.losses import trained_logps
+from nanotir.logps import trained_logps
 from nanotir.sampler import NO_CALLS_LEFT, Sampler, SamplerConfig, truncate, uniforms
 from nanotir.tools import Tool, ToolResult
 from nanotir.trajectory import FINISH_REASONS, Format, collate

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conftest import small_model
-from nanotir.losses import trained_logps
+from nanotir.logps import trained_logps
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.sft import SFTConfig, batch_of, learning_rate, make_optimizers, set_learning_rate, train
 from nanotir.trajectory import Format, collate

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, measure, trained
-from nanotir.recipes import tora
 from nanotir.sampler import Sampler
 
 DATA = {

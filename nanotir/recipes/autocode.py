@@ -29,7 +29,8 @@ from tqdm import tqdm
 from nanotir import rl, sft
 from nanotir.demonstrate import act_out, answer_sentence
 from nanotir.evaluate import evaluate_run
-from nanotir.losses import group_advantages, policy_loss, trained_logps
+from nanotir.logps import trained_logps
+from nanotir.losses import group_advantages, policy_loss
 from nanotir.rewards import score
 from nanotir.rl import hash_of, rescore, split
 from nanotir.sampler import Sampler

@@ -5,7 +5,7 @@ import torch
 
 from nanotir.checkpoint import Stopped, open_run
 from nanotir.config import PRESETS, build
-from nanotir.losses import trained_logps
+from nanotir.logps import trained_logps
 from nanotir.recipes import autocode
 from nanotir.recipes.autocode import AutoCodeConfig, both_ways, decision_logps, describe, explore, better, m_step, strategy, subsample
 from nanotir.sampler import Sampler

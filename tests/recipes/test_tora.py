@@ -7,7 +7,7 @@ import torch
 from nanotir.checkpoint import open_run
 from nanotir.config import RECIPES, PRESETS, build
 from nanotir.demonstrate import TeacherConfig, demonstrate
-from nanotir.problems import Problem, load
+from nanotir.problems import load
 from nanotir.recipes import tora
 from nanotir.rewards import completion, is_correct
 from nanotir.trajectory import Format
