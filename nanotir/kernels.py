@@ -10,8 +10,6 @@ from functools import lru_cache
 import torch
 from torch.autograd.function import once_differentiable
 
-LOG_LIMIT = 20.0  # log-ratios are kept within +-20: e^20 is no ratio to learn from, and e^89 would be inf, and inf * 0 nan
-
 
 def fused_token_losses(logits, ids, old_logps, advantages, mask, ref_logps=None, *, temperature=1.0, epsilon=0.2, epsilon_high=0.2, delta=None, beta=0.0):
     """(losses, log-probs), each (N,), of N tokens from their logits (N, V): -min(min(ratio, delta) A, clip(ratio) A) + beta * k3.

@@ -9,9 +9,10 @@ import math
 
 import torch
 
-from nanotir.kernels import LOG_LIMIT, fused_token_losses
+from nanotir.kernels import fused_token_losses
 from nanotir.logps import token_logps
 
+LOG_LIMIT = 20.0  # log-ratios are kept within +-20: e^20 is no ratio to learn from, and e^89 would be inf, and inf * 0 nan
 CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")  # one surrogate, five ways of adding it up
 LOSS_TYPES = (*CLIPPED, "cispo", "sapo", "gmpo", "vespo")
 RATIO_LEVELS = ("token", "sequence")

@@ -224,7 +224,7 @@ class Block(nn.Module):
     def forward(self, x, rope, mask, store, routing, wanted=None):
         x = x + self.attention(self.attention_norm(x), rope, mask, store)
         if wanted is not None:
-            x = x[wanted][None]  # (B, T, d) -> (1, N, d)
+            x = x[wanted][None]  # (B, T, d) -> (1, N, d): still rows of tokens, as MoE takes them
         return x + self.ff(self.ff_norm(x), routing)
 
 
@@ -263,7 +263,7 @@ class Transformer(nn.Module):
     def hidden(self, ids, positions=None, cache: KVCache | None = None, routing: Routing | None = None, wanted=None):
         """The last hidden states (B, T, d_model), for callers that need logits only at some positions, or none. Fills in `routing`.
 
-        With `wanted` (B, T), which sets N positions, only theirs, (1, N, d_model): the others end as keys and values of the last block.
+        With `wanted` (B, T), which sets N positions, only theirs, (1, N, d_model): the others go no further than the last attention.
         """
         positions, mask = self._where(ids, positions, cache)
         rope = rope_angles(positions, self.config.d_head, self.config.rope_theta)

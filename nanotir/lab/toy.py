@@ -49,7 +49,7 @@ def trained(folder, recipe: str, settings: dict, seed: int, quick: bool, done=()
 
 def cold_start(name: str, settings: dict, seed: int, quick: bool, recipe: str = "tapo") -> str:
     """The folder of a run that several arms start from, made now if none needed it before. Other settings make another folder."""
-    settings_key = hashlib.sha256(json.dumps([recipe, TOY, settings, quick], sort_keys=True).encode()).hexdigest()[:8]
+    settings_key = hashlib.sha256(json.dumps([recipe, TOY, settings, quick and QUICK], sort_keys=True).encode()).hexdigest()[:8]
     folder = Path("runs/lab/cold") / f"{name}-{seed}-{settings_key}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:

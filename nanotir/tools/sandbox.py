@@ -42,13 +42,16 @@ def serve(control: socket.socket, base: str, workers: int):
         score.write("1000")  # where the machine runs out of memory, we and our children go first
     server = Server(control, base, workers)
     try:
-        server.loop()
-    except ConnectionError:
-        pass  # the trainer has hung up
-    finally:
-        for call in list(server.running.values()):
+        pipes = server.loop()
+    except BaseException as end:
+        for call in server.running.values():
             call.kill()
         remove(base)
+        if isinstance(end, ConnectionError):  # the trainer has hung up
+            return
+        raise
+    del server, control  # in a child nothing is left that knows of other calls, for its program to find
+    run_child(*pipes)
 
 
 def warm_up():
@@ -85,7 +88,8 @@ class Server:
         self.control, self.base, self.workers = control, base, workers
         self.incoming, self.outgoing = b"", b""
         self.waiting, self.running = [], {}  # requests; calls by process id
-        self.count, self.spare = 0, None
+        self.count = 0
+        self.spare = None  # a child that waits for its request: (process id, pipe to write that to, pipe to read what it says)
         self.selector = selectors.DefaultSelector()
         control.setblocking(False)
         self.selector.register(control, selectors.EVENT_READ, self.read_requests)
@@ -96,9 +100,22 @@ class Server:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 4096))
 
-    def loop(self):
+    def loop(self) -> tuple[int, int]:
+        """Serve for ever. What returns is a child, with its pipes: for its request, and for what it says."""
         while True:
-            self.spare = self.spare or self.fork()  # beside the call that has just begun, where there are two cores
+            if self.spare is None:  # fork it beside the call that has just begun, where there are two cores
+                (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    self.selector.close()  # whose callbacks know us: so that we can be forgotten
+                    return requests, from_child
+                os.close(requests)
+                os.close(from_child)
+                os.set_blocking(output, False)
+                self.spare = pid, to_child, output
+            if self.waiting and len(self.running) < self.workers and self.start(self.waiting[0]):
+                self.waiting.pop(0)
+                continue
             deadlines = [call.deadline for call in self.running.values()]
             timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
             for key, _ in self.selector.select(timeout):
@@ -106,8 +123,6 @@ class Server:
             for call in list(self.running.values()):
                 if call.ended():
                     self.finish(call)
-            while self.waiting and len(self.running) < self.workers and self.start(self.waiting[0]):
-                self.waiting.pop(0)
 
     def read_requests(self):
         self.send(b"")  # the selector also wakes us when there is room to send
@@ -128,24 +143,12 @@ class Server:
                 raise
             return False
         self.count += 1
-        pid, requests, output = self.spare or self.fork()
-        self.spare = None
+        (pid, requests, output), self.spare = self.spare, None
         call = self.running[pid] = Call(pid, request, folder, output)
         self.selector.register(output, selectors.EVENT_READ, lambda: call.read() or self.selector.unregister(output))
         with contextlib.suppress(BrokenPipeError), open(requests, "w") as pipe:  # a spare that somebody killed: its call is a crash
             pipe.write(json.dumps(request | {"folder": folder}) + "\n")
         return True
-
-    def fork(self) -> tuple:
-        """A child that waits for its request: (process id, pipe to write that to, pipe to read what the child says)."""
-        (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            run_child(requests, from_child)
-        os.close(requests)
-        os.close(from_child)
-        os.set_blocking(output, False)
-        return pid, to_child, output
 
     def finish(self, call):
         with contextlib.suppress(KeyError):
@@ -194,29 +197,33 @@ class Call:
         return pid != 0 or time.monotonic() >= self.deadline
 
     def kill(self):
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
             os.killpg(self.pid, signal.SIGKILL)  # the child leads its own group: this reaches its children too
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)  # it may have died before setsid
 
     def result(self) -> dict:
-        self.kill()  # where it is dead already, what it left behind: no other process has its number until all numbers have had a turn
+        self.kill()  # also if it is dead: its group may live on. Its number is not given out again until all others have had a turn
         timed_out = self.ending is None
         wait_status, usage = self.ending or os.wait4(self.pid, 0)[1:]
         self.read()
         os.close(self.pipe)
         remove(self.folder)
         lost, code = self.written - len(self.head) - len(self.tail), os.waitstatus_to_exitcode(wait_status)
-        late = timed_out or code == -signal.SIGXCPU or (code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= self.request["timeout"])
         return {
             "id": self.request["id"],
-            "status": "timeout" if late else "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error"),
+            "status": "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime),
             "replayable": not timed_out and code in (OK, ERROR),  # a cell that was killed, or left, would do so again
             "head": self.head.decode("utf-8", "ignore" if lost else "replace"),  # a cut may have gone through a character
             "tail": self.tail.decode("utf-8", "ignore" if lost else "replace"),
             "lost": lost,
             "seconds": time.monotonic() - self.started,
         }
+
+    def verdict(self, code: int, cpu_seconds: float) -> str:
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.request["timeout"]):
+            return "timeout"
+        return "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
 
 
 def remove(folder: str):
@@ -235,10 +242,11 @@ def run_child(requests, pipe):
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # its own process group, which the server kills as one
+        os.dup2(requests, 0)  # where the server has its socket
+        os.dup2(pipe, 3)
         silence = os.open(os.devnull, os.O_WRONLY)
-        for target, source in enumerate((requests, silence, silence, pipe)):
-            os.dup2(source, target)
-        os.closerange(4, 4096)  # the server's socket and the other calls' pipes
+        os.dup2(silence, 1), os.dup2(silence, 2)
+        os.closerange(4, 4096)  # the other calls' pipes, and the other ends of its own
         stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
         sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
         size = memory_size()
@@ -292,7 +300,10 @@ def run_cell(code: str, names: dict) -> int:
 
 def show_layers():
     """A table of the layers, each tried on this process, which ends with it."""
-    apart = namespaces(tempfile.mkdtemp(prefix="nanotir-"))
+    base = tempfile.mkdtemp(prefix="nanotir-")
+    apart = namespaces(base)
+    if not apart:
+        os.rmdir(base)
     rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
     rows += lock_down(os.getcwd(), seconds=60, address_space=2**40)
     for layer, in_force, stops in rows:

@@ -348,6 +348,34 @@ def test_a_call_whose_server_dies_twice_is_a_crash():
         assert tool.run("2").output == "2"
 
 
+def test_a_program_finds_no_trace_of_other_calls_in_what_python_can_reach():
+    """Its process is a copy of the server's, which has seen them all: running ones, waiting ones and a session's earlier cells."""
+    look = """
+import gc, sys
+frame, found = sys._getframe(), []
+while frame:
+    found += frame.f_locals.items()
+    frame = frame.f_back
+seen, reached = set(), [found, gc.get_objects()]
+while reached:
+    thing = reached.pop()
+    if isinstance(thing, (str, bytes)):
+        text = thing if isinstance(thing, str) else thing.decode("latin-1")
+        if "".join(["tell", "tale"]) in text:
+            print(text[:200])
+    elif id(thing) not in seen:
+        seen.add(id(thing))
+        reached += gc.get_referents(thing)
+print(len(seen) > 1000)
+"""
+    with PythonTool(workers=2) as tool:
+        tool.run("a = 'telltale in a session'", session="other")
+        others = [tool.submit("import time\ntime.sleep(0.4)\n'telltale, said'", session="other") for _ in range(3)]
+        mine = tool.submit(look)
+        assert [call.result().output for call in others] == ["telltale, said"] * 3
+        assert mine.result().output == "True"
+
+
 def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
     with PythonTool() as tool:
         assert tool.run("1").ok
