@@ -50,7 +50,8 @@ def serve(control: socket.socket, base: str, workers: int):
         if isinstance(end, ConnectionError):  # the trainer has hung up
             return
         raise
-    del server, control  # in a child nothing is left that knows of other calls, for its program to find
+    server.selector.close()  # whose callbacks know the server
+    del server, control  # so that in a child nothing is left that knows of other calls, for its program to find
     run_child(*pipes)
 
 
@@ -103,16 +104,8 @@ class Server:
     def loop(self) -> tuple[int, int]:
         """Serve for ever. What returns is a child, with its pipes: for its request, and for what it says."""
         while True:
-            if self.spare is None:  # fork it beside the call that has just begun, where there are two cores
-                (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
-                pid = os.fork()
-                if pid == 0:
-                    self.selector.close()  # whose callbacks know us: so that we can be forgotten
-                    return requests, from_child
-                os.close(requests)
-                os.close(from_child)
-                os.set_blocking(output, False)
-                self.spare = pid, to_child, output
+            if self.spare is None and (pipes := self.fork()):  # beside the call that has just begun, where there are two cores
+                return pipes
             if self.waiting and len(self.running) < self.workers and self.start(self.waiting[0]):
                 self.waiting.pop(0)
                 continue
@@ -123,6 +116,17 @@ class Server:
             for call in list(self.running.values()):
                 if call.ended():
                     self.finish(call)
+
+    def fork(self) -> tuple[int, int] | None:
+        """Have a child stand by. In that child itself, its pipes."""
+        (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            return requests, from_child
+        os.close(requests)
+        os.close(from_child)
+        os.set_blocking(output, False)
+        self.spare = pid, to_child, output
 
     def read_requests(self):
         self.send(b"")  # the selector also wakes us when there is room to send
