@@ -88,7 +88,7 @@ class Server:
     def __init__(self, control, base, workers):
         self.control, self.base, self.workers = control, base, workers
         self.incoming, self.outgoing = b"", b""
-        self.waiting, self.running = [], {}  # requests; calls by process id
+        self.waiting, self.running = [], {}  # requests, as they came; calls by process id
         self.count = 0
         self.spare = None  # a child that waits for its request: (process id, pipe to write that to, pipe to read what it says)
         self.selector = selectors.DefaultSelector()
@@ -106,7 +106,7 @@ class Server:
         while True:
             if self.spare is None and (pipes := self.fork()):  # beside the call that has just begun, where there are two cores
                 return pipes
-            if self.waiting and len(self.running) < self.workers and self.start(self.waiting[0]):
+            if self.waiting and len(self.running) < self.workers and self.start(json.loads(self.waiting[0])):
                 self.waiting.pop(0)
                 continue
             deadlines = [call.deadline for call in self.running.values()]
@@ -135,7 +135,7 @@ class Server:
             if not data:
                 raise ConnectionResetError
             *lines, self.incoming = (self.incoming + data).split(b"\n")
-            self.waiting += [json.loads(line) for line in lines]
+            self.waiting += lines
 
     def start(self, request) -> bool:
         """Give a child the request; False where the others have left no room on the disk for it, until one of them has ended."""
