@@ -87,12 +87,11 @@ class Server:
 
     def __init__(self, control, base, workers):
         self.control, self.base, self.workers = control, base, workers
-        self.incoming, self.outgoing = b"", b""
+        self.incoming = b""
         self.waiting, self.running = [], {}  # requests, as they came; calls by process id
         self.count = 0
         self.spare = None  # a child that waits for its request: (process id, pipe to write that to, pipe to read what it says)
         self.selector = selectors.DefaultSelector()
-        control.setblocking(False)
         self.selector.register(control, selectors.EVENT_READ, self.read_requests)
         wake_read, wake_write = os.pipe()
         for end in (wake_read, wake_write):
@@ -129,13 +128,11 @@ class Server:
         self.spare = pid, to_child, output
 
     def read_requests(self):
-        self.send(b"")  # the selector also wakes us when there is room to send
-        with contextlib.suppress(BlockingIOError):
-            data = self.control.recv(1 << 20)
-            if not data:
-                raise ConnectionResetError
-            *lines, self.incoming = (self.incoming + data).split(b"\n")
-            self.waiting += lines
+        data = self.control.recv(1 << 20)
+        if not data:
+            raise ConnectionResetError
+        *lines, self.incoming = (self.incoming + data).split(b"\n")
+        self.waiting += lines
 
     def start(self, request) -> bool:
         """Give a child the request; False where the others have left no room on the disk for it, until one of them has ended."""
@@ -158,16 +155,7 @@ class Server:
         with contextlib.suppress(KeyError):
             self.selector.unregister(call.pipe)
         del self.running[call.pid]
-        self.send(json.dumps(call.result()).encode() + b"\n")
-
-    def send(self, data):
-        """Never wait for the trainer to read: it may be waiting for us to read."""
-        self.outgoing += data
-        with contextlib.suppress(BlockingIOError):
-            while self.outgoing:
-                self.outgoing = self.outgoing[self.control.send(self.outgoing) :]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
-        self.selector.modify(self.control, events, self.read_requests)
+        self.control.sendall(json.dumps(call.result()).encode() + b"\n")  # the trainer has a thread that does nothing but read
 
 
 class Call:
@@ -253,7 +241,7 @@ def run_child(requests, pipe):
         os.closerange(4, 4096)  # the other calls' pipes, and the other ends of its own
         stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
         sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
-        size = memory_size()
+        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0  # address space that is in use already
         request = json.loads(sys.stdin.readline())  # all there is to read; nothing at all: the server is gone, and so are we
         folder = os.environ["HOME"] = os.environ["TMPDIR"] = request["folder"]
         os.chdir(folder)
@@ -268,11 +256,6 @@ def run_child(requests, pipe):
         code = run_cell(request["code"], names)
     finally:
         os._exit(code)
-
-
-def memory_size() -> int:
-    """Bytes of address space that this process has."""
-    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0
 
 
 def run_cell(code: str, names: dict) -> int:
