@@ -145,7 +145,7 @@ class Server:
             return False
         self.count += 1
         (pid, requests, output), self.spare = self.spare, None
-        call = self.running[pid] = Call(pid, request, folder, output)
+        call = self.running[pid] = Call(pid, output, folder, request["id"], request["timeout"], request["max_output_chars"])
         self.selector.register(output, selectors.EVENT_READ, lambda: call.read() or self.selector.unregister(output))
         with contextlib.suppress(BrokenPipeError), open(requests, "w") as pipe:  # a spare that somebody killed: its call is a crash
             pipe.write(json.dumps(request | {"folder": folder}) + "\n")
@@ -161,23 +161,22 @@ class Server:
 class Call:
     """One running child: what it wrote so far (head and tail, never more than the cap), and when its time is up."""
 
-    def __init__(self, pid, request, folder, pipe):
-        self.pid, self.request, self.folder, self.pipe = pid, request, folder, pipe
+    def __init__(self, pid, pipe, folder, id, timeout, cap):
+        self.pid, self.pipe, self.folder, self.id, self.timeout, self.cap = pid, pipe, folder, id, timeout, cap
         self.started = time.monotonic()
-        self.deadline = self.started + request["timeout"]
+        self.deadline = self.started + timeout
         self.head, self.tail, self.written = b"", b"", 0
         self.ending = None  # wait status and resources used, once it is dead
 
     def read(self) -> bool:
         """Take what is in the pipe, but not for ever, however fast it fills up; False at its end."""
-        cap = self.request["max_output_chars"]
         with contextlib.suppress(BlockingIOError):
             for _ in range(16):
                 data = os.read(self.pipe, 1 << 16)
                 self.written += len(data)
-                taken = max(0, cap - len(self.head))
+                taken = max(0, self.cap - len(self.head))
                 self.head, rest = self.head + data[:taken], data[taken:]
-                self.tail = (self.tail + rest)[-cap:]
+                self.tail = (self.tail + rest)[-self.cap :]
                 if not data:
                     return False
         return True
@@ -203,7 +202,7 @@ class Call:
         remove(self.folder)
         lost, code = self.written - len(self.head) - len(self.tail), os.waitstatus_to_exitcode(wait_status)
         return {
-            "id": self.request["id"],
+            "id": self.id,
             "status": "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime),
             "replayable": not timed_out and code in (OK, ERROR),  # a cell that was killed, or left, would do so again
             "head": self.head.decode("utf-8", "ignore" if lost else "replace"),  # a cut may have gone through a character
@@ -213,7 +212,7 @@ class Call:
         }
 
     def verdict(self, code: int, cpu_seconds: float) -> str:
-        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.request["timeout"]):
+        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.timeout):
             return "timeout"
         return "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
 
