@@ -40,10 +40,13 @@ def serve(control: socket.socket, base: str, workers: int):
     filter_program(), readable()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
-    server = Server(control, base, workers)
+    perturb(1)
+    server, pid = Server(control, base, workers), os.getpid()
     try:
         pipes = server.loop()
     except BaseException as end:
+        if os.getpid() != pid:
+            os._exit(ERROR)  # a child that was only just born: nothing here is its own
         for call in server.running.values():
             call.kill()
         remove(base)
@@ -51,8 +54,15 @@ def serve(control: socket.socket, base: str, workers: int):
             return
         raise
     server.selector.close()  # whose callbacks know the server
-    del server, control  # so that in a child nothing is left that knows of other calls, for its program to find
+    del server, control  # so that in a child no Python object is left that knows of other calls, for its program to find
+    perturb(0)
     run_child(*pipes)
+
+
+def perturb(byte: int):
+    """Have malloc overwrite what is freed (glibc), lest a child's empty arrays hold other calls' words; 0 leaves it as it is."""
+    if hasattr(LIBC, "mallopt"):
+        LIBC.mallopt(-6, byte)
 
 
 def warm_up():
@@ -87,11 +97,12 @@ class Server:
 
     def __init__(self, control, base, workers):
         self.control, self.base, self.workers = control, base, workers
-        self.incoming = b""
+        self.incoming, self.outgoing = b"", b""
         self.waiting, self.running = [], {}  # requests, as they came; calls by process id
         self.count = 0
         self.spare = None  # a child that waits for its request: (process id, pipe to write that to, pipe to read what it says)
         self.selector = selectors.DefaultSelector()
+        control.setblocking(False)
         self.selector.register(control, selectors.EVENT_READ, self.read_requests)
         wake_read, wake_write = os.pipe()
         for end in (wake_read, wake_write):
@@ -103,7 +114,7 @@ class Server:
     def loop(self) -> tuple[int, int]:
         """Serve for ever. What returns is a child, with its pipes: for its request, and for what it says."""
         while True:
-            if self.spare is None and (pipes := self.fork()):  # beside the call that has just begun, where there are two cores
+            if self.spare is None and (pipes := self.fork()):  # while the call that has just begun runs, where there are two cores
                 return pipes
             if self.waiting and len(self.running) < self.workers and self.start(json.loads(self.waiting[0])):
                 self.waiting.pop(0)
@@ -128,11 +139,13 @@ class Server:
         self.spare = pid, to_child, output
 
     def read_requests(self):
-        data = self.control.recv(1 << 20)
-        if not data:
-            raise ConnectionResetError
-        *lines, self.incoming = (self.incoming + data).split(b"\n")
-        self.waiting += lines
+        self.send(b"")  # the selector also wakes us when there is room to send
+        with contextlib.suppress(BlockingIOError):
+            data = self.control.recv(1 << 16)
+            if not data:
+                raise ConnectionResetError
+            *lines, self.incoming = (self.incoming + data).split(b"\n")
+            self.waiting += lines
 
     def start(self, request) -> bool:
         """Give a child the request; False where the others have left no room on the disk for it, until one of them has ended."""
@@ -155,7 +168,16 @@ class Server:
         with contextlib.suppress(KeyError):
             self.selector.unregister(call.pipe)
         del self.running[call.pid]
-        self.control.sendall(json.dumps(call.result()).encode() + b"\n")  # the trainer has a thread that does nothing but read
+        self.send(json.dumps(call.result()).encode() + b"\n")
+
+    def send(self, data):
+        """Never wait for the trainer to read: it may be waiting for us to read."""
+        self.outgoing += data
+        with contextlib.suppress(BlockingIOError):
+            while self.outgoing:
+                self.outgoing = self.outgoing[self.control.send(self.outgoing) :]
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
+        self.selector.modify(self.control, events, self.read_requests)
 
 
 class Call:
@@ -233,7 +255,7 @@ def run_child(requests, pipe):
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # its own process group, which the server kills as one
-        os.dup2(requests, 0)  # where the server has its socket
+        os.dup2(requests, 0)  # where the server has, or had, its socket
         os.dup2(pipe, 3)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)

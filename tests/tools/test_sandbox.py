@@ -351,7 +351,9 @@ def test_a_call_whose_server_dies_twice_is_a_crash():
 def test_a_program_finds_no_trace_of_other_calls_in_what_python_can_reach():
     """Its process is a copy of the server's, which has seen them all: running ones, waiting ones and a session's earlier cells."""
     look = """
-import gc, sys
+import gc, numpy, sys
+arrays = [numpy.empty(size, "uint8") for size in (500_000, 60_000, 3000, 500) for _ in range(30)]
+print(any("".join(["tell", "tale"]).encode() in array.tobytes() for array in arrays))
 frame, found = sys._getframe(), []
 while frame:
     found += frame.f_locals.items()
@@ -370,10 +372,11 @@ print(len(seen) > 1000)
 """
     with PythonTool(workers=2) as tool:
         tool.run("a = 'telltale in a session'", session="other")
-        others = [tool.submit("import time\ntime.sleep(0.4)\n'telltale, said'", session="other") for _ in range(3)]
+        filler = lambda size: "#" + "telltale" * (size // 8)
+        others = [tool.submit(f"import time\ntime.sleep(0.4)\n'telltale, said'\n{filler(size)}", session="other") for size in (60_000, 0, 3000)]
         mine = tool.submit(look)
         assert [call.result().output for call in others] == ["telltale, said"] * 3
-        assert mine.result().output == "True"
+        assert mine.result().output.split() == ["False", "True"]
 
 
 def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
