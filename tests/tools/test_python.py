@@ -1,6 +1,8 @@
 """Each test plays a program that would harm a careless runner, or checks one promise that the tool makes to the model."""
 import os
+import queue
 import sys
+import threading
 import time
 from concurrent.futures import wait
 
@@ -146,6 +148,19 @@ def test_many_calls_overlap_and_each_gets_its_own_answer(python):
     futures = [python.submit(f"import time\ntime.sleep({0.02 * (7 - i % 8)})\n{i}*{i}") for i in range(64)]
     wait(futures, timeout=60)
     assert [future.result().output for future in futures] == [str(i * i) for i in range(64)]
+
+
+def test_whoever_is_told_a_result_may_call_again_however_much_is_under_way():
+    """Both directions are full then: neither side may wait for the other to read."""
+    tool, code, again = PythonTool(max_output_chars=50_000), "#" + 90_000 * "x" + "\nprint('y' * 50_000)", queue.Queue()
+
+    def call():
+        for _ in range(40):
+            tool.submit(code).add_done_callback(lambda _: again.put(tool.submit(code)))
+
+    threading.Thread(target=call, daemon=True).start()
+    assert [again.get(timeout=60).result(timeout=60).status for _ in range(40)] == 40 * ["ok"]
+    tool.close()
 
 
 def test_output_that_looks_like_the_harness_is_just_output(python):
