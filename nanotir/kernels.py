@@ -86,7 +86,7 @@ def forward_kernel(
 
         A = tl.load(advantages + token)
         log_ratio = logp - tl.load(old_logps + token)
-        ratio = tl.exp(tl.minimum(tl.maximum(log_ratio, -20.0), 20.0))
+        ratio = tl.exp(tl.minimum(tl.maximum(log_ratio, -20.0), 20.0))  # losses.LOG_LIMIT, as below
         clipped = tl.minimum(tl.maximum(ratio, low), high)
         loss = -tl.minimum(tl.minimum(ratio, delta) * A, clipped * A)
         lowest, highest = tl.where(A > 0, 0.0, low), tl.where(A > 0, tl.minimum(high, delta), tl.maximum(high, delta))

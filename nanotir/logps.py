@@ -17,7 +17,6 @@ def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy
     """(log-probs, entropies), both (B, T), of the masked ids of whole rows (B, T); 0 elsewhere. Entropies are None unless asked for.
 
     Position t is predicted from t-1. `banned` are the ids that the sampler masks; leaving them in would make every ratio differ from 1.
-    The head, the widest matrix there is, runs only where the mask is set.
     """
     hidden, banned = active_hidden(model, ids, mask, routing), torch.tensor(banned, dtype=torch.long, device=ids.device)
     flat = head_logps(hidden, model.head.weight, ids[:, 1:][mask[:, 1:]], temperature, banned, entropy)  # each (N,)
