@@ -3,7 +3,7 @@
 Every distinct prompt is prefilled once and its keys and values are copied to its n rows. A row sits in a slot of one KV cache until
 it ends; then a waiting row takes the slot. When a row closes a tool block it is parked: the text between the tags, exactly, goes to
 the tool's pool, and the answer comes back as untrusted ids appended in one forward pass. No step waits for a tool as long as one
-seated row can go on.
+seated row can go on. A program that several rows ask for, as the samples of one prompt do, is run once.
 
 What a row samples depends on (seed, row, position) and its own past only, never on the clock or on its neighbours.
 """
@@ -153,6 +153,7 @@ class Generation:
         self.live = 0  # slots[:live] take part in a decoding step
         self.parked: dict[Row, int] = {}  # row -> its slot
         self.prefilled: dict[tuple, KVCache] = {}
+        self.asked: dict[tuple, Future] = {}  # runs that serve whoever asks the same, by (tool, text)
         self.cache = KVCache(self.model.config, len(self.slots), self._capacity(prompts), self.device, self._dtype())
 
     def _capacity(self, prompts) -> int:
@@ -296,9 +297,16 @@ class Generation:
         elif spent:
             self._tell(slot, row, NO_CALLS_LEFT)
         else:
-            session = row if self.config.sessions else None
-            row.future = self.sampler.tools[row.tool].submit(self._code(row), session)
+            row.future = self._ask(self.sampler.tools[row.tool], self._code(row), session=row if self.config.sessions else None)
             self.parked[row] = slot
+
+    def _ask(self, tool, text: str, session) -> Future:
+        """What will hold the answer. Siblings often ask for the same: where the answer must be the same too, one run is for all of them."""
+        if session is not None or not tool.deterministic:
+            return tool.submit(text, session)
+        if (tool, text) not in self.asked:
+            self.asked[tool, text] = tool.submit(text)
+        return self.asked[tool, text]
 
     def _tell(self, slot: int, row: Row, message: str):
         """The harness itself says something, in a tool's place: it is read as output, and counts as no call."""

@@ -424,6 +424,27 @@ def test_sessions_are_one_per_row_and_end_with_it(tokenizer):
     assert len(tool.sessions) == 4 and len(set(tool.sessions)) == 2 and set(tool.ended) == set(tool.sessions)
 
 
+def test_rows_that_ask_a_deterministic_tool_the_same_share_one_call(run):
+    tool, settings = Spy(delay=0.002), dict(prompts=("a", "b"), n=3, max_rows=2)
+    alone = run("<python>1</python>", "<python>2</python>", "end<|end|>", tools=[tool], **settings)
+    assert sorted(tool.asked) == ["1"] * 6 + ["2"] * 6
+    tool.asked, tool.deterministic = [], True
+    shared = run("<python>1</python>", "<python>2</python>", "end<|end|>", tools=[tool], **settings)
+    assert sorted(tool.asked) == ["1", "2"]
+    assert [row.ids for row in shared] == [row.ids for row in alone]
+    assert [[(call.code, call.result.output) for call in row.calls] for row in shared] == [[("1", "<1>"), ("2", "<2>")]] * 6
+
+
+def test_each_tool_each_session_and_each_rollout_is_asked_by_itself(run):
+    one, other = Spy(), Spy("search")
+    one.deterministic = other.deterministic = True
+    for _ in range(2):
+        run("<python>1</python>", "<search>1</search>", "end<|end|>", tools=[one, other], n=2)
+    assert one.asked == other.asked == ["1", "1"]
+    run("<python>1</python>", "end<|end|>", tools=[one], n=2, sessions=True)
+    assert one.asked == ["1"] * 4
+
+
 def test_the_watcher_hears_everything_that_is_appended_in_order(run, tokenizer):
     heard = []
     (row,) = run("a<python>1</python>", "b<|end|>", tools=[Spy()], watch=lambda row, kind, ids: heard.append((kind, ids)))

@@ -86,9 +86,10 @@ def rl_step(policy) -> dict:
             update(policy.model, optimizer, [rows[row] for row in part], advantages[part], config, sampler)
         clock.append(time.perf_counter())
         phases = [b - a for a, b in zip(clock, clock[1:])]
-        calls = [call for row in rows for call in row.calls]
+        results = [call.result for row in rows for call in row.calls]
+        runs = {id(result): result for result in results}.values()  # equal calls share one
         return {"seconds": clock[-1] - clock[0], "rollout": phases[0], "reward": phases[1], "rescore": phases[2], "update": phases[3],
-                "new_tokens": sum(row.new_tokens for row in rows), "calls": len(calls), "tool_seconds": sum(call.result.seconds for call in calls)}  # fmt: skip
+                "new_tokens": sum(row.new_tokens for row in rows), "calls": len(results), "runs": len(runs), "tool_seconds": sum(run.seconds for run in runs)}  # fmt: skip
 
     return medians(measure)
 

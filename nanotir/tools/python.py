@@ -85,6 +85,7 @@ class PythonTool(Tool):
     """
 
     name = "python"
+    deterministic = True  # every call starts from the same state, that of random and numpy.random included
 
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)

@@ -34,6 +34,7 @@ class SearchTool(Tool):
     """
 
     name = "search"
+    deterministic = True
 
     def __init__(self, documents=None, path: str = "", **settings):
         self.config = SearchConfig(str(path), **settings)

@@ -34,6 +34,7 @@ class Tool:
 
     name: str
     threads = 8  # calls that may wait at the same time
+    deterministic = False  # the same text, without a session, always has the same answer: a sampler need not ask twice
 
     def run(self, text: str, session=None) -> ToolResult:
         """Do what `text` asks for. Calls that name the same session see what earlier ones left behind, where the tool has state."""
