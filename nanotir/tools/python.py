@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import Future
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,48 +31,71 @@ class PythonConfig:
             raise ValueError("the python tool needs timeout, memory_mb, max_output_chars and workers above 0")
 
 
-@dataclass
-class Waiting:
-    """A call that has been sent and not answered."""
+class Output:
+    """What a program says: head and tail, never more of either than `cap` bytes, and how many bytes it was."""
 
-    request: dict
-    session: object
-    future: Future
-    sent_again: bool = False
+    def __init__(self, cap: int):
+        self.head, self.tail, self.written, self.cap = b"", b"", 0, cap
+
+    def add(self, data: bytes):
+        room = self.cap - len(self.head)
+        self.head, self.tail = self.head + data[:room], (self.tail + data[room:])[-self.cap :]
+        self.written += len(data)
+
+    def text(self) -> tuple[str, bool]:
+        """All of it, or what a model gets to read of it, and whether that is less. A cut may have gone through a character."""
+        lost = self.written - len(self.head) - len(self.tail)
+        head, tail = (self.head, self.tail) if lost else (self.head + self.tail, b"")
+        return cut_middle(head.decode("utf-8", "ignore" if lost else "replace"), self.cap, tail.decode("utf-8", "ignore"), lost)
 
 
-class Connection:
-    """One fork server as we see it: its process, its folder, our end of the socket, and the calls that it has still to answer."""
+class ForkServer:
+    """One fork server as we see it: its process, its folder, and our end of the socket that it hands us children on."""
 
-    def __init__(self, workers: int):
-        self.pending: dict[int, Waiting] = {}
-        self.closing = False
+    def __init__(self):
+        self.closed, self.lock = False, threading.Lock()
         self.base = tempfile.mkdtemp(prefix="nanotir-")
-        self.socket, theirs = socket.socketpair()
+        self.control, theirs = socket.socketpair()
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.base, "TMPDIR": self.base, "PYTHONHASHSEED": "0", "PYTHONPATH": PROJECT}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", self.base, str(workers)]
+        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", self.base]
         try:
             self.process = subprocess.Popen(command, env=keep | threads, cwd=self.base, start_new_session=True, stdin=theirs)
         except OSError:
-            self.socket.close()
+            self.control.close()
             os.rmdir(self.base)
             raise
         finally:
             theirs.close()
 
-    def send(self, call: Waiting):
-        self.pending[call.request["id"]] = call
-        with contextlib.suppress(OSError):  # the server is dying: whoever reads its replies will see it end, and send the call again
-            self.socket.sendall(json.dumps(call.request).encode() + b"\n")
+    def call(self, request: dict) -> tuple[dict, Output]:
+        """(how a child ended that was given the request, what it said). ConnectionError where the server ends before it can tell."""
+        with self.lock:
+            _, sockets, *_ = socket.recv_fds(self.control, 1, 2)
+        if not sockets:
+            raise ConnectionResetError
+        output = Output(request["max_output_chars"])
+        with socket.socket(fileno=sockets[0]) as program, socket.socket(fileno=sockets[1]) as server:
+            patience = request["timeout"] + 1
+            end = time.monotonic() + patience
+            program.settimeout(patience)
+            with contextlib.suppress(ConnectionError, TimeoutError):  # it was gone already, or has left its output to another process
+                server.sendall(str(request["timeout"]).encode())
+                program.sendall(json.dumps(request).encode() + b"\n")
+                program.shutdown(socket.SHUT_WR)
+                while time.monotonic() < end and (data := program.recv(1 << 18)):
+                    output.add(data)
+            ending = server.recv(1 << 16)
+        if not ending:
+            raise ConnectionResetError
+        return json.loads(ending), output
 
-    def replies(self):
-        """(call, reply) as they come in, until the server ends."""
-        with contextlib.suppress(ConnectionError):
-            for line in self.socket.makefile("rb"):
-                if line.endswith(b"\n"):
-                    reply = json.loads(line)
-                    yield self.pending.pop(reply["id"]), reply
+    def end(self):
+        """Close it, whatever runs on it, and clean up."""
+        with contextlib.suppress(OSError):  # it is dead
+            self.control.shutdown(socket.SHUT_RDWR)
+        self.process.wait()
+        subprocess.run(["rm", "-rf", self.base], check=False)  # where it was killed; else it has done so itself
 
 
 class PythonTool(Tool):
@@ -89,66 +111,54 @@ class PythonTool(Tool):
 
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)
+        self.threads = self.config.workers
         self._lock = threading.Lock()
-        self._server: Connection | None = None
+        self._server: ForkServer | None = None
+        self._closing = False
         self._sessions: dict[object, tuple[list[str], float]] = {}  # session -> its earlier cells, the seconds that all of them took
-        self._ids = itertools.count()
 
     def run(self, text: str, session=None) -> ToolResult:
-        return self.submit(text, session).result()
-
-    def submit(self, text: str, session=None) -> Future:
-        future = Future()
-        future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         if len(text) > MAX_CODE_CHARS:
-            future.set_result(ToolResult("The code is too long.", False, "refused"))
-            return future
+            return ToolResult("The code is too long.", False, "refused")
         history, seconds = self._sessions.get(session, ([], 0.0))
-        request = {"id": next(self._ids), "code": text, "history": history, **asdict(self.config)}
+        request = {"code": text, "history": history, **asdict(self.config)}
         request["timeout"] += 2 * seconds  # time to run the earlier cells again
-        self._send(Waiting(request, session, future))
-        return future
-
-    def _send(self, call: Waiting):
+        started = time.monotonic()
         try:
-            with self._lock:
-                if self._server is None:
-                    self._server = Connection(self.config.workers)
-                    threading.Thread(target=self._receive, args=[self._server], daemon=True).start()
-                self._server.send(call)
+            ending, output = self._call(request)
         except OSError as error:
-            call.future.set_result(ToolResult(f"The sandbox cannot start: {error}", False, "crash"))
+            return ToolResult(f"The sandbox has ended, or cannot start: {error}", False, "crash")
+        seconds, (text, truncated) = time.monotonic() - started, output.text()
+        if session is not None and ending["replayable"]:
+            self._sessions[session] = [*history, request["code"]], seconds
+        return ToolResult(text.rstrip("\n"), ending["status"] == "ok", ending["status"], seconds, truncated)
 
-    def _receive(self, server: Connection):
-        """In a thread: hand out the results of one server. Where it dies, its calls are sent once more, to another."""
-        for call, reply in server.replies():
-            self._answer(call, reply)
+    def _call(self, request: dict) -> tuple[dict, Output]:
+        """Where a server dies, its calls are sent once more, to another."""
+        for last in (False, True):
+            with self._lock:
+                if self._closing:
+                    raise ConnectionResetError("it is being closed")
+                server = self._server = self._server or ForkServer()
+            try:
+                return server.call(request)
+            except ConnectionError:
+                self._drop(server)
+                if last or self._closing:
+                    raise
+
+    def _drop(self, server: ForkServer | None):
         with self._lock:
-            if self._server is server:
-                self._server = None
-        server.process.wait()
-        subprocess.run(["rm", "-rf", server.base], check=False)  # where it was killed; else it has done so itself
-        for call in server.pending.values():
-            if call.sent_again or server.closing:
-                call.future.set_result(ToolResult("The sandbox has ended.", False, "crash"))
-            else:
-                call.sent_again = True
-                self._send(call)
-
-    def _answer(self, call: Waiting, reply: dict):
-        if call.session is not None and reply["replayable"]:
-            self._sessions[call.session] = [*call.request["history"], call.request["code"]], reply["seconds"]
-        output, truncated = cut_middle(reply["head"], self.config.max_output_chars, reply["tail"], reply["lost"])
-        call.future.set_result(ToolResult(output.rstrip("\n"), reply["status"] == "ok", reply["status"], reply["seconds"], truncated))
+            if server is None or self._server is not server:
+                return
+            self._server = None
+        server.end()
 
     def end_session(self, session):
         self._sessions.pop(session, None)
 
     def close(self):
-        with self._lock:
-            server, self._server = self._server, None
-            if server is not None:
-                server.closing = True
-        if server is not None:
-            server.socket.shutdown(socket.SHUT_RDWR)
-            server.process.wait()
+        self._closing = True
+        self._drop(self._server)
+        super().close()
+        self._closing = False

@@ -1,12 +1,12 @@
 """The fork server that runs model-written code: a process apart that has numpy and sympy in memory and forks a child per call.
 
-    trainer  --requests-->  fork server  --fork-->  child: locked down, then the code, then it is gone
-             <--results---               <--pipe--
+    trainer  <--a child's two sockets--  fork server  --fork-->  child: waits for its program, locks itself down, runs it, is gone
+             --------------------------the program, its output--------------------------
 
 Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: a spare
-child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. tools/python.py
-starts this file as a program of its own; what a child loses before it runs anything is in lockdown.py. What a call's verdict rests on is how
-the child ended and what the clock says, never on anything the child wrote.
+child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. The server sees
+no program and no output, so a child, which is its copy, has nothing of other calls in memory. What a child loses before it runs anything is
+in lockdown.py. What a call's verdict rests on is how the child ended and what the clock says, never on anything the child wrote.
 
     python -m nanotir.tools.sandbox        which layers are in force on this machine, and what each stops
 """
@@ -17,10 +17,11 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import random
 import resource
-import selectors
+import select
 import signal
 import socket
 import subprocess
@@ -33,36 +34,27 @@ from nanotir.tools.lockdown import LIBC, LINUX, filter_program, lock_down, names
 OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
 
 
-def serve(control: socket.socket, base: str, workers: int):
-    """Answer requests, one JSON object a line, until the other side hangs up, however it ends; then leave nothing behind."""
+def serve(control: socket.socket, base: str):
+    """Hand out children until the trainer hangs up, however it ends; then leave nothing behind."""
     namespaces(base)
     warm_up()
     filter_program(), readable()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
-    perturb(1)
-    server, pid = Server(control, base, workers), os.getpid()
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0  # address space that is in use already
+    stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
+    sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")  # what a child will read and write
+    server, pid = Server(control, base), os.getpid()
     try:
-        pipes = server.loop()
+        run_child(*server.loop(), size)
     except BaseException as end:
         if os.getpid() != pid:
             os._exit(ERROR)  # a child that was only just born: nothing here is its own
-        for call in server.running.values():
-            call.kill()
+        for child in server.children:
+            child.kill()
         remove(base)
-        if isinstance(end, ConnectionError):  # the trainer has hung up
-            return
-        raise
-    server.selector.close()  # whose callbacks know the server
-    del server, control  # so that in a child no Python object is left that knows of other calls, for its program to find
-    perturb(0)
-    run_child(*pipes)
-
-
-def perturb(byte: int):
-    """Have malloc overwrite what is freed (glibc), lest a child's empty arrays hold other calls' words; 0 leaves it as it is."""
-    if hasattr(LIBC, "mallopt"):
-        LIBC.mallopt(-6, byte)
+        if not isinstance(end, ConnectionError):  # the trainer has hung up
+            raise
 
 
 def warm_up():
@@ -93,115 +85,67 @@ def use_huge_pages():
 
 
 class Server:
-    """One loop over three kinds of events: a request came in, a child wrote something, a child ended or ran out of time."""
+    """One loop over three kinds of events: a child is put to use, a child ends or runs out of time, the trainer hangs up."""
 
-    def __init__(self, control, base, workers):
-        self.control, self.base, self.workers = control, base, workers
-        self.incoming, self.outgoing = b"", b""
-        self.waiting, self.running = [], {}  # requests, as they came; calls by process id
+    def __init__(self, control: socket.socket, base: str):
+        self.control, self.base = control, base
+        self.children: list[Child] = []
         self.count = 0
-        self.spare = None  # a child that waits for its request: (process id, pipe to write that to, pipe to read what it says)
-        self.selector = selectors.DefaultSelector()
-        control.setblocking(False)
-        self.selector.register(control, selectors.EVENT_READ, self.read_requests)
-        wake_read, wake_write = os.pipe()
-        for end in (wake_read, wake_write):
-            os.set_blocking(end, False)
+        self.wake, wake = os.pipe()
+        os.set_blocking(self.wake, False), os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler must exist for the wake-up to be written
-        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        self.selector.register(wake_read, selectors.EVENT_READ, lambda: os.read(wake_read, 4096))
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
 
-    def loop(self) -> tuple[int, int]:
-        """Serve for ever. What returns is a child, with its pipes: for its request, and for what it says."""
+    def loop(self) -> tuple[socket.socket, str]:
+        """Serve for ever. What returns is a child, with its socket and its folder."""
         while True:
-            if self.spare is None and (pipes := self.fork()):  # while the call that has just begun runs, where there are two cores
-                return pipes
-            if self.waiting and len(self.running) < self.workers and self.start(json.loads(self.waiting[0])):
-                self.waiting.pop(0)
-                continue
-            deadlines = [call.deadline for call in self.running.values()]
-            timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
-            for key, _ in self.selector.select(timeout):
-                key.data()
-            for call in list(self.running.values()):
-                if call.ended():
-                    self.finish(call)
-
-    def fork(self) -> tuple[int, int] | None:
-        """Have a child stand by. In that child itself, its pipes."""
-        (requests, to_child), (output, from_child) = os.pipe(), os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            return requests, from_child
-        os.close(requests)
-        os.close(from_child)
-        os.set_blocking(output, False)
-        self.spare = pid, to_child, output
-
-    def read_requests(self):
-        self.send(b"")  # the selector also wakes us when there is room to send
-        with contextlib.suppress(BlockingIOError):
-            data = self.control.recv(1 << 16)
-            if not data:
+            if not any(child.spare for child in self.children) and (born := self.fork()):
+                return born
+            first = min((child.deadline for child in self.children), default=math.inf)
+            timeout = None if first == math.inf else max(0.0, first - time.monotonic())
+            ready, _, _ = select.select([self.control, self.wake, *(child.user for child in self.children)], [], [], timeout)
+            if self.control in ready:  # where the trainer never says a word
                 raise ConnectionResetError
-            *lines, self.incoming = (self.incoming + data).split(b"\n")
-            self.waiting += lines
+            if self.wake in ready:
+                os.read(self.wake, 4096)
+            for child in self.children[:]:
+                if child.user in ready:
+                    child.start()
+                if not child.spare and child.ended():
+                    self.children.remove(child)
+                    child.report()
 
-    def start(self, request) -> bool:
-        """Give a child the request; False where the others have left no room on the disk for it, until one of them has ended."""
+    def fork(self) -> tuple[socket.socket, str] | None:
+        """Have a child stand by, and hand the trainer both its sockets. Nothing where the running ones have left no room on the disk."""
         folder = os.path.join(self.base, str(self.count))
         try:
             os.makedirs(folder)  # where Landlock is missing, a call may have deleted the base
         except OSError:
-            if not self.running:
+            if not self.children:
                 raise
-            return False
+            return None
         self.count += 1
-        (pid, requests, output), self.spare = self.spare, None
-        call = self.running[pid] = Call(pid, output, folder, request["id"], request["timeout"], request["max_output_chars"])
-        self.selector.register(output, selectors.EVENT_READ, lambda: call.read() or self.selector.unregister(output))
-        with contextlib.suppress(BrokenPipeError), open(requests, "w") as pipe:  # a spare that somebody killed: its call is a crash
-            pipe.write(json.dumps(request | {"folder": folder}) + "\n")
-        return True
-
-    def finish(self, call):
-        with contextlib.suppress(KeyError):
-            self.selector.unregister(call.pipe)
-        del self.running[call.pid]
-        self.send(json.dumps(call.result()).encode() + b"\n")
-
-    def send(self, data):
-        """Never wait for the trainer to read: it may be waiting for us to read."""
-        self.outgoing += data
-        with contextlib.suppress(BlockingIOError):
-            while self.outgoing:
-                self.outgoing = self.outgoing[self.control.send(self.outgoing) :]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
-        self.selector.modify(self.control, events, self.read_requests)
+        (program, ours), (user, watch) = socket.socketpair(), socket.socketpair()
+        if (pid := os.fork()) == 0:
+            return ours, folder
+        self.children.append(Child(pid, watch, folder))
+        socket.send_fds(self.control, [b"!"], [program.fileno(), user.fileno()])
+        for end in (program, ours, user):
+            end.close()
 
 
-class Call:
-    """One running child: what it wrote so far (head and tail, never more than the cap), and when its time is up."""
+class Child:
+    """One process, which stands by or runs a call, and the socket to whoever uses it: he says how long it may take, and learns how it ended."""
 
-    def __init__(self, pid, pipe, folder, id, timeout, cap):
-        self.pid, self.pipe, self.folder, self.id, self.timeout, self.cap = pid, pipe, folder, id, timeout, cap
-        self.started = time.monotonic()
-        self.deadline = self.started + timeout
-        self.head, self.tail, self.written = b"", b"", 0
+    def __init__(self, pid: int, user: socket.socket, folder: str):
+        self.pid, self.user, self.folder = pid, user, folder
+        self.spare, self.timeout, self.deadline = True, 0.0, math.inf
         self.ending = None  # wait status and resources used, once it is dead
 
-    def read(self) -> bool:
-        """Take what is in the pipe, but not for ever, however fast it fills up; False at its end."""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(16):
-                data = os.read(self.pipe, 1 << 16)
-                self.written += len(data)
-                taken = max(0, self.cap - len(self.head))
-                self.head, rest = self.head + data[:taken], data[taken:]
-                self.tail = (self.tail + rest)[-self.cap :]
-                if not data:
-                    return False
-        return True
+    def start(self):
+        """The clock starts; at once it ends where the user has hung up."""
+        self.spare, self.timeout = False, float(self.user.recv(64) or 0)
+        self.deadline = time.monotonic() + self.timeout
 
     def ended(self) -> bool:
         pid, *ending = os.wait4(self.pid, os.WNOHANG)
@@ -215,23 +159,17 @@ class Call:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)  # it may have died before setsid
 
-    def result(self) -> dict:
+    def report(self):
+        """Leave nothing of it behind, and say how it ended."""
         self.kill()  # also if it is dead: its group may live on. Its number is not given out again until all others have had a turn
         timed_out = self.ending is None
         wait_status, usage = self.ending or os.wait4(self.pid, 0)[1:]
-        self.read()
-        os.close(self.pipe)
         remove(self.folder)
-        lost, code = self.written - len(self.head) - len(self.tail), os.waitstatus_to_exitcode(wait_status)
-        return {
-            "id": self.id,
-            "status": "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime),
-            "replayable": not timed_out and code in (OK, ERROR),  # a cell that was killed, or left, would do so again
-            "head": self.head.decode("utf-8", "ignore" if lost else "replace"),  # a cut may have gone through a character
-            "tail": self.tail.decode("utf-8", "ignore" if lost else "replace"),
-            "lost": lost,
-            "seconds": time.monotonic() - self.started,
-        }
+        code = os.waitstatus_to_exitcode(wait_status)
+        status = "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime)
+        replayable = not timed_out and code in (OK, ERROR)  # a cell that was killed, or left, would do so again
+        with contextlib.suppress(ConnectionError), self.user:
+            self.user.sendall(json.dumps({"status": status, "replayable": replayable}).encode())
 
     def verdict(self, code: int, cpu_seconds: float) -> str:
         if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.timeout):
@@ -248,23 +186,20 @@ def remove(folder: str):
             subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-def run_child(requests, pipe):
+def run_child(trainer: socket.socket, folder: str, size: int):
     """In the child: wait for the request, take away what its code must not have, run it, leave without cleaning up. Never returns."""
     code = ERROR
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # its own process group, which the server kills as one
-        os.dup2(requests, 0)  # where the server has, or had, its socket
-        os.dup2(pipe, 3)
+        os.dup2(trainer.fileno(), 0)  # where the server has its own socket
+        os.dup2(0, 3)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)
-        os.closerange(4, 4096)  # the other calls' pipes, and the other ends of its own
-        stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
-        sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
-        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0  # address space that is in use already
-        request = json.loads(sys.stdin.readline())  # all there is to read; nothing at all: the server is gone, and so are we
-        folder = os.environ["HOME"] = os.environ["TMPDIR"] = request["folder"]
+        os.closerange(4, 4096)  # the sockets of the other calls
+        request = json.loads(sys.stdin.readline())  # all there is to read; nothing at all: nobody wants us any more
+        os.environ["HOME"] = os.environ["TMPDIR"] = folder
         os.chdir(folder)
         lock_down(folder, request["timeout"], size + request["memory_mb"] * 2**20)
         random.seed(0)
@@ -319,10 +254,10 @@ def show_layers():
 
 
 def main():
-    base, workers = sys.argv[1:]
+    base = sys.argv[1]
     ours = ("", base, os.getcwd(), os.environ.pop("PYTHONPATH"))  # the calls' folders and nanotir itself: no child may read them
     sys.path[:] = [path for path in sys.path if path not in ours]
-    serve(socket.socket(fileno=0), base, int(workers))
+    serve(socket.socket(fileno=0), base)
 
 
 if __name__ == "__main__":

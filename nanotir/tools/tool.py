@@ -51,7 +51,8 @@ class Tool:
 
     def close(self):
         if hasattr(self, "_pool"):
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown()
+            del self._pool
 
     def __enter__(self):
         return self

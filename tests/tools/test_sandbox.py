@@ -174,9 +174,20 @@ def test_a_full_disk_is_an_error_and_the_next_call_has_room_again(tool, needs):
     assert tool.run("open('f', 'wb').write(b'x' * (4 << 20))").output == str(4 << 20)
 
 
+def children_of(tool, number: int) -> list[int]:
+    """The fork server's children, once they are as many as they should be."""
+    deadline = time.monotonic() + 10
+    while len(children := below(server_of(tool))) != number and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(children) == number
+    return children
+
+
 def folders_of_calls(tool) -> list[str]:
-    """What lies in the server's folder, as the server sees it: under namespaces it has a file system of its own there."""
-    return os.listdir(f"/proc/{server_of(tool)}/cwd")
+    """What lies in the server's folder, as the server sees it: under namespaces it has a file system of its own there. The newest is that of
+    the spare child, which has yet to be called, and left out."""
+    children_of(tool, 1)
+    return sorted(os.listdir(f"/proc/{server_of(tool)}/cwd"), key=int)[:-1]
 
 
 def test_a_deep_tree_of_folders_is_removed(tool):
@@ -281,10 +292,10 @@ def resident_mb(pids) -> float:
 def test_500_calls_leave_no_process_no_file_no_descriptor_and_no_memory_behind():
     with PythonTool() as tool:
         wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(50)])
-        server, ours = [tool._server.process.pid, server_of(tool)], lambda: len(below(tool._server.process.pid))
-        processes, descriptors, memory = ours(), len(os.listdir("/proc/self/fd")), resident_mb(server)
+        server = [tool._server.process.pid, server_of(tool)]
+        _, descriptors, memory = children_of(tool, 1), len(os.listdir("/proc/self/fd")), resident_mb(server)
         wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(500)])
-        assert ours() == processes and len(os.listdir("/proc/self/fd")) == descriptors
+        assert children_of(tool, 1) and len(os.listdir("/proc/self/fd")) == descriptors
         assert resident_mb(server) - memory < 10
         base = tool._server.base
         assert folders_of_calls(tool) == []
@@ -382,9 +393,8 @@ print(len(seen) > 1000)
 def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
     with PythonTool() as tool:
         assert tool.run("1").ok
-        while not (spare := [pid for pid in below(tool._server.process.pid) if pid != server_of(tool)]):
-            time.sleep(0.01)
-        os.kill(spare[0], signal.SIGKILL)
+        (spare,) = children_of(tool, 1)
+        os.kill(spare, signal.SIGKILL)
         assert tool.run("2").status == "crash"
         assert tool.run("3").output == "3"
 
@@ -398,11 +408,25 @@ def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
     assert set(Path(tempfile.gettempdir()).glob("nanotir-*")) <= before
 
 
-def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others():
+def test_a_call_that_runs_cannot_be_cancelled_and_one_that_waits_holds_nobody_up():
+    with PythonTool(workers=2) as tool:
+        futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(4)]
+        while not futures[0].running():
+            time.sleep(0.01)
+        assert not futures[0].cancel() and futures[3].cancel()
+        assert [future.result(timeout=30).output for future in futures[:3]] == ["5"] * 3 and tool.run("6").output == "6"
+
+
+def test_whoever_gives_up_takes_his_call_with_him():
     with PythonTool() as tool:
-        futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(3)]
-        assert not futures[0].cancel()
-        assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
+        assert tool.run("1").ok
+        _, sockets, *_ = socket.recv_fds(tool._server.control, 1, 2)
+        program, server = (socket.socket(fileno=fd) for fd in sockets)
+        server.sendall(b"60")
+        program.sendall(json.dumps({"code": "while True: pass", "history": [], "timeout": 60, "memory_mb": 64}).encode() + b"\n")
+        mine, _ = children_of(tool, 2)  # it, and the next spare
+        program.close(), server.close()
+        assert mine not in children_of(tool, 1) and tool.run("2").output == "2"
 
 
 def test_closing_ends_what_is_running_works_after_the_servers_death_and_is_not_the_end():
