@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,8 +30,8 @@ class PythonConfig:
     workers: int = 16  # calls that run at the same time; more wait
 
     def __post_init__(self):
-        if min(self.timeout, self.memory_mb, self.max_output_chars, self.workers) <= 0:
-            raise ValueError("the python tool needs timeout, memory_mb, max_output_chars and workers above 0")
+        if min(self.timeout, self.memory_mb, self.max_output_chars, self.workers) <= 0 or self.workers > 256:
+            raise ValueError("the python tool needs timeout, memory_mb, max_output_chars and workers above 0, and at most 256 workers")
 
 
 class Output:
@@ -53,16 +56,15 @@ class ForkServer:
     """One fork server as we see it: its process, its folder, and our end of the socket that it hands us children on."""
 
     def __init__(self):
-        self.closed, self.lock = False, threading.Lock()
-        self.base = tempfile.mkdtemp(prefix="nanotir-")
+        self.lock = threading.Lock()
         self.control, theirs = socket.socketpair()
+        self.base = tempfile.mkdtemp(prefix="nanotir-")
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "HOME": self.base, "TMPDIR": self.base, "PYTHONHASHSEED": "0", "PYTHONPATH": PROJECT}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", self.base]
         try:
             self.process = subprocess.Popen(command, env=keep | threads, cwd=self.base, start_new_session=True, stdin=theirs)
         except OSError:
-            self.control.close()
             os.rmdir(self.base)
             raise
         finally:
@@ -71,24 +73,25 @@ class ForkServer:
     def call(self, request: dict) -> tuple[dict, Output]:
         """(how a child ended that was given the request, what it said). ConnectionError where the server ends before it can tell."""
         with self.lock:
-            _, sockets, *_ = socket.recv_fds(self.control, 1, 2)
-        if not sockets:
-            raise ConnectionResetError
-        output = Output(request["max_output_chars"])
-        with socket.socket(fileno=sockets[0]) as program, socket.socket(fileno=sockets[1]) as server:
-            patience = request["timeout"] + 1
-            end = time.monotonic() + patience
-            program.settimeout(patience)
-            with contextlib.suppress(ConnectionError, TimeoutError):  # it was gone already, or has left its output to another process
+            data, sockets, *_ = socket.recv_fds(self.control, 1, 2, getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+        if not data:
+            raise ConnectionResetError("the fork server has ended")
+        ends = [socket.socket(fileno=fd) for fd in sockets]
+        if len(ends) < 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        output, (program, server) = Output(request["max_output_chars"]), ends
+        with program, server:
+            with contextlib.suppress(ConnectionError):  # it is gone already: we shall be told
                 server.sendall(str(request["timeout"]).encode())
                 program.sendall(json.dumps(request).encode() + b"\n")
                 program.shutdown(socket.SHUT_WR)
-                while time.monotonic() < end and (data := program.recv(1 << 18)):
+                while data := program.recv(1 << 18):
                     output.add(data)
-            ending = server.recv(1 << 16)
-        if not ending:
-            raise ConnectionResetError
-        return json.loads(ending), output
+                    if output.written > 1 << 18:
+                        time.sleep(0.002)  # whoever floods us waits, and not we for him
+            if ending := server.recv(1 << 16):
+                return json.loads(ending), output
+        raise ConnectionResetError("the fork server has ended")
 
     def end(self):
         """Close it, whatever runs on it, and clean up."""
@@ -111,46 +114,64 @@ class PythonTool(Tool):
 
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)
-        self.threads = self.config.workers
         self._lock = threading.Lock()
         self._server: ForkServer | None = None
-        self._closing = False
+        self._calls: queue.SimpleQueue | None = None  # those that wait for one of our threads; another one after each close()
         self._sessions: dict[object, tuple[list[str], float]] = {}  # session -> its earlier cells, the seconds that all of them took
 
     def run(self, text: str, session=None) -> ToolResult:
+        return self.submit(text, session).result()
+
+    def submit(self, text: str, session=None) -> Future:
+        future = Future()
+        future.set_running_or_notify_cancel()  # from here on nobody can cancel it
         if len(text) > MAX_CODE_CHARS:
-            return ToolResult("The code is too long.", False, "refused")
+            future.set_result(ToolResult("The code is too long.", False, "refused"))
+            return future
         history, seconds = self._sessions.get(session, ([], 0.0))
         request = {"code": text, "history": history, **asdict(self.config)}
         request["timeout"] += 2 * seconds  # time to run the earlier cells again
-        started = time.monotonic()
-        try:
-            ending, output = self._call(request)
-        except OSError as error:
-            return ToolResult(f"The sandbox has ended, or cannot start: {error}", False, "crash")
-        seconds, (text, truncated) = time.monotonic() - started, output.text()
-        if session is not None and ending["replayable"]:
-            self._sessions[session] = [*history, request["code"]], seconds
-        return ToolResult(text.rstrip("\n"), ending["status"] == "ok", ending["status"], seconds, truncated)
+        with self._lock:
+            if self._calls is None:
+                self._calls = queue.SimpleQueue()
+                for _ in range(self.config.workers):  # daemons: who leaves in a hurry need not wait for them
+                    threading.Thread(target=self._work, args=[self._calls], daemon=True).start()
+            self._calls.put((future, request, session))
+        return future
 
-    def _call(self, request: dict) -> tuple[dict, Output]:
-        """Where a server dies, its calls are sent once more, to another."""
+    def _work(self, calls: queue.SimpleQueue):
+        while call := calls.get():
+            future, request, session = call
+            future.set_result(self._result(request, session, calls))
+
+    def _result(self, request: dict, session, calls) -> ToolResult:
+        try:
+            ending, output = self._call(request, calls)
+        except Exception as error:  # whatever it is, the model gets an answer
+            return ToolResult(f"The sandbox has ended, or cannot start: {error}", False, "crash")
+        if session is not None and ending["replayable"]:
+            self._sessions[session] = [*request["history"], request["code"]], ending["seconds"]
+        text, truncated = output.text()
+        return ToolResult(text.rstrip("\n"), ending["status"] == "ok", ending["status"], ending["seconds"], truncated)
+
+    def _call(self, request: dict, calls) -> tuple[dict, Output]:
+        """Where a server dies, its calls are sent once more, to another; where it was closed, they are not."""
         for last in (False, True):
             with self._lock:
-                if self._closing:
-                    raise ConnectionResetError("it is being closed")
+                if self._calls is not calls:
+                    raise ConnectionAbortedError("it was closed")
                 server = self._server = self._server or ForkServer()
             try:
                 return server.call(request)
             except ConnectionError:
-                self._drop(server)
-                if last or self._closing:
+                self._end(server)
+                if last:
                     raise
 
-    def _drop(self, server: ForkServer | None):
+    def _end(self, server: ForkServer):
         with self._lock:
-            if server is None or self._server is not server:
-                return
+            if self._server is not server:
+                return  # somebody else sees to it
             self._server = None
         server.end()
 
@@ -158,7 +179,9 @@ class PythonTool(Tool):
         self._sessions.pop(session, None)
 
     def close(self):
-        self._closing = True
-        self._drop(self._server)
-        super().close()
-        self._closing = False
+        with self._lock:
+            server, calls, self._server, self._calls = self._server, self._calls, None, None
+        for _ in range(self.config.workers if calls else 0):
+            calls.put(None)
+        if server:
+            server.end()

@@ -4,8 +4,8 @@
              --------------------------the program, its output--------------------------
 
 Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: a spare
-child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. The server sees
-no program and no output, so a child, which is its copy, has nothing of other calls in memory. What a child loses before it runs anything is
+child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. The server reads
+no program and no output, so a child, which is its copy, has no word of another call in memory. What a child loses before it runs anything is
 in lockdown.py. What a call's verdict rests on is how the child ended and what the clock says, never on anything the child wrote.
 
     python -m nanotir.tools.sandbox        which layers are in force on this machine, and what each stops
@@ -42,8 +42,6 @@ def serve(control: socket.socket, base: str):
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0  # address space that is in use already
-    stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
-    sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")  # what a child will read and write
     server, pid = Server(control, base), os.getpid()
     try:
         run_child(*server.loop(), size)
@@ -125,27 +123,27 @@ class Server:
                 raise
             return None
         self.count += 1
-        (program, ours), (user, watch) = socket.socketpair(), socket.socketpair()
+        (program, channel), (verdict, user) = socket.socketpair(), socket.socketpair()
         if (pid := os.fork()) == 0:
-            return ours, folder
-        self.children.append(Child(pid, watch, folder))
-        socket.send_fds(self.control, [b"!"], [program.fileno(), user.fileno()])
-        for end in (program, ours, user):
-            end.close()
+            return channel, folder
+        self.children.append(Child(pid, channel, user, folder))
+        with program, verdict:
+            socket.send_fds(self.control, [b"!"], [program.fileno(), verdict.fileno()])
 
 
 class Child:
-    """One process, which stands by or runs a call, and the socket to whoever uses it: he says how long it may take, and learns how it ended."""
+    """One process, which stands by or runs a call; its end of the channel on which it gets its program and says what it says; and a socket to
+    whoever uses it, who tells how long it may take, and is told how it ended."""
 
-    def __init__(self, pid: int, user: socket.socket, folder: str):
-        self.pid, self.user, self.folder = pid, user, folder
-        self.spare, self.timeout, self.deadline = True, 0.0, math.inf
+    def __init__(self, pid: int, channel: socket.socket, user: socket.socket, folder: str):
+        self.pid, self.channel, self.user, self.folder = pid, channel, user, folder
+        self.spare, self.timeout, self.started, self.deadline = True, 0.0, math.inf, math.inf
         self.ending = None  # wait status and resources used, once it is dead
 
     def start(self):
-        """The clock starts; at once it ends where the user has hung up."""
-        self.spare, self.timeout = False, float(self.user.recv(64) or 0)
-        self.deadline = time.monotonic() + self.timeout
+        """The clock starts; where the user has hung up, it has run down already."""
+        self.spare, self.timeout, self.started = False, float(self.user.recv(64) or 0), time.monotonic()
+        self.deadline = self.started + self.timeout
 
     def ended(self) -> bool:
         pid, *ending = os.wait4(self.pid, os.WNOHANG)
@@ -168,8 +166,10 @@ class Child:
         code = os.waitstatus_to_exitcode(wait_status)
         status = "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime)
         replayable = not timed_out and code in (OK, ERROR)  # a cell that was killed, or left, would do so again
-        with contextlib.suppress(ConnectionError), self.user:
-            self.user.sendall(json.dumps({"status": status, "replayable": replayable}).encode())
+        verdict = {"status": status, "replayable": replayable, "seconds": time.monotonic() - self.started}
+        with contextlib.suppress(OSError), self.channel, self.user:  # nobody may be listening any more
+            self.channel.shutdown(socket.SHUT_RDWR)  # for whoever has it: here ends what there is to read
+            self.user.sendall(json.dumps(verdict).encode())
 
     def verdict(self, code: int, cpu_seconds: float) -> str:
         if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.timeout):
@@ -186,18 +186,20 @@ def remove(folder: str):
             subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-def run_child(trainer: socket.socket, folder: str, size: int):
+def run_child(channel: socket.socket, folder: str, size: int):
     """In the child: wait for the request, take away what its code must not have, run it, leave without cleaning up. Never returns."""
     code = ERROR
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.setsid()  # its own process group, which the server kills as one
-        os.dup2(trainer.fileno(), 0)  # where the server has its own socket
+        os.dup2(channel.fileno(), 0)  # where the server has its own socket
         os.dup2(0, 3)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1), os.dup2(silence, 2)
         os.closerange(4, 4096)  # the sockets of the other calls
+        stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
+        sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
         request = json.loads(sys.stdin.readline())  # all there is to read; nothing at all: nobody wants us any more
         os.environ["HOME"] = os.environ["TMPDIR"] = folder
         os.chdir(folder)

@@ -51,8 +51,7 @@ class Tool:
 
     def close(self):
         if hasattr(self, "_pool"):
-            self._pool.shutdown()
-            del self._pool
+            self._pool.shutdown(cancel_futures=True)
 
     def __enter__(self):
         return self

@@ -1,4 +1,5 @@
 """Hostile programs, and what they leave behind: nothing. Linux only: elsewhere most layers are missing, and the table says so."""
+import contextlib
 import json
 import os
 import random
@@ -279,10 +280,17 @@ def test_the_public_hostile_programs_end_as_they_should_in_parallel(needs):
             assert not any(text in result.output for text in expected.get("lacks", [])), case["id"]
 
 
+def children(pid: int) -> list[int]:
+    found = []
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+            found += map(int, (thread / "children").read_text().split())
+    return found
+
+
 def below(pid: int) -> list[int]:
     """The processes that descend from one."""
-    children = [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return children + [grandchild for child in children for grandchild in below(child)]
+    return [descendant for child in children(pid) for descendant in (child, *below(child))]
 
 
 def resident_mb(pids) -> float:
@@ -359,35 +367,31 @@ def test_a_call_whose_server_dies_twice_is_a_crash():
         assert tool.run("2").output == "2"
 
 
-def test_a_program_finds_no_trace_of_other_calls_in_what_python_can_reach():
-    """Its process is a copy of the server's, which has seen them all: running ones, waiting ones and a session's earlier cells."""
-    look = """
-import gc, numpy, sys
-arrays = [numpy.empty(size, "uint8") for size in (500_000, 60_000, 3000, 500) for _ in range(30)]
-print(any("".join(["tell", "tale"]).encode() in array.tobytes() for array in arrays))
-frame, found = sys._getframe(), []
-while frame:
-    found += frame.f_locals.items()
-    frame = frame.f_back
-seen, reached = set(), [found, gc.get_objects()]
-while reached:
-    thing = reached.pop()
-    if isinstance(thing, (str, bytes)):
-        text = thing if isinstance(thing, str) else thing.decode("latin-1")
-        if "".join(["tell", "tale"]) in text:
-            print(text[:200])
-    elif id(thing) not in seen:
-        seen.add(id(thing))
-        reached += gc.get_referents(thing)
-print(len(seen) > 1000)
-"""
-    with PythonTool(workers=2) as tool:
-        tool.run("a = 'telltale in a session'", session="other")
-        filler = lambda size: "#" + "telltale" * (size // 8)
-        others = [tool.submit(f"import time\ntime.sleep(0.4)\n'telltale, said'\n{filler(size)}", session="other") for size in (60_000, 0, 3000)]
-        mine = tool.submit(look)
-        assert [call.result().output for call in others] == ["telltale, said"] * 3
-        assert mine.result().output.split() == ["False", "True"]
+def test_the_fork_server_whose_copy_every_child_is_never_sees_a_program_or_its_output():
+    words = ["telltale variable", "telltale result", "telltale error"]
+    with PythonTool() as tool:
+        tool.run(f"said = '{words[0]}'", session="a")
+        assert tool.run(f"said, '{words[1]}'", session="a").output == f"('{words[0]}', '{words[1]}')"
+        assert tool.run(f"raise ValueError('{words[2]}')").status == "error"
+        (spare,) = children_of(tool, 1)
+        for pid in (server_of(tool), spare):
+            memory = memory_of(pid)
+            assert b"nanotir.tools.lockdown" in memory and b"telltale" not in memory
+
+
+def memory_of(pid: int) -> bytes:
+    """All that a process can write to: heap, stack, data."""
+    areas = []
+    try:
+        with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as bytes_of:
+            for area, access, *_ in (line.split() for line in maps):
+                if access.startswith("rw"):
+                    start, end = (int(address, 16) for address in area.split("-"))
+                    bytes_of.seek(start)
+                    areas.append(bytes_of.read(end - start))
+    except PermissionError:
+        pytest.skip("this machine forbids looking into another process")
+    return b"".join(areas)
 
 
 def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
@@ -408,13 +412,63 @@ def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
     assert set(Path(tempfile.gettempdir()).glob("nanotir-*")) <= before
 
 
-def test_a_call_that_runs_cannot_be_cancelled_and_one_that_waits_holds_nobody_up():
-    with PythonTool(workers=2) as tool:
-        futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(4)]
-        while not futures[0].running():
-            time.sleep(0.01)
-        assert not futures[0].cancel() and futures[3].cancel()
-        assert [future.result(timeout=30).output for future in futures[:3]] == ["5"] * 3 and tool.run("6").output == "6"
+def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others():
+    with PythonTool() as tool:
+        futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(3)]
+        assert not futures[0].cancel()
+        assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
+
+
+def test_an_interrupted_call_holds_up_no_other():
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with PythonTool(workers=2) as tool:
+            assert tool.run("1").ok
+            for i in range(40):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 * (i % 16) + 0.0001)
+                with contextlib.suppress(KeyboardInterrupt):
+                    while True:
+                        tool.run("1")
+            assert tool.submit("2").result(timeout=30).output == "2"
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+
+
+def test_a_call_that_is_submitted_while_the_tool_is_closed_has_a_result_and_leaves_no_server():
+    tool, others = PythonTool(), children(os.getpid())
+    for i in range(12):
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(tool.run, "import time\ntime.sleep(0.05)\n1") for _ in range(3)]
+            time.sleep(0.01 * i)
+            closings = [pool.submit(tool.close) for _ in range(2)]
+            assert all(future.result(timeout=60).status in ("ok", "crash") for future in asked)
+            assert all(closing.result(timeout=60) is None for closing in closings)
+        tool.close()
+        assert set(children(os.getpid())) <= set(others)
+
+
+def test_a_trainer_that_has_too_many_files_open_gets_a_crash_and_leaks_none():
+    import resource
+
+    limits, files = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    with PythonTool() as tool:
+        assert tool.run("1").ok
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    files.append(open(os.devnull))
+            assert tool.run("1").status == "crash"
+            files.pop().close()  # room for one of the two sockets
+            assert tool.run("1").status == "crash"
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            [file.close() for file in files]
+        assert tool.run("2").output == "2" and len(os.listdir("/proc/self/fd")) == before
 
 
 def test_whoever_gives_up_takes_his_call_with_him():
