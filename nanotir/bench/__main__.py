@@ -192,6 +192,7 @@ def python_tool(policy) -> dict:
 
 def left_behind(tool) -> tuple[int, float]:
     """(files of the calls + descriptors and processes of trainer and server, MB of the server's memory). Linux only."""
+    time.sleep(0.2)  # the next spare child stands by again
     pids, text = [tool._server.process.pid], lambda path: Path(path).read_text()
     for pid in pids:
         pids += map(int, text(f"/proc/{pid}/task/{pid}/children").split())
