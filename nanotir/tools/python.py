@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import queue
@@ -78,7 +77,7 @@ class ForkServer:
             raise ConnectionResetError("the fork server has ended")
         ends = [socket.socket(fileno=fd) for fd in sockets]
         if len(ends) < 2:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            raise OSError("too many open files")
         output, (program, server) = Output(request["max_output_chars"]), ends
         with program, server:
             with contextlib.suppress(ConnectionError):  # it is gone already: we shall be told

@@ -114,7 +114,7 @@ class Server:
                     child.report()
 
     def fork(self) -> tuple[socket.socket, str] | None:
-        """Have a child stand by, and hand the trainer both its sockets. Nothing where the running ones have left no room on the disk."""
+        """Have a child stand by, and hand the trainer the other ends of its sockets; not where the running ones have left no room on the disk."""
         folder = os.path.join(self.base, str(self.count))
         try:
             os.makedirs(folder)  # where Landlock is missing, a call may have deleted the base
@@ -152,10 +152,9 @@ class Child:
         return pid != 0 or time.monotonic() >= self.deadline
 
     def kill(self):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
-            os.killpg(self.pid, signal.SIGKILL)  # the child leads its own group: this reaches its children too
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)  # it may have died before setsid
+        for kill in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
+                kill(self.pid, signal.SIGKILL)
 
     def report(self):
         """Leave nothing of it behind, and say how it ended."""
@@ -208,9 +207,7 @@ def run_child(channel: socket.socket, folder: str, size: int):
         names = {"__name__": "__main__"}
         for cell in request["history"]:  # an earlier cell of the session: once more, in silence
             run_cell(cell, names)
-        for target in (1, 2):
-            os.dup2(3, target)
-        os.close(3)
+        os.dup2(3, 1), os.dup2(3, 2), os.close(3)
         code = run_cell(request["code"], names)
     finally:
         os._exit(code)
