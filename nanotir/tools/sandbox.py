@@ -48,7 +48,7 @@ def serve(control: socket.socket, base: str):
     except BaseException as end:
         if os.getpid() != pid:
             os._exit(ERROR)  # a child that was only just born: nothing here is its own
-        for child in server.children:
+        for child in server.children.values():
             child.kill()
         remove(base)
         if not isinstance(end, ConnectionError):  # the trainer has hung up
@@ -87,7 +87,7 @@ class Server:
 
     def __init__(self, control: socket.socket, base: str):
         self.control, self.base = control, base
-        self.children: list[Child] = []
+        self.children: dict[int, Child] = {}  # by process id
         self.count = 0
         self.wake, wake = os.pipe()
         os.set_blocking(self.wake, False), os.set_blocking(wake, False)
@@ -97,21 +97,24 @@ class Server:
     def loop(self) -> tuple[socket.socket, str]:
         """Serve for ever. What returns is a child, with its socket and its folder."""
         while True:
-            if not any(child.spare for child in self.children) and (born := self.fork()):
+            children = self.children.values()
+            if not any(child.spare for child in children) and (born := self.fork()):
                 return born
-            first = min((child.deadline for child in self.children), default=math.inf)
+            first = min((child.deadline for child in children), default=math.inf)
             timeout = None if first == math.inf else max(0.0, first - time.monotonic())
-            ready, _, _ = select.select([self.control, self.wake, *(child.user for child in self.children)], [], [], timeout)
+            ready, _, _ = select.select([self.control, self.wake, *(child.user for child in children)], [], [], timeout)
             if self.control in ready:  # where the trainer never says a word
                 raise ConnectionResetError
             if self.wake in ready:
                 os.read(self.wake, 4096)
-            for child in self.children[:]:
-                if child.user in ready:
-                    child.start()
-                if not child.spare and child.ended():
-                    self.children.remove(child)
-                    child.report()
+                with contextlib.suppress(ChildProcessError):  # none is left
+                    while (ending := os.wait3(os.WNOHANG))[0]:
+                        self.children[ending[0]].ending = ending
+            for child in [child for child in children if child.user in ready]:
+                child.start()
+            for child in [child for child in children if not child.spare and (child.ending or child.deadline <= time.monotonic())]:
+                del self.children[child.pid]
+                child.report()
 
     def fork(self) -> tuple[socket.socket, str] | None:
         """Have a child stand by, and hand the trainer the other ends of its sockets; not where the running ones have left no room on the disk."""
@@ -126,7 +129,7 @@ class Server:
         (program, channel), (verdict, user) = socket.socketpair(), socket.socketpair()
         if (pid := os.fork()) == 0:
             return channel, folder
-        self.children.append(Child(pid, channel, user, folder))
+        self.children[pid] = Child(pid, channel, user, folder)
         with program, verdict:
             socket.send_fds(self.control, [b"!"], [program.fileno(), verdict.fileno()])
 
@@ -138,18 +141,12 @@ class Child:
     def __init__(self, pid: int, channel: socket.socket, user: socket.socket, folder: str):
         self.pid, self.channel, self.user, self.folder = pid, channel, user, folder
         self.spare, self.timeout, self.started, self.deadline = True, 0.0, math.inf, math.inf
-        self.ending = None  # wait status and resources used, once it is dead
+        self.ending = None  # (pid, wait status, resources used), once it is dead
 
     def start(self):
         """The clock starts; where the user has hung up, it has run down already."""
         self.spare, self.timeout, self.started = False, float(self.user.recv(64) or 0), time.monotonic()
         self.deadline = self.started + self.timeout
-
-    def ended(self) -> bool:
-        pid, *ending = os.wait4(self.pid, os.WNOHANG)
-        if pid:
-            self.ending = ending
-        return pid != 0 or time.monotonic() >= self.deadline
 
     def kill(self):
         for kill in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
@@ -160,7 +157,7 @@ class Child:
         """Leave nothing of it behind, and say how it ended."""
         self.kill()  # also if it is dead: its group may live on. Its number is not given out again until all others have had a turn
         timed_out = self.ending is None
-        wait_status, usage = self.ending or os.wait4(self.pid, 0)[1:]
+        _, wait_status, usage = self.ending or os.wait4(self.pid, 0)
         remove(self.folder)
         code = os.waitstatus_to_exitcode(wait_status)
         status = "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime)
