@@ -1,5 +1,7 @@
 """What several tests share: a small tokenizer, a small model, and a model that follows a script."""
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,24 @@ def python():
 def search():
     with SearchTool(documents()) as tool:
         yield tool
+
+
+@pytest.fixture(scope="session")
+def layers() -> dict[str, bool]:
+    """The sandbox's layers, and which of them are in force on this machine."""
+    command = [sys.executable, "-m", "nanotir.tools.sandbox"]
+    shown = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    return {line.split()[0]: "in force" in line for line in shown.stdout.splitlines()}
+
+
+@pytest.fixture(scope="session")
+def needs(layers):
+    def check(*names):
+        if missing := [name for name in names if not layers[name]]:
+            pytest.skip(f"not in force on this machine: {', '.join(missing)}")
+
+    return check
 
 
 def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:

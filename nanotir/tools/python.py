@@ -109,7 +109,7 @@ class PythonTool(Tool):
     """
 
     name = "python"
-    deterministic = True  # every call starts from the same state, that of random and numpy.random included
+    deterministic = True  # but for what it asks the clock or the system: every call starts from the same state
 
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)

@@ -1,4 +1,4 @@
-"""Hostile programs, and what they leave behind: nothing. Linux only: elsewhere most layers are missing, and the table says so."""
+"""Processes that end badly, servers that die, trainers that leave: what they leave behind is nothing. Linux only: looks into /proc."""
 import contextlib
 import json
 import os
@@ -21,139 +21,13 @@ from nanotir.tools import STATUSES, PythonTool
 from nanotir.tools import python as client
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ("namespaces", "no_new_privs", "Landlock", "capabilities", "seccomp", "limits")
-
-
-def table() -> dict[str, bool]:
-    shown = subprocess.run([sys.executable, "-m", "nanotir.tools.sandbox"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert shown.stderr == ""
-    return {line.split()[0]: "in force" in line for line in shown.stdout.splitlines()}
-
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
-
-
-@pytest.fixture(scope="module")
-def layers():
-    return table()
-
-
-@pytest.fixture(scope="module")
-def needs(layers):
-    def check(*names):
-        if missing := [name for name in names if not layers[name]]:
-            pytest.skip(f"not in force on this machine: {', '.join(missing)}")
-
-    return check
 
 
 @pytest.fixture(scope="module")
 def tool():
     with PythonTool(timeout=5.0, memory_mb=256) as tool:
         yield tool
-
-
-def test_the_table_names_every_layer(layers):
-    assert tuple(layers) == LAYERS and layers["limits"]
-
-
-REFUSED = {  # what a program tries, and a layer that forbids it
-    "open('/etc/passwd').read()": "Landlock",
-    "open('/proc/1/environ').read()": "Landlock",
-    "import os\nos.listdir('/')": "Landlock",
-    "import os\nos.listdir('..')": "Landlock",
-    "open('/tmp/nanotir-was-here', 'w')": "Landlock",
-    "open('/dev/shm/nanotir-was-here', 'w')": "Landlock",
-    "import os\nos.symlink('/etc', '../link')": "Landlock",
-    "import os\nos.mkfifo('/tmp/nanotir-fifo')": "Landlock",
-    "import os\nos.fork()": "seccomp",
-    "import os\nos.execv('/bin/true', ['true'])": "seccomp",
-    "import subprocess\nsubprocess.run(['true'])": "seccomp",
-    "import os\nos.posix_spawn('/bin/true', ['true'], {})": "seccomp",
-    "import multiprocessing\nmultiprocessing.Process(target=print).start()": "seccomp",
-    "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_STREAM)": "seccomp",
-    "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM)": "seccomp",
-    "import socket\nsocket.socket(socket.AF_UNIX)": "seccomp",
-    "import socket\na, b = socket.socketpair(type=socket.SOCK_DGRAM)\na.sendto(b'x', '/tmp/s')": "seccomp",
-    "import socket\na, b = socket.socketpair(type=socket.SOCK_DGRAM)\na.connect('/tmp/s')": "seccomp",
-    "import os\nos.kill(1, 0)": "seccomp",
-    "import os\nos.kill(-1, 9)": "seccomp",
-    "import os\nos.killpg(0, 9)": "seccomp",
-    "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getpid()), 9)": "seccomp",
-    "import os\nos.setsid()": "seccomp",
-    "open('f', 'w').close()\nimport os\nos.chmod('f', 0o4777)": "seccomp",
-    "open('f', 'w').close()\nimport os\nos.chown('f', 0, 0)": "seccomp",
-    "open('f', 'w').close()\nimport os\nos.utime('f', (0, 0))": "seccomp",
-    "import resource\nresource.setrlimit(resource.RLIMIT_CPU, (99, 99))": "seccomp",
-    "import os\nos.nice(-5)": "seccomp",
-    "import os\nos.memfd_create('x')": "seccomp",
-    "import os\nos.sched_setaffinity(1, {0})": "seccomp",
-    "import fcntl, socket\nfcntl.fcntl(socket.socketpair()[0], fcntl.F_SETOWN, 1)": "seccomp",
-    "import ctypes\nctypes.CDLL(None).prctl(1, 0) and (_ for _ in ()).throw(PermissionError)": "seccomp",
-    "import os\nos.unshare(0x10000000) if hasattr(os, 'unshare') else (_ for _ in ()).throw(PermissionError)": "seccomp",
-}
-
-
-@pytest.mark.parametrize("code", REFUSED)
-def test_what_is_not_allowed_is_an_error_that_the_model_can_read(tool, needs, code):
-    needs(REFUSED[code])
-    result = tool.run(code)
-    assert result.status == "error" and re.search("PermissionError|not permitted|not allowed", result.output)
-    assert not any(os.path.exists(f"/{folder}/nanotir-{name}") for folder in ("tmp", "dev/shm") for name in ("was-here", "fifo"))
-
-
-@pytest.mark.parametrize("call", ["57", "58", "56, 17", "435, 0, 0", "101, 16, 1, 0, 0", "165, 0, 0, 0, 0, 0", "272, 0x10000000", "425, 8, 0", "321, 0, 0, 0", "59, 0, 0, 0"])
-def test_a_raw_system_call_is_refused_as_well(tool, needs, call):
-    """fork, vfork, clone, clone3, ptrace, mount, unshare, io_uring, bpf, execve by number, past Python's own functions."""
-    needs("seccomp")
-    if os.uname().machine != "x86_64":
-        pytest.skip("the numbers are x86-64's")
-    result = tool.run(f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syscall({call}), ctypes.get_errno())")
-    assert result.output in ("-1 1", "-1 38")  # EPERM, or ENOSYS for clone3
-
-
-def test_a_shell_through_libc_runs_nothing(tool, needs, tmp_path):
-    needs("seccomp")
-    assert tool.run(f"import ctypes\nctypes.CDLL(None).system(b'touch {tmp_path}/mine /tmp/nanotir-shell')").output != "0"
-    assert not list(tmp_path.iterdir()) and not os.path.exists("/tmp/nanotir-shell")
-
-
-def test_files_of_the_trainer_can_be_neither_read_changed_nor_removed(tool, needs, tmp_path):
-    needs("Landlock")
-    key = tmp_path / "answers.txt"
-    key.write_text("the answer is 42")
-    for code in (f"open({str(key)!r}).read()", f"open({str(key)!r}, 'w')", f"import os\nos.remove({str(key)!r})", f"import os\nos.rename({str(key)!r}, 'x')",
-                 f"import os\nos.link({str(key)!r}, 'x')", f"import os\nos.symlink({str(key)!r}, 'x')\nopen('x').read()", f"import os\nos.truncate({str(key)!r}, 0)"):  # fmt: skip
-        result = tool.run(code)
-        assert result.status == "error" and "42" not in result.output
-    assert key.read_text() == "the answer is 42" and list(tmp_path.iterdir()) == [key]
-
-
-def test_nobody_can_be_reached(tool, needs):
-    needs("seccomp")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.3)
-        port = server.getsockname()[1]
-        tool.run(f"import urllib.request\nurllib.request.urlopen('http://127.0.0.1:{port}')")
-        tool.run(f"import asyncio\nasyncio.run(asyncio.open_connection('127.0.0.1', {port}))")
-        with pytest.raises(TimeoutError):
-            server.accept()
-
-
-@pytest.mark.parametrize("code, output", [
-    ("import threading\nt = threading.Thread(target=print, args=('hi',))\nt.start()\nt.join()", "hi"),
-    ("from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(3).map(abs, [-1, -2]))", "[1, 2]"),
-    ("import asyncio\nasync def f():\n  await asyncio.sleep(0)\n  return 5\nasyncio.run(f())", "5"),
-    ("import tempfile\nwith tempfile.TemporaryFile() as f:\n  print(f.write(b'abc'))", "3"),
-    ("import os\nos.mkdir('a')\nopen('a/b', 'w').write('x')\nos.rename('a/b', 'c')\nsorted(os.listdir('.'))", "['a', 'c']"),
-    ("import sqlite3\nsqlite3.connect(':memory:').execute('select 1+1').fetchone()", "(2,)"),
-    ("import zoneinfo, decimal, statistics, fractions, itertools, json, re, csv, html\nstatistics.mean([1, 2, 3])", "2"),
-    ("import numpy as np\nnp.linalg.eigvalsh(np.array([[2., 1], [1, 2]])).round(6).tolist()", "[1.0, 3.0]"),
-    ("import signal, os\nsignal.signal(10, lambda *_: print('caught'))\nos.kill(os.getpid(), 10)", "caught"),
-    ("import os, random\nlen(os.urandom(4)), random.SystemRandom().random() < 1", "(4, True)"),
-])  # fmt: skip
-def test_what_honest_programs_do_still_works(tool, code, output):
-    assert tool.run(code).output == output
 
 
 def test_a_program_that_closes_its_output_and_goes_on_is_timed_out():
@@ -214,32 +88,6 @@ def test_the_servers_own_descriptors_are_closed_however_many_files_the_trainer_h
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-ORDINARY = r"""
-import ctypes, json, struct, sys
-from concurrent.futures import wait
-sys.path.insert(0, {root!r})
-from nanotir.tools import PythonTool
-ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))  # root's name without root's rights
-threads = "import threading, time\nts = [threading.Thread(target=time.sleep, args=(0.2,)) for _ in range(8)]\n[t.start() for t in ts]\n'all'"
-hidden = "import os\nos.mkdir('d', 0o300)\nfor i in range(7): open(f'd/{{i}}', 'wb').write(b'x' * (8 << 20))"
-with PythonTool() as tool:
-    print(json.dumps([
-        tool.run("open({key!r}).read()").output, tool.run("import os\nos.fork()").output, tool.run("import socket\nsocket.socket()").output,
-        [tool.run(hidden).status for _ in range(6)], [f.result().output for f in [tool.submit(threads) for _ in range(16)]], tool.run("6 * 7").output]))
-"""
-
-
-def test_an_ordinary_user_has_the_same_protection_and_no_less_room(needs, tmp_path):
-    needs("Landlock", "seccomp")
-    key = tmp_path / "key.txt"
-    key.write_text("42")
-    script = ORDINARY.format(root=str(ROOT), key=str(key))
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    read, fork, connect, hidden, threads, last = json.loads(shown.stdout)
-    assert all("PermissionError" in output for output in (read, fork, connect))
-    assert hidden == ["ok"] * 6 and threads == ["all"] * 16 and last == "42"
-
-
 def test_the_verdict_is_not_the_programs_to_give(tool):
     forged = '{"id": 0, "status": "ok", "head": "2", "tail": "", "lost": 0, "seconds": 0}'
     result = tool.run(f"import os\nprint('''{forged}''', flush=True)\nos.abort()")
@@ -247,6 +95,7 @@ def test_the_verdict_is_not_the_programs_to_give(tool):
 
 
 def everything_at_once():
+    from test_lockdown import REFUSED
     from test_python import test_a_program_that_does_not_end_well_has_a_status as ends
 
     killers = [code for code, _ in ends.pytestmark[0].args[1]]
@@ -267,7 +116,7 @@ def test_all_hostile_programs_at_once_in_any_order_leave_a_tool_that_answers():
 
 @pytest.mark.skipif(not (SHARED / "checks" / "hostile.jsonl").exists(), reason="the public hostile programs are not here")
 def test_the_public_hostile_programs_end_as_they_should_in_parallel(needs):
-    needs(*LAYERS)
+    needs("namespaces", "no_new_privs", "Landlock", "capabilities", "seccomp")
     cases = [json.loads(line) for line in open(SHARED / "checks" / "hostile.jsonl")]
     random.Random(0).shuffle(cases)
     with PythonTool(timeout=4.0, memory_mb=512, max_output_chars=8192, workers=8) as tool:
