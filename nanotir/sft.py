@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from nanotir.logps import trained_logps
 from nanotir.model import Routing
+from nanotir.muon import Muon
 from nanotir.routing import router_loss
 from nanotir.trajectory import micro_batches
 
@@ -49,7 +50,7 @@ def make_optimizers(model, config: SFTConfig) -> list:
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
     rest = [p for name, p in model.named_parameters() if not (p.dim() == 2 and name.startswith("blocks."))]
     return [
-        torch.optim.Muon(matrices, lr=config.lr, weight_decay=0.0),
+        Muon(matrices, lr=config.lr),
         torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
