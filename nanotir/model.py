@@ -16,7 +16,7 @@ import torch.nn.functional as F
 @dataclass
 class ModelConfig:
     vocab_size: int = 768  # ids, the tags included
-    n_layers: int = 4  # blocks of attention and feed-forward
+    n_layers: int = 3  # blocks of attention and feed-forward
     d_model: int = 128  # width of the residual stream
     n_heads: int = 4  # query heads
     n_kv_heads: int = 2  # key and value heads; each serves n_heads / n_kv_heads query heads

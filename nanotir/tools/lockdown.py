@@ -20,13 +20,36 @@ LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None)
 
 
-def lock_down(folder: str, seconds: float, address_space: int) -> list[tuple]:
+def die_with_parent():
+    if LINUX:
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def namespaces() -> bool:
+    """Move the process that is forked next to namespaces of its own, where that is allowed. It becomes their process 1: when it dies, all die."""
+    USER, PID, NET, IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
+    uid, gid = os.getuid(), os.getgid()
+    if not LINUX or LIBC.unshare(USER | PID | NET | IPC) and LIBC.unshare(PID | NET | IPC):
+        return False
+    for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
+            map.write(text)
+    return True
+
+
+def mount_memory(base: str):
+    """A file system of our own for the calls' folders: in memory, no more than 256 MB all together. Nothing, where it is not allowed."""
+    if LIBC.unshare(0x00020000) == 0:
+        LIBC.mount(None, b"/", None, 1 << 14 | 1 << 18, None)  # private, with all below
+        LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384")  # no set-uid files, no devices
+
+
+def lock_down(folder: str, seconds: float, memory_mb: int) -> list[tuple]:
     """Take rights away for good from this process, a child about to run a program: (layer, whether it is in force, what it stops)."""
-    limit_resources(seconds, address_space)
+    limit_resources(seconds, memory_mb)
     limits = ("limits", True, "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole")
     if not LINUX:
         return [("all others", False, "only the limits hold here: no protection of files, network and other processes"), limits]
-    LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the server
     return [  # in this order, for the last ones forbid the first
         ("no_new_privs", LIBC.prctl(38, 1, 0, 0, 0) == 0, "gaining rights through set-uid programs"),
         ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
@@ -36,7 +59,7 @@ def lock_down(folder: str, seconds: float, address_space: int) -> list[tuple]:
     ]
 
 
-def limit_resources(seconds: float, address_space: int):
+def limit_resources(seconds: float, memory_mb: int):
     limits = {
         "CPU": int(seconds) + 1,  # seconds of processor time: a loop that ignores every signal still ends
         "FSIZE": 8 * 2**20,  # bytes in one file
@@ -44,35 +67,13 @@ def limit_resources(seconds: float, address_space: int):
         "NPROC": 1024,  # processes of this user, all calls together; seccomp allows a call none at all
         "CORE": 0,
     }
-    if LINUX:
-        limits["AS"] = address_space  # bytes: a growing list ends in MemoryError
+    if LINUX:  # bytes, beyond what is in use already: a growing list ends in MemoryError
+        limits["AS"] = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
     for name, limit in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
         limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
         resource.setrlimit(kind, (limit, limit))
-
-
-def namespaces(base: str) -> bool:
-    """Move the server, not yet started, to namespaces of its own where that is allowed. It becomes their process 1: when it dies, all die."""
-    USER, PID, NET, IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
-    uid, gid = os.getuid(), os.getgid()
-    if not LINUX or LIBC.unshare(USER | PID | NET | IPC) and LIBC.unshare(PID | NET | IPC):
-        return False
-    for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
-            map.write(text)
-    if pid := os.fork():
-        os.waitpid(pid, 0)
-        with contextlib.suppress(OSError):
-            os.rmdir(base)
-        os._exit(0)
-    LIBC.prctl(1, signal.SIGKILL)
-    if LIBC.unshare(0x00020000) == 0:  # and mounts apart: the calls' folders lie in memory, all together no more than 256 MB
-        LIBC.mount(None, b"/", None, 1 << 14 | 1 << 18, None)  # private, with all below
-        LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384")  # no set-uid files, no devices
-        os.chdir(base)
-    return True
 
 
 def landlock(folder: str) -> bool:

@@ -1,12 +1,12 @@
-"""The fork server that runs model-written code: a process apart that has numpy and sympy in memory and forks a child per call.
+"""The fork server that runs model-written code: a process apart that has numpy and sympy in memory, and forks, and forks of those.
 
-    trainer  <--a child's two sockets--  fork server  --fork-->  child: waits for its program, locks itself down, runs it, is gone
-             --------------------------the program, its output--------------------------
+    trainer --a socket each--> fork server --fork--> workers --fork--> children: each locks itself down, runs one program and is gone
+            <------------------------------one more socket, of a call: the program, its output------------------------------>
 
-Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: a spare
-child stands by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. The server reads
-no program and no output, so a child, which is its copy, has no word of another call in memory. What a child loses before it runs anything is
-in lockdown.py. What a call's verdict rests on is how the child ended and what the clock says, never on anything the child wrote.
+Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: every worker has
+its next child stand by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. A worker reads
+no program and no output, it only hands on the call's socket, so a child, which is its copy, has no word of another call in memory. What a child
+loses before it runs anything is in lockdown.py. The verdict rests on how the child ended and on the clock, never on anything the child wrote.
 
     python -m nanotir.tools.sandbox        which layers are in force on this machine, and what each stops
 """
@@ -16,12 +16,10 @@ import ast
 import contextlib
 import ctypes
 import gc
+import itertools
 import json
-import math
 import os
 import random
-import resource
-import select
 import signal
 import socket
 import subprocess
@@ -29,30 +27,49 @@ import sys
 import tempfile
 import time
 
-from nanotir.tools.lockdown import LIBC, LINUX, filter_program, lock_down, namespaces, readable
+from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_down, mount_memory, namespaces, readable
 
 OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
 
 
-def serve(control: socket.socket, base: str):
-    """Hand out children until the trainer hangs up, however it ends; then leave nothing behind."""
-    namespaces(base)
+def main():
+    """Serve, or show the layers; and clean up however that ends, which takes another process to do."""
+    base = tempfile.mkdtemp(prefix="nanotir-")
+    apart = namespaces()
+    if server := os.fork():
+        os.waitpid(server, 0)
+        for _ in range(100):  # where there are no namespaces, calls may go on for a moment
+            remove(base)
+            if not os.path.exists(base):
+                return
+            time.sleep(0.1)
+    die_with_parent()
+    if apart:
+        mount_memory(base)
+    os.chdir(base)
+    del sys.path[0]  # where nanotir lies: no call may read it
+    serve(socket.socket(fileno=0), base) if sys.argv[1:] else show_layers(apart)
+
+
+def show_layers(apart: bool):
+    """A table of the layers, each tried on this process, which ends with it."""
+    rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
+    for layer, in_force, stops in rows + lock_down(os.getcwd(), seconds=60, memory_mb=2**20):
+        print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
+
+
+def serve(trainer: socket.socket, base: str):
+    """Make a worker for every socket that the trainer sends, until it hangs up."""
     warm_up()
     filter_program(), readable()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
-    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() if LINUX else 0  # address space that is in use already
-    server, pid = Server(control, base), os.getpid()
-    try:
-        run_child(*server.loop(), size)
-    except BaseException as end:
-        if os.getpid() != pid:
-            os._exit(ERROR)  # a child that was only just born: nothing here is its own
-        for child in server.children.values():
-            child.kill()
-        remove(base)
-        if not isinstance(end, ConnectionError):  # the trainer has hung up
-            raise
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a call says what it says elsewhere
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended, and it leaves no zombie
+    while end := receive(trainer)[1]:
+        if os.fork() == 0:
+            work(end, base)
+        end.close()
 
 
 def warm_up():
@@ -66,6 +83,8 @@ def warm_up():
     sympy.integrate(x * sympy.sin(x), x), sympy.simplify((x**2 - 1) / (x - 1)), sympy.factorint(1001), sympy.limit(sympy.sin(x) / x, x, 0)
     sympy.Matrix([[2, 1], [1, 3]]).eigenvals(), numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
     numpy.random.seed(0)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     gc.collect()
     gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
     if LINUX:
@@ -82,95 +101,56 @@ def use_huge_pages():
             LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)  # MADV_COLLAPSE: a hint, the kernel may refuse
 
 
-class Server:
-    """One loop over three kinds of events: a child is put to use, a child ends or runs out of time, the trainer hangs up."""
-
-    def __init__(self, control: socket.socket, base: str):
-        self.control, self.base = control, base
-        self.children: dict[int, Child] = {}  # by process id
-        self.count = 0
-        self.wake, wake = os.pipe()
-        os.set_blocking(self.wake, False), os.set_blocking(wake, False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler must exist for the wake-up to be written
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-
-    def loop(self) -> tuple[socket.socket, str]:
-        """Serve for ever. What returns is a child, with its socket and its folder."""
-        while True:
-            children = self.children.values()
-            if not any(child.spare for child in children) and (born := self.fork()):
-                return born
-            first = min((child.deadline for child in children), default=math.inf)
-            timeout = None if first == math.inf else max(0.0, first - time.monotonic())
-            ready, _, _ = select.select([self.control, self.wake, *(child.user for child in children)], [], [], timeout)
-            if self.control in ready:  # where the trainer never says a word
-                raise ConnectionResetError
-            if self.wake in ready:
-                os.read(self.wake, 4096)
-                with contextlib.suppress(ChildProcessError):  # none is left
-                    while (ending := os.wait3(os.WNOHANG))[0]:
-                        self.children[ending[0]].ending = ending
-            for child in [child for child in children if child.user in ready]:
-                child.start()
-            for child in [child for child in children if not child.spare and (child.ending or child.deadline <= time.monotonic())]:
-                del self.children[child.pid]
-                child.report()
-
-    def fork(self) -> tuple[socket.socket, str] | None:
-        """Have a child stand by, and hand the trainer the other ends of its sockets; not where the running ones have left no room on the disk."""
-        folder = os.path.join(self.base, str(self.count))
-        try:
-            os.makedirs(folder)  # where Landlock is missing, a call may have deleted the base
-        except OSError:
-            if not self.children:
-                raise
-            return None
-        self.count += 1
-        (program, channel), (verdict, user) = socket.socketpair(), socket.socketpair()
-        if (pid := os.fork()) == 0:
-            return channel, folder
-        self.children[pid] = Child(pid, channel, user, folder)
-        with program, verdict:
-            socket.send_fds(self.control, [b"!"], [program.fileno(), verdict.fileno()])
+def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
+    """A message, and the socket that came with it; b"" and None where the other side has hung up."""
+    with contextlib.suppress(ConnectionError):
+        text, sockets, *_ = socket.recv_fds(end, 64, 1)
+        return text, socket.socket(fileno=sockets[0]) if sockets else None
+    return b"", None
 
 
-class Child:
-    """One process, which stands by or runs a call; its end of the channel on which it gets its program and says what it says; and a socket to
-    whoever uses it, who tells how long it may take, and is told how it ended."""
+def work(trainer: socket.socket, base: str):
+    """A worker: call after call, each in a child of its own, until the trainer hangs up. Never returns."""
+    pid = 0
 
-    def __init__(self, pid: int, channel: socket.socket, user: socket.socket, folder: str):
-        self.pid, self.channel, self.user, self.folder = pid, channel, user, folder
-        self.spare, self.timeout, self.started, self.deadline = True, 0.0, math.inf, math.inf
-        self.ending = None  # (pid, wait status, resources used), once it is dead
-
-    def start(self):
-        """The clock starts; where the user has hung up, it has run down already."""
-        self.spare, self.timeout, self.started = False, float(self.user.recv(64) or 0), time.monotonic()
-        self.deadline = self.started + self.timeout
-
-    def kill(self):
+    def kill(*_):
         for kill in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
             with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
-                kill(self.pid, signal.SIGKILL)
+                kill(pid, signal.SIGKILL)
 
-    def report(self):
-        """Leave nothing of it behind, and say how it ended."""
-        self.kill()  # also if it is dead: its group may live on. Its number is not given out again until all others have had a turn
-        timed_out = self.ending is None
-        _, wait_status, usage = self.ending or os.wait4(self.pid, 0)
-        remove(self.folder)
-        code = os.waitstatus_to_exitcode(wait_status)
-        status = "timeout" if timed_out else self.verdict(code, usage.ru_utime + usage.ru_stime)
-        replayable = not timed_out and code in (OK, ERROR)  # a cell that was killed, or left, would do so again
-        verdict = {"status": status, "replayable": replayable, "seconds": time.monotonic() - self.started}
-        with contextlib.suppress(OSError), self.channel, self.user:  # nobody may be listening any more
-            self.channel.shutdown(socket.SHUT_RDWR)  # for whoever has it: here ends what there is to read
-            self.user.sendall(json.dumps(verdict).encode())
+    try:
+        die_with_parent()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL), signal.signal(signal.SIGALRM, kill)
+        for number in itertools.count():
+            folder, (child, theirs) = f"{base}/{os.getpid()}-{number}", socket.socketpair()
+            if (pid := os.fork()) == 0:
+                run_child(theirs, folder)
+            theirs.close()
+            timeout, call = receive(trainer)  # until then the child stands by
+            if call is None:
+                return
+            started, timeout = time.monotonic(), float(timeout)
+            signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)  # again and again: the first alarm may come a moment before the wait begins
+            with child, contextlib.suppress(ConnectionError):  # it is dead already: so says its ending
+                socket.send_fds(child, [b"!"], [call.fileno()])
+            _, ending, usage = os.wait4(pid, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            kill()  # its group may live on. Its number is not given out again until all others have had a turn
+            remove(folder)
+            seconds, code = time.monotonic() - started, os.waitstatus_to_exitcode(ending)
+            late = max(seconds, usage.ru_utime + usage.ru_stime) >= timeout
+            replayable = code in (OK, ERROR)  # a cell that was killed, or left, would do so again
+            with call, contextlib.suppress(OSError):  # nobody listens any more
+                call.shutdown(socket.SHUT_RDWR)  # whoever else has it: here ends what there is to read
+            trainer.sendall(json.dumps({"status": verdict(code, late), "replayable": replayable, "seconds": seconds}).encode())
+    finally:
+        os._exit(0)
 
-    def verdict(self, code: int, cpu_seconds: float) -> str:
-        if code == -signal.SIGXCPU or (code == -signal.SIGKILL and cpu_seconds >= self.timeout):
-            return "timeout"
-        return "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
+
+def verdict(code: int, late: bool) -> str:
+    if code == -signal.SIGXCPU or code == -signal.SIGKILL and late:
+        return "timeout"
+    return "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
 
 
 def remove(folder: str):
@@ -182,29 +162,27 @@ def remove(folder: str):
             subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
 
 
-def run_child(channel: socket.socket, folder: str, size: int):
-    """In the child: wait for the request, take away what its code must not have, run it, leave without cleaning up. Never returns."""
+def run_child(worker: socket.socket, folder: str):
+    """In the child: wait for the call, take away what its code must not have, run it, leave without cleaning up. Never returns."""
     code = ERROR
     try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()  # its own process group, which the server kills as one
-        os.dup2(channel.fileno(), 0)  # where the server has its own socket
-        os.dup2(0, 3)
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1), os.dup2(silence, 2)
-        os.closerange(4, 4096)  # the sockets of the other calls
-        stream = lambda fd, mode: open(fd, mode, encoding="utf-8", errors="replace", buffering=1, closefd=False)
-        sys.stdin, sys.stdout, sys.stderr = stream(0, "r"), stream(1, "w"), stream(2, "w")
-        request = json.loads(sys.stdin.readline())  # all there is to read; nothing at all: nobody wants us any more
-        os.environ["HOME"] = os.environ["TMPDIR"] = folder
+        die_with_parent()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        os.setsid()  # its own process group, which the worker kills as one
+        os.dup2(worker.fileno(), 0)
+        os.closerange(3, 4096)  # the sockets of the worker
+        _, call = receive(socket.socket(fileno=0))
+        os.dup2(call.fileno(), 0), os.dup2(1, 2), call.close()
+        request = json.load(sys.stdin)  # all there is to read
+        os.makedirs(folder)
+        os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
         os.chdir(folder)
-        lock_down(folder, request["timeout"], size + request["memory_mb"] * 2**20)
+        lock_down(folder, request["timeout"], request["memory_mb"])
         random.seed(0)
         names = {"__name__": "__main__"}
         for cell in request["history"]:  # an earlier cell of the session: once more, in silence
             run_cell(cell, names)
-        os.dup2(3, 1), os.dup2(3, 2), os.close(3)
+        os.dup2(0, 1), os.dup2(0, 2)
         code = run_cell(request["code"], names)
     finally:
         os._exit(code)
@@ -237,24 +215,5 @@ def run_cell(code: str, names: dict) -> int:
         return ERROR
 
 
-def show_layers():
-    """A table of the layers, each tried on this process, which ends with it."""
-    base = tempfile.mkdtemp(prefix="nanotir-")
-    apart = namespaces(base)
-    if not apart:
-        os.rmdir(base)
-    rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
-    rows += lock_down(os.getcwd(), seconds=60, address_space=2**40)
-    for layer, in_force, stops in rows:
-        print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}", flush=True)
-
-
-def main():
-    base = sys.argv[1]
-    ours = ("", base, os.getcwd(), os.environ.pop("PYTHONPATH"))  # the calls' folders and nanotir itself: no child may read them
-    sys.path[:] = [path for path in sys.path if path not in ours]
-    serve(socket.socket(fileno=0), base)
-
-
 if __name__ == "__main__":
-    main() if len(sys.argv) > 1 else show_layers()
+    main()

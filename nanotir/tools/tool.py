@@ -34,6 +34,7 @@ class Tool:
 
     name: str
     threads = 8  # calls that may wait at the same time
+    _pool: ThreadPoolExecutor | None = None
     deterministic = False  # the same text, without a session, always has the same answer: a sampler need not ask twice
 
     def run(self, text: str, session=None) -> ToolResult:
@@ -42,7 +43,7 @@ class Tool:
 
     def submit(self, text: str, session=None) -> Future:
         """The same without waiting: a Future of the ToolResult, so that decoding can go on meanwhile."""
-        if not hasattr(self, "_pool"):
+        if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
         return self._pool.submit(self.run, text, session)
 
@@ -50,8 +51,10 @@ class Tool:
         """Forget a session's state. A tool without any has nothing to forget."""
 
     def close(self):
-        if hasattr(self, "_pool"):
-            self._pool.shutdown(cancel_futures=True)
+        """Wait for what is running and end. Whoever submits again starts anew."""
+        if self._pool:
+            self._pool.shutdown()
+        self._pool = None
 
     def __enter__(self):
         return self
@@ -60,13 +63,10 @@ class Tool:
         self.close()
 
 
-def cut_middle(head: str, limit: int, tail: str = "", lost: int = 0) -> tuple[str, bool]:
-    """At most about `limit` characters of head + tail, between which `lost` more are gone already: the two ends, with a visible
-    marker between. Both matter: what a program printed first shows what it did, what it printed last holds the answer or the error."""
-    text = head + tail
-    if len(text) <= limit and not lost:
+def cut_middle(text: str, limit: int, missing: int = 0) -> tuple[str, bool]:
+    """(about `limit` characters of the text, its two ends with a visible marker between, whether anything is left out); `missing` more are gone
+    from its middle already. Both ends matter: what a program printed first shows what it did, what it printed last holds the answer or the error."""
+    if len(text) <= limit and not missing:
         return text, False
-    front = min(len(head) if lost else limit, limit - limit // 2)
-    back = min(len(tail) if lost else limit, limit // 2)
-    cut = len(text) - front - back + lost
-    return f"{text[:front]}\n[... {cut} characters cut ...]\n{text[len(text) - back :]}", True
+    front, back = text[: limit - limit // 2], text[len(text) - limit // 2 :]
+    return f"{front}\n[... {len(text) - limit + missing} characters cut ...]\n{back}", True

@@ -50,20 +50,26 @@ def test_a_full_disk_is_an_error_and_the_next_call_has_room_again(tool, needs):
     assert tool.run("open('f', 'wb').write(b'x' * (4 << 20))").output == str(4 << 20)
 
 
-def children_of(tool, number: int) -> list[int]:
-    """The fork server's children, once they are as many as they should be."""
-    deadline = time.monotonic() + 10
-    while len(children := below(server_of(tool))) != number and time.monotonic() < deadline:
+def at_rest(tool, workers: int) -> tuple[list[int], list[int]]:
+    """The fork server's workers, and the children that stand by, once there is one to each worker and no other."""
+    deadline, one_each = time.monotonic() + 10, False
+    while not one_each and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(children) == number
-    return children
+        found = children(server_of(tool))
+        spares = [spare for worker in found for spare in children(worker)]
+        one_each = len(found) == len(spares) == len(below(server_of(tool))) - len(found) == workers
+    assert one_each
+    return found, spares
+
+
+def base_of(tool) -> str:
+    """The server's folder, which holds those of the calls."""
+    return os.readlink(f"/proc/{server_of(tool)}/cwd")
 
 
 def folders_of_calls(tool) -> list[str]:
-    """What lies in the server's folder, as the server sees it: under namespaces it has a file system of its own there. The newest is that of
-    the spare child, which has yet to be called, and left out."""
-    children_of(tool, 1)
-    return sorted(os.listdir(f"/proc/{server_of(tool)}/cwd"), key=int)[:-1]
+    """What lies in the server's folder, as the server sees it: under namespaces it has a file system of its own there."""
+    return os.listdir(f"/proc/{server_of(tool)}/cwd")
 
 
 def test_a_deep_tree_of_folders_is_removed(tool):
@@ -148,16 +154,17 @@ def resident_mb(pids) -> float:
 
 
 def test_500_calls_leave_no_process_no_file_no_descriptor_and_no_memory_behind():
-    with PythonTool() as tool:
+    with PythonTool(workers=4) as tool:
+        wait([tool.submit("import time\ntime.sleep(0.5)") for _ in range(4)])  # now there are four
         wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(50)])
-        server = [tool._server.process.pid, server_of(tool)]
-        _, descriptors, memory = children_of(tool, 1), len(os.listdir("/proc/self/fd")), resident_mb(server)
+        server = [tool._server.process.pid, server_of(tool), *at_rest(tool, 4)[0]]
+        descriptors, memory = len(os.listdir("/proc/self/fd")), resident_mb(server)
         wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(500)])
-        assert children_of(tool, 1) and len(os.listdir("/proc/self/fd")) == descriptors
+        assert at_rest(tool, 4)[0] == server[2:] and len(os.listdir("/proc/self/fd")) == descriptors
         assert resident_mb(server) - memory < 10
-        base = tool._server.base
+        base = base_of(tool)
         assert folders_of_calls(tool) == []
-        assert all(len(os.listdir(f"/proc/{pid}/fd")) < 32 for pid in server)
+        assert all(len(os.listdir(f"/proc/{pid}/fd")) < 16 for pid in server)
     assert not os.path.exists(base) and not any(os.path.exists(f"/proc/{pid}") for pid in server)
 
 
@@ -167,7 +174,7 @@ sys.path.insert(0, {root!r})
 from nanotir.tools import PythonTool
 tool = PythonTool(timeout=60)
 tool.run("1")
-print(tool._server.base, flush=True)
+print("ready", flush=True)
 tool.run("import time\\ntime.sleep(60)")
 """
 
@@ -175,9 +182,11 @@ tool.run("import time\\ntime.sleep(60)")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(number):
     caller = subprocess.Popen([sys.executable, "-c", CALLER.format(root=str(ROOT))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    base = caller.stdout.readline().strip()
+    assert caller.stdout.readline() == "ready\n"
     time.sleep(0.2)  # the long call is running
     offspring = below(caller.pid)
+    (base,) = {os.readlink(f"/proc/{pid}/cwd").split("/nanotir-")[1].split("/")[0] for pid in offspring[1:]}
+    base = os.path.join(tempfile.gettempdir(), f"nanotir-{base}")
     caller.send_signal(number)
     caller.wait(timeout=30)
     deadline = time.monotonic() + 10
@@ -197,7 +206,7 @@ def server_of(tool) -> int:
 def test_the_calls_of_a_server_that_dies_are_sent_once_more_and_none_is_lost():
     with PythonTool() as tool:
         assert tool.run("1").ok
-        base, futures = tool._server.base, [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
+        base, futures = base_of(tool), [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
         time.sleep(0.1)
         os.kill(server_of(tool), signal.SIGKILL)
         assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(12)]
@@ -223,8 +232,8 @@ def test_the_fork_server_whose_copy_every_child_is_never_sees_a_program_or_its_o
         tool.run(f"said = '{words[0]}'", session="a")
         assert tool.run(f"said, '{words[1]}'", session="a").output == f"('{words[0]}', '{words[1]}')"
         assert tool.run(f"raise ValueError('{words[2]}')").status == "error"
-        (spare,) = children_of(tool, 1)
-        for pid in (server_of(tool), spare):
+        (worker,), (spare,) = at_rest(tool, 1)
+        for pid in (server_of(tool), worker, spare):
             memory = memory_of(pid)
             assert b"nanotir.tools.lockdown" in memory and b"telltale" not in memory
 
@@ -247,7 +256,7 @@ def memory_of(pid: int) -> bytes:
 def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
     with PythonTool() as tool:
         assert tool.run("1").ok
-        (spare,) = children_of(tool, 1)
+        _, (spare,) = at_rest(tool, 1)
         os.kill(spare, signal.SIGKILL)
         assert tool.run("2").status == "crash"
         assert tool.run("3").output == "3"
@@ -269,13 +278,41 @@ def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others():
         assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
 
 
-def test_no_interrupt_reaches_whoever_holds_the_sockets_of_a_call(monkeypatch):
-    """Python handles signals in the main thread. One that came between two lines there could lose a child that nobody else would find."""
-    call, callers = client.ForkServer.call, []
-    monkeypatch.setattr(client.ForkServer, "call", lambda *arguments: callers.append(threading.current_thread()) or call(*arguments))
+def test_a_worker_that_dies_costs_its_server_and_no_call():
     with PythonTool() as tool:
-        assert tool.run("1").ok and tool.submit("2").result().ok
-    assert len(callers) == 2 and threading.main_thread() not in callers
+        assert tool.run("1").ok
+        (worker,), _ = at_rest(tool, 1)
+        futures = [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(6)]
+        time.sleep(0.2)
+        os.kill(worker, signal.SIGKILL)
+        assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(6)]
+
+
+def test_whoever_is_interrupted_loses_his_call_and_its_worker_and_no_more():
+    """Python handles signals in the main thread, between any two lines."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_):
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with PythonTool(timeout=0.6) as tool:
+            for _ in range(2):
+                assert tool.run("1").ok
+            descriptors = len(os.listdir("/proc/self/fd"))
+            for delay in (0.0005, 0.002, 0.004, 0.1):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                with pytest.raises(Interrupt):
+                    tool.run("while True: pass")
+                    time.sleep(10)
+            assert tool.run("2").output == "2"
+            at_rest(tool, 1)  # once the forsaken calls have run out of time
+            assert len(os.listdir("/proc/self/fd")) == descriptors
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_call_that_is_submitted_while_the_tool_is_closed_has_a_result_and_leaves_no_server():
@@ -310,18 +347,6 @@ def test_a_trainer_that_has_too_many_files_open_gets_a_crash_and_leaks_none():
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
             [file.close() for file in files]
         assert tool.run("2").output == "2" and len(os.listdir("/proc/self/fd")) == before
-
-
-def test_whoever_gives_up_takes_his_call_with_him():
-    with PythonTool() as tool:
-        assert tool.run("1").ok
-        _, sockets, *_ = socket.recv_fds(tool._server.control, 1, 2)
-        program, server = (socket.socket(fileno=fd) for fd in sockets)
-        server.sendall(b"60")
-        program.sendall(json.dumps({"code": "while True: pass", "history": [], "timeout": 60, "memory_mb": 64}).encode() + b"\n")
-        mine, _ = children_of(tool, 2)  # it, and the next spare
-        program.close(), server.close()
-        assert mine not in children_of(tool, 1) and tool.run("2").output == "2"
 
 
 def test_closing_ends_what_is_running_works_after_the_servers_death_and_is_not_the_end():
