@@ -48,7 +48,7 @@ def main():
         mount_memory(base)
     os.chdir(base)
     del sys.path[0]  # where nanotir lies: no call may read it
-    serve(socket.socket(fileno=0), base) if sys.argv[1:] else show_layers(apart)
+    serve(socket.socket(fileno=0), base, "warm" in sys.argv) if sys.argv[1:] else show_layers(apart)
 
 
 def show_layers(apart: bool):
@@ -58,14 +58,21 @@ def show_layers(apart: bool):
         print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
 
 
-def serve(trainer: socket.socket, base: str):
+def serve(trainer: socket.socket, base: str, warm: bool):
     """Make a worker for every socket that the trainer sends, until it hangs up."""
-    warm_up()
+    import decimal, fractions, statistics, traceback  # noqa: E401, F401: what a call may well ask for
+
+    if warm:
+        warm_up()
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     filter_program(), readable()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a call says what it says elsewhere
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended, and it leaves no zombie
+    gc.collect()
+    gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
     while end := receive(trainer)[1]:
         if os.fork() == 0:
             work(end, base)
@@ -73,7 +80,7 @@ def serve(trainer: socket.socket, base: str):
 
 
 def warm_up():
-    """Load, once, what model code will use: a child then finds it in memory. Lazy parts of both libraries are touched here."""
+    """Load both libraries once: a child then finds them in memory. Their lazy parts are touched here."""
     import numpy
     import numpy.fft, numpy.linalg, numpy.polynomial, numpy.random  # noqa: E401
     import sympy
@@ -83,10 +90,6 @@ def warm_up():
     sympy.integrate(x * sympy.sin(x), x), sympy.simplify((x**2 - 1) / (x - 1)), sympy.factorint(1001), sympy.limit(sympy.sin(x) / x, x, 0)
     sympy.Matrix([[2, 1], [1, 3]]).eigenvals(), numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
     numpy.random.seed(0)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    gc.collect()
-    gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
     if LINUX:
         use_huge_pages()
 
@@ -121,23 +124,22 @@ def work(trainer: socket.socket, base: str):
     try:
         die_with_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL), signal.signal(signal.SIGALRM, kill)
-        for number in itertools.count():
-            folder, (child, theirs) = f"{base}/{os.getpid()}-{number}", socket.socketpair()
-            if (pid := os.fork()) == 0:
-                run_child(theirs, folder)
-            theirs.close()
-            timeout, call = receive(trainer)  # until then the child stands by
+        folders = (f"{base}/{os.getpid()}-{number}" for number in itertools.count())
+        spare = stand_by(next(folders))
+        while True:
+            timeout, call = receive(trainer)
             if call is None:
                 return
-            started, timeout = time.monotonic(), float(timeout)
+            (pid, folder, child), started, timeout = spare, time.monotonic(), float(timeout)
             signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)  # again and again: the first alarm may come a moment before the wait begins
             with child, contextlib.suppress(ConnectionError):  # it is dead already: so says its ending
                 socket.send_fds(child, [b"!"], [call.fileno()])
+            spare = stand_by(next(folders))
             _, ending, usage = os.wait4(pid, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
+            seconds, code = time.monotonic() - started, os.waitstatus_to_exitcode(ending)
             kill()  # its group may live on. Its number is not given out again until all others have had a turn
             remove(folder)
-            seconds, code = time.monotonic() - started, os.waitstatus_to_exitcode(ending)
             late = max(seconds, usage.ru_utime + usage.ru_stime) >= timeout
             replayable = code in (OK, ERROR)  # a cell that was killed, or left, would do so again
             with call, contextlib.suppress(OSError):  # nobody listens any more
@@ -145,6 +147,15 @@ def work(trainer: socket.socket, base: str):
             trainer.sendall(json.dumps({"status": verdict(code, late), "replayable": replayable, "seconds": seconds}).encode())
     finally:
         os._exit(0)
+
+
+def stand_by(folder: str) -> tuple[int, str, socket.socket]:
+    """Fork the child of a call to come, which runs in this folder: (its process id, the folder, the socket on which it waits for the call)."""
+    ours, theirs = socket.socketpair()
+    if (pid := os.fork()) == 0:
+        run_child(theirs, folder)
+    theirs.close()
+    return pid, folder, ours
 
 
 def verdict(code: int, late: bool) -> str:
