@@ -175,29 +175,33 @@ def slow_tools(policy) -> dict:
 
 def python_tool(policy) -> dict:
     """Latency of `print(2**100)` and of sympy solving a cubic, calls one by one; throughput of many at once; 64 calls that sleep 50 ms; how long
-    the fork server takes to start; what 10,000 calls leave behind in processes, files and descriptors, and in MB of the server's memory."""
+    the fork servers take to start; what 10,000 calls leave behind in processes, files and descriptors, and in MB of memory."""
     with PythonTool(workers=64) as tool:
-        start = timed(lambda: tool.run("1"))
+        start, start_warm = timed(lambda: tool.run("1")), timed(lambda: tool.run("import sympy"))
         latencies = sorted(timed(lambda: tool.run("print(2**100)")) for _ in range(400))
         cubic = sorted(timed(lambda: tool.run("from sympy import *\nx = symbols('x')\nsolve(x**3 - 2*x**2 - 5*x + 6, x)")) for _ in range(100))
+        sleep = lambda: wait([tool.submit("import time\ntime.sleep(0.05)") for _ in range(64)])
+        sleep()  # now there are 64 workers
+        sleeping = timed(sleep)
         throughput = 500 / timed(lambda: wait([tool.submit("print(2**100)") for _ in range(500)]))
-        sleeping = timed(lambda: wait([tool.submit("import time\ntime.sleep(0.05)") for _ in range(64)]))
         before, memory = left_behind(tool)
         for _ in range(20):
             wait([tool.submit("open('f', 'w').write('x')\nprint('y' * 1000)") for _ in range(500)])
         after, more_memory = left_behind(tool)
     return {"p50_ms": 1000 * latencies[200], "p99_ms": 1000 * latencies[396], "cubic_p50_ms": 1000 * cubic[50], "calls_per_second": throughput,
-            "sleep_64": sleeping, "start": start, "left_behind": after - before, "left_behind_mb": more_memory - memory}  # fmt: skip
+            "sleep_64": sleeping, "start": start, "start_warm": start_warm, "left_behind": after - before, "left_behind_mb": more_memory - memory}  # fmt: skip
 
 
 def left_behind(tool) -> tuple[int, float]:
-    """(files of the calls + descriptors and processes of trainer and server, MB of the server's memory). Linux only."""
-    time.sleep(0.2)  # the next spare child stands by again
-    pids, text = [tool._server.process.pid], lambda path: Path(path).read_text()
+    """(processes of the servers, and descriptors and files of theirs and ours; MB of their memory, shared pages shared out). Linux only."""
+    time.sleep(0.5)  # the next children stand by again
+    pids, text = [server.process.pid for server in tool._servers.values()], lambda path: Path(path).read_text()
     for pid in pids:
         pids += map(int, text(f"/proc/{pid}/task/{pid}/children").split())
     descriptors = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in (*pids, "self"))
-    return len(list(Path(f"/proc/{pids[-1]}/cwd").iterdir())) + descriptors + len(pids), sum(int(text(f"/proc/{pid}/statm").split()[1]) for pid in pids) / 256
+    files = {path.name for pid in pids[len(tool._servers) :] for path in Path(f"/proc/{pid}/cwd").iterdir()}
+    memory = [int(line.split()[1]) for pid in pids for line in text(f"/proc/{pid}/smaps_rollup").splitlines() if line.startswith("Pss:")]
+    return len(pids) + descriptors + len(files), sum(memory) / 1024
 
 
 MEASUREMENTS = {f.__name__: f for f in (rl_step, sft_step, decode, shared_prefill, slow_tools, python_tool, head_memory, fused_loss)}

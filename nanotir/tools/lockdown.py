@@ -1,6 +1,6 @@
 """What is taken away from a process before it runs a model's program: limits, then layer upon layer of the Linux kernel's own protections.
 
-None of them needs root, a container or a package; each layer is left out where the kernel refuses it, and lock_down says which are in force. No
+None of them needs root, a container or a package; each layer is left out where the kernel refuses it, and a table shows which are in force. No
 layer is enough by itself: Landlock leaves processes and sockets, seccomp leaves files. The numbers are those of the kernel's own headers.
 """
 from __future__ import annotations
@@ -44,36 +44,40 @@ def mount_memory(base: str):
         LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384")  # no set-uid files, no devices
 
 
-def lock_down(folder: str, seconds: float, memory_mb: int) -> list[tuple]:
-    """Take rights away for good from this process, a child about to run a program: (layer, whether it is in force, what it stops)."""
-    limit_resources(seconds, memory_mb)
+def lock_server(memory_mb: int) -> list[tuple]:
+    """Take away for good, once, what no call may have and the server can do without: (layer, whether it is in force, what it stops)."""
+    limits = {"FSIZE": 8 * 2**20, "CORE": 0}  # bytes in one file
+    if LINUX:  # bytes beyond what is in use already: a growing list ends in MemoryError
+        limits["AS"] = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
+    limit(**limits)
+    if not LINUX:
+        return [("all others", False, "only the limits hold here: no protection of files, network and other processes")]
+    no_new_privs = LIBC.prctl(38, 1, 0, 0, 0) == 0
+    no_capabilities = LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
+    return [("no_new_privs", no_new_privs, "gaining rights through set-uid programs"), ("capabilities", no_capabilities, "whatever root may do: all of them are dropped")]
+
+
+def lock_child(folder: str, seconds: float) -> list[tuple]:
+    """The same for a child that is about to run a program in this folder."""
+    # Seconds of processor time, open files, and processes of this user, all calls together: seccomp allows a call none at all.
+    limit(CPU=int(seconds) + 1, NOFILE=64, NPROC=1024)
     limits = ("limits", True, "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole")
     if not LINUX:
-        return [("all others", False, "only the limits hold here: no protection of files, network and other processes"), limits]
-    return [  # in this order, for the last ones forbid the first
-        ("no_new_privs", LIBC.prctl(38, 1, 0, 0, 0) == 0, "gaining rights through set-uid programs"),
+        return [limits]
+    return [  # in this order: the last one forbids the first
         ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
-        ("capabilities", LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0, "whatever root may do: all of them are dropped"),
         ("seccomp", seccomp(), "sockets, other programs, new processes, signals to others, ptrace, mounts, changed modes and owners, raised limits"),
         limits,
     ]
 
 
-def limit_resources(seconds: float, memory_mb: int):
-    limits = {
-        "CPU": int(seconds) + 1,  # seconds of processor time: a loop that ignores every signal still ends
-        "FSIZE": 8 * 2**20,  # bytes in one file
-        "NOFILE": 64,  # open files
-        "NPROC": 1024,  # processes of this user, all calls together; seccomp allows a call none at all
-        "CORE": 0,
-    }
-    if LINUX:  # bytes, beyond what is in use already: a growing list ends in MemoryError
-        limits["AS"] = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
-    for name, limit in limits.items():
+def limit(**limits: int):
+    """Lower the limits of these resources, for good."""
+    for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
         hard = resource.getrlimit(kind)[1]
-        limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
-        resource.setrlimit(kind, (limit, limit))
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
 
 
 def landlock(folder: str) -> bool:
@@ -85,8 +89,8 @@ def landlock(folder: str) -> bool:
     READ_FILE, READ_DIR, WRITE_FILE, no = 1 << 2, 1 << 3, 1 << 1, 1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15  # execute, devices, sockets, ioctl
     attributes = struct.pack("QQQ", everything, 3, 3)  # and TCP from version 4, signals and abstract sockets from version 6
     ruleset = LIBC.syscall(444, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
-    writable = [("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]
-    for path, access in [*((path, READ_FILE | READ_DIR if is_folder else READ_FILE) for path, is_folder in readable()), *writable]:
+    readable = [(path, READ_FILE | READ_DIR if is_folder else READ_FILE) for path, is_folder in needed()]
+    for path, access in [*readable, ("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]:
         fd = os.open(path, os.O_PATH)
         LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)
         os.close(fd)
@@ -96,8 +100,8 @@ def landlock(folder: str) -> bool:
 
 
 @functools.lru_cache
-def readable() -> list[tuple[str, bool]]:
-    """(path, whether it is a folder) of what Python needs: its packages, system libraries, time zones, random numbers."""
+def needed() -> list[tuple[str, bool]]:
+    """(path, whether it is a folder) of what Python reads: its packages, system libraries, time zones, random numbers."""
     system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
     system += [*sys.path, f"{sys.base_prefix}/lib"]
     real = sorted({os.path.realpath(path) for path in system if os.path.exists(path)})

@@ -35,12 +35,12 @@ class PythonConfig:
 class ForkServer:
     """A fork server as we see it: its process, the socket on which it takes orders for workers, and sockets to those that are idle."""
 
-    def __init__(self, warm: bool):
+    def __init__(self, warm: bool, memory_mb: int):
         self.idle: list[socket.socket] = []
         self.control, theirs = socket.socketpair()
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "TMPDIR": tempfile.gettempdir(), "PYTHONHASHSEED": "0"}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare"]
+        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare", str(memory_mb)]
         with theirs:
             self.process = subprocess.Popen(command, env=keep | threads, cwd=PROJECT, start_new_session=True, stdin=theirs)
 
@@ -129,7 +129,7 @@ class PythonTool(Tool):
                 with self._lock:
                     if self._closing:
                         raise ConnectionAbortedError("it was closed")
-                    server = self._servers[warm] = self._servers.get(warm) or ForkServer(warm)
+                    server = self._servers[warm] = self._servers.get(warm) or ForkServer(warm, self.config.memory_mb)
                 try:
                     return server.call(request)
                 except ConnectionError:

@@ -22,19 +22,18 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import time
 
-from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_down, mount_memory, namespaces, readable
+from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_child, lock_server, mount_memory, namespaces, needed
 
 OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
 
 
 def main():
     """Serve, or show the layers; and clean up however that ends, which takes another process to do."""
-    base = tempfile.mkdtemp(prefix="nanotir-")
+    base = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"nanotir-{os.urandom(8).hex()}")
+    os.mkdir(base, 0o700)
     apart = namespaces()
     if server := os.fork():
         os.waitpid(server, 0)
@@ -48,28 +47,30 @@ def main():
         mount_memory(base)
     os.chdir(base)
     del sys.path[0]  # where nanotir lies: no call may read it
-    serve(socket.socket(fileno=0), base, "warm" in sys.argv) if sys.argv[1:] else show_layers(apart)
+    serve(socket.socket(fileno=0), base, sys.argv[1] == "warm", int(sys.argv[2])) if sys.argv[1:] else show_layers(base, apart)
 
 
-def show_layers(apart: bool):
+def show_layers(base: str, apart: bool):
     """A table of the layers, each tried on this process, which ends with it."""
     rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
-    for layer, in_force, stops in rows + lock_down(os.getcwd(), seconds=60, memory_mb=2**20):
+    for layer, in_force, stops in rows + lock_server(memory_mb=1024) + lock_child(base, seconds=60):
         print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
 
 
-def serve(trainer: socket.socket, base: str, warm: bool):
+def serve(trainer: socket.socket, base: str, warm: bool, memory_mb: int):
     """Make a worker for every socket that the trainer sends, until it hangs up."""
-    import decimal, fractions, statistics, traceback  # noqa: E401, F401: what a call may well ask for
+    import decimal, fractions, traceback  # noqa: E401, F401: what a call may well ask for
 
     if warm:
         warm_up()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    filter_program(), readable()
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a call says what it says elsewhere
+    os.environ["HOME"] = os.environ["TMPDIR"] = "."  # a call's folder is where it is
+    lock_server(memory_mb)
+    filter_program(), needed()  # once, for all
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended, and it leaves no zombie
     gc.collect()
     gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
@@ -170,7 +171,7 @@ def remove(folder: str):
         os.rmdir(folder)
     except OSError:
         for command in (["/bin/chmod", "-R", "u+rwX"], ["/bin/rm", "-rf"]):  # it may have made folders that nobody may list
-            subprocess.run([*command, folder], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            os.waitpid(os.posix_spawn(command[0], [*command, folder], {}), 0)
 
 
 def run_child(worker: socket.socket, folder: str):
@@ -185,10 +186,9 @@ def run_child(worker: socket.socket, folder: str):
         _, call = receive(socket.socket(fileno=0))
         os.dup2(call.fileno(), 0), os.dup2(1, 2), call.close()
         request = json.load(sys.stdin)  # all there is to read
-        os.makedirs(folder)
-        os.environ["HOME"] = os.environ["TMPDIR"] = tempfile.tempdir = folder
+        os.mkdir(folder)
         os.chdir(folder)
-        lock_down(folder, request["timeout"], request["memory_mb"])
+        lock_child(folder, request["timeout"])
         random.seed(0)
         names = {"__name__": "__main__"}
         for cell in request["history"]:  # an earlier cell of the session: once more, in silence

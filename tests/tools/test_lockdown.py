@@ -22,7 +22,7 @@ def tool():
 
 
 def test_the_table_names_every_layer(layers):
-    assert list(layers) == ["namespaces", "no_new_privs", "Landlock", "capabilities", "seccomp", "limits"] and layers["limits"]
+    assert list(layers) == ["namespaces", "no_new_privs", "capabilities", "Landlock", "seccomp", "limits"] and layers["limits"]
 
 
 REFUSED = {  # what a program tries, and a layer that forbids it

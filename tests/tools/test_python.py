@@ -175,10 +175,15 @@ def test_the_model_code_never_runs_in_this_process(python):
     assert python.run("import sys\n'torch' in sys.modules").output == "False"
 
 
-def test_the_server_starts_on_first_use_only():
-    tool = PythonTool()
-    assert tool._server is None
-    tool.close()
+def test_servers_start_on_first_use_and_the_one_that_has_the_libraries_for_programs_that_name_one():
+    with PythonTool() as tool:
+        assert not tool._servers
+        loaded = "import sys\nsorted({'numpy', 'sympy'} & {*sys.modules})"
+        assert tool.run(loaded.replace("numpy", "num' 'py").replace("sympy", "sym' 'py")).output == "[]" and list(tool._servers) == [False]
+        assert tool.run(loaded).output == "['numpy', 'sympy']" and len(tool._servers) == 2
+        assert tool.run("x = 1", session="a").ok and tool.run("import sympy", session="a").ok
+        assert tool.run("sympy.sqrt(16)", session="a").output == "4"  # an earlier cell names it
+        assert tool.run("__import__('sym' + 'py').sqrt(16)").output == "4"  # it is there all the same, only later
 
 
 def test_a_call_that_deletes_the_sandboxes_folder_harms_no_other():

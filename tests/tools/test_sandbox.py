@@ -156,10 +156,10 @@ def resident_mb(pids) -> float:
 def test_500_calls_leave_no_process_no_file_no_descriptor_and_no_memory_behind():
     with PythonTool(workers=4) as tool:
         wait([tool.submit("import time\ntime.sleep(0.5)") for _ in range(4)])  # now there are four
-        wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(50)])
-        server = [tool._server.process.pid, server_of(tool), *at_rest(tool, 4)[0]]
+        wait([tool.submit("open('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(50)])
+        server = [tool._servers[False].process.pid, server_of(tool), *at_rest(tool, 4)[0]]
         descriptors, memory = len(os.listdir("/proc/self/fd")), resident_mb(server)
-        wait([tool.submit("import sympy\nopen('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(500)])
+        wait([tool.submit("open('f', 'w').write('x')\nprint('y' * 3000)") for _ in range(500)])
         assert at_rest(tool, 4)[0] == server[2:] and len(os.listdir("/proc/self/fd")) == descriptors
         assert resident_mb(server) - memory < 10
         base = base_of(tool)
@@ -199,7 +199,7 @@ def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(n
 def server_of(tool) -> int:
     """The fork server: process 1 of its own namespace, where it has one, else the process that was started."""
     number_inside = lambda pid: re.search(r"NSpid:.*\t(\d+)\n", Path(f"/proc/{pid}/status").read_text())[1]
-    started = tool._server.process.pid
+    started = tool._servers[False].process.pid
     return next((pid for pid in below(started) if number_inside(pid) == "1"), started)
 
 
@@ -217,9 +217,9 @@ def test_a_call_whose_server_dies_twice_is_a_crash():
     with PythonTool() as tool:
         assert tool.run("1").ok
         future = tool.submit("import time\ntime.sleep(5)")
-        first = tool._server
+        first = tool._servers[False]
         os.kill(server_of(tool), signal.SIGKILL)
-        while tool._server in (None, first):
+        while tool._servers.get(False) in (None, first):
             time.sleep(0.01)
         os.kill(server_of(tool), signal.SIGKILL)
         assert future.result(timeout=60).status == "crash"
