@@ -13,6 +13,12 @@ CHUNKED_FROM = 16384  # vocabulary from which logits are made chunk by chunk
 CHUNK = 64  # rows of logits held at a time: at a vocabulary of 32,768 they still fit in a core's share of the cache
 
 
+def autocast(device: torch.device, bf16: bool):
+    """Matrix products in bfloat16 where that is asked for, except on a CPU without instructions for it, where they would take seven times as long."""
+    able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and able)
+
+
 def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy: bool = False, routing=None):
     """(log-probs, entropies), both (B, T), of the masked ids of whole rows (B, T); 0 elsewhere. Entropies are None unless asked for.
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from tqdm import tqdm
 
-from nanotir.logps import active_logits, trained_logps
+from nanotir.logps import active_logits, autocast, trained_logps
 from nanotir.losses import (
     BASELINES, KL_ESTIMATORS, LOSS_TYPES, RATIO_LEVELS, SCALES, check_fused, combine_metrics, fused_policy_loss, group_advantages, one_of,
     policy_loss,
@@ -43,7 +43,7 @@ class RLConfig:
     decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     grad_clip: float = 1.0  # largest gradient norm
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
-    bf16: bool = False  # autocast matrix products to bfloat16 (then sampler and trainer agree less well: see logp_gap)
+    bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512 (then sampler and trainer agree less well: see logp_gap)
     loss_type: str = "dapo"  # grpo, bnpo, dr_grpo, dapo, luspo (the clipped loss, added up in five ways), cispo, sapo, gmpo or vespo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
     epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
@@ -119,7 +119,7 @@ def rescore(model, trajectories, config: RLConfig, sampler: Sampler) -> float:
     """Replace the sampler's log-probs by the trainer's. Returns the largest difference there was: float noise, or a bug."""
     device, gap = next(model.parameters()).device, 0.0
     for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(device, config.bf16):
             logps, _ = trained_logps(model, micro.ids, micro.mask, sampler.config.temperature, sampler.banned)
         gap = max(gap, (logps - micro.logps).abs().max().item())  # both are 0 where nothing was sampled
         for row, values in zip(micro.rows, logps.tolist()):
@@ -143,7 +143,7 @@ def update(model, optimizer, trajectories, advantages, config: RLConfig, sampler
     seen, loss, router_aux, routed = [], 0.0, 0.0, model.config.n_experts > 0
     for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, config.micro_batch_tokens, device):
         routing = Routing() if routed else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(device, config.bf16):
             micro_loss, metrics = micro_batch_loss(model, reference, micro, advantages[micro.rows].to(device), config.fused, sampler, options, routing)
         if config.loss_type == "bnpo":  # a mean over the micro-batch's own tokens counts by how many they are
             micro_loss = micro_loss * metrics["active_tokens"] / max(num_active_tokens, 1)

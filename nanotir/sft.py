@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from tqdm import tqdm
 
-from nanotir.logps import trained_logps
+from nanotir.logps import autocast, trained_logps
 from nanotir.model import Routing
 from nanotir.muon import Muon
 from nanotir.routing import router_loss
@@ -25,7 +25,7 @@ class SFTConfig:
     warmup: int = 20  # steps of linear warm-up
     decay: float = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
     grad_clip: float = 1.0  # largest gradient norm
-    bf16: bool = False  # autocast matrix products to bfloat16; pays on GPUs
+    bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
     observations: str = "masked"  # tool output is masked; learned: imitated too, as if the teacher had written it
 
     def __post_init__(self):
@@ -78,7 +78,7 @@ def imitate(model, optimizers, batch, pad_id: int, config: SFTConfig) -> dict:
     loss, router_aux, routed = 0.0, 0.0, model.config.n_experts > 0
     for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
         routing = Routing() if routed else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        with autocast(device, config.bf16):
             logps, _ = trained_logps(model, micro.ids, micro.mask, routing=routing)
         micro_loss = -logps.sum() / num_active_tokens
         loss += micro_loss.item()

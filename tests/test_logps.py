@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from conftest import small_model
-from nanotir.logps import CHUNK, ChunkedLogps, head_logps, token_logps, trained_logps
+from nanotir.logps import CHUNK, ChunkedLogps, autocast, head_logps, token_logps, trained_logps
 
 NONE = torch.tensor([], dtype=torch.long)
 assert_close = lambda a, b, tolerance: torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
@@ -101,3 +101,11 @@ def test_a_large_vocabulary_is_cut_into_chunks_and_a_small_one_is_not(monkeypatc
     for vocabulary in (16383, 16384):
         head_logps(torch.zeros(2, 4), torch.zeros(vocabulary, 4), torch.tensor([1, 2]), 1.0, NONE, False)
     assert seen == [16384]
+
+
+@pytest.mark.parametrize("capability, dtype", [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
+def test_bfloat16_is_left_alone_on_a_cpu_without_instructions_for_it(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for bf16, expected in ((True, dtype), (False, torch.float32)):
+        with autocast(torch.device("cpu"), bf16):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
