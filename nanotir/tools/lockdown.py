@@ -116,9 +116,11 @@ DENIED = """
     setpriority 141 140  sched_setparam 142 118  sched_setscheduler 144 119  sched_setattr 314 274  sched_setaffinity 203 122  ioprio_set 251 30
     truncate 76 45  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  unshare 272 97  setns 308 268  mount 165 40
     umount2 166 39  bpf 321 280  perf_event_open 298 241  userfaultfd 323 282  io_uring_setup 425 425  io_setup 206 0  keyctl 250 219  add_key 248 217  request_key 249 218  personality 135 92
-    semget 64 190  msgget 68 186  shmget 29 194  mq_open 240 180  memfd_create 319 279  seccomp 317 277  mknod 133 -  mknodat 259 33
+    semget 64 190  semop 65 193  semtimedop 220 192  semctl 66 191  msgget 68 186  msgsnd 69 189  msgrcv 70 188  msgctl 71 187  mq_open 240 180
+    shmget 29 194  shmat 30 196  shmctl 31 195  memfd_create 319 279  seccomp 317 277  mknod 133 -  mknodat 259 33
     chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  chown 92 -  fchown 93 55  lchown 94 -  fchownat 260 54  utime 132 -
     utimes 235 -  utimensat 280 88  futimesat 261 -  setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7
+    setxattrat 463 463  removexattrat 466 466  file_setattr 469 469
 """
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,11 +39,17 @@ class ForkServer:
     def __init__(self, warm: bool, memory_mb: int):
         self.idle: list[socket.socket] = []
         self.control, theirs = socket.socketpair()
-        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "TMPDIR": tempfile.gettempdir(), "PYTHONHASHSEED": "0"}
+        self.base = tempfile.mkdtemp(prefix="nanotir-")
+        keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare", str(memory_mb)]
-        with theirs:
+        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare", self.base, str(memory_mb)]
+        try:
             self.process = subprocess.Popen(command, env=keep | threads, cwd=PROJECT, start_new_session=True, stdin=theirs)
+        except OSError:
+            os.rmdir(self.base)
+            raise
+        finally:
+            theirs.close()
 
     def worker(self) -> socket.socket:
         """A worker that nobody else talks to: one that is idle, or else a new one."""
@@ -70,10 +77,11 @@ class ForkServer:
         return json.loads(ending), said, missing
 
     def end(self):
-        """Close it, whatever runs on it. It cleans up itself."""
+        """Close it, whatever runs on it, and clean up."""
         with contextlib.suppress(OSError):  # it is dead
             self.control.shutdown(socket.SHUT_RDWR)
         self.process.wait()
+        subprocess.run(["rm", "-rf", self.base], check=False)  # where it was killed; else it has done so itself
 
 
 def listen(end: socket.socket, room: int) -> tuple[bytes, int]:
@@ -102,52 +110,56 @@ class PythonTool(Tool):
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)
         self.threads = self.config.workers
-        self._room, self._lock, self._closing = threading.Semaphore(self.config.workers), threading.Lock(), False
-        self._servers: dict[bool, ForkServer] = {}  # whether it has the libraries in memory -> the server
+        self._room, self._lock = threading.Semaphore(self.config.workers), threading.Lock()
+        self._servers: dict[bool, ForkServer] = {}  # whether it has the libraries -> a server; another dict after each close()
         self._sessions: dict[object, tuple[list[str], float]] = {}  # session -> its earlier cells, the seconds that all of them took
 
     def run(self, text: str, session=None) -> ToolResult:
+        return self._run(self._servers, text, session)
+
+    def submit(self, text: str, session=None) -> Future:
+        return self._later(self._run, self._servers, text, session)
+
+    def _run(self, servers: dict, text: str, session) -> ToolResult:
         if len(text) > MAX_CODE_CHARS:
             return ToolResult("The code is too long.", False, "refused")
         history, seconds = self._sessions.get(session, ([], 0.0))
         request = {"code": text, "history": history, **asdict(self.config)}
         request["timeout"] += 2 * seconds  # time to run the earlier cells again
         try:
-            ending, said, missing = self._call(request)
+            ending, said, missing = self._call(servers, request)
         except Exception as error:  # whatever it is, the model gets an answer
             return ToolResult(f"The sandbox has ended, or cannot start: {error}", False, "crash")
         if session is not None and ending["replayable"]:
-            self._sessions[session] = [*history, text], ending["seconds"]
+            self._sessions[session] = [*history, text], min(ending["seconds"], seconds + self.config.timeout)
         output, truncated = cut_middle(said.decode("utf-8", "replace"), self.config.max_output_chars, missing)
         return ToolResult(output.rstrip("\n"), ending["status"] == "ok", ending["status"], ending["seconds"], truncated)
 
-    def _call(self, request: dict) -> tuple[dict, bytes, int]:
-        """Where a server dies, its calls are sent once more, to another; where it was closed, they are not."""
+    def _call(self, servers: dict, request: dict) -> tuple[dict, bytes, int]:
+        """Where a server dies, its calls are sent once more, to another; where the tool was closed meanwhile, they are not."""
         warm = any(re.search("sympy|numpy", cell) for cell in [request["code"], *request["history"]])
         for last in (False, True):
             with self._room:
                 with self._lock:
-                    if self._closing:
+                    if servers is not self._servers:
                         raise ConnectionAbortedError("it was closed")
-                    server = self._servers[warm] = self._servers.get(warm) or ForkServer(warm, self.config.memory_mb)
+                    server = servers[warm] = servers.get(warm) or ForkServer(warm, self.config.memory_mb)
                 try:
                     return server.call(request)
                 except ConnectionError:
-                    self._end(server)
+                    with self._lock:
+                        if servers.get(warm) is server:
+                            del servers[warm]
+                    server.end()
                     if last:
                         raise
-
-    def _end(self, server: ForkServer):
-        with self._lock:
-            self._servers = {warm: other for warm, other in self._servers.items() if other is not server}
-        server.end()
 
     def end_session(self, session):
         self._sessions.pop(session, None)
 
     def close(self):
-        self._closing = True  # so that what is running or waiting starts no other server
-        for server in self._servers.values():
-            self._end(server)
+        with self._lock:
+            servers, self._servers = list(self._servers.values()), {}
+        for server in servers:
+            server.end()
         super().close()
-        self._closing = False

@@ -23,6 +23,7 @@ import random
 import signal
 import socket
 import sys
+import tempfile
 import time
 
 from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_child, lock_server, mount_memory, namespaces, needed
@@ -31,39 +32,37 @@ OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned,
 
 
 def main():
-    """Serve, or show the layers; and clean up however that ends, which takes another process to do."""
-    base = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"nanotir-{os.urandom(8).hex()}")
-    os.mkdir(base, 0o700)
+    """Serve, or show the layers, in another process; and clean up behind it, however it ends."""
+    how, base, memory_mb = sys.argv[1:] or ("show", tempfile.mkdtemp(prefix="nanotir-"), "1024")
     apart = namespaces()
     if server := os.fork():
         os.waitpid(server, 0)
-        for _ in range(100):  # where there are no namespaces, calls may go on for a moment
-            remove(base)
-            if not os.path.exists(base):
-                return
-            time.sleep(0.1)
+        return remove(base)
     die_with_parent()
     if apart:
         mount_memory(base)
     os.chdir(base)
-    del sys.path[0]  # where nanotir lies: no call may read it
-    serve(socket.socket(fileno=0), base, sys.argv[1] == "warm", int(sys.argv[2])) if sys.argv[1:] else show_layers(base, apart)
+    sys.path[:] = [path for path in sys.path if path != sys.path[0]]  # where nanotir lies: no call may read it
+    if how == "show":
+        show_layers(apart, int(memory_mb))
+    else:
+        serve(socket.socket(fileno=0), base, int(memory_mb), warm=how == "warm")
 
 
-def show_layers(base: str, apart: bool):
+def show_layers(apart: bool, memory_mb: int):
     """A table of the layers, each tried on this process, which ends with it."""
     rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
-    for layer, in_force, stops in rows + lock_server(memory_mb=1024) + lock_child(base, seconds=60):
+    for layer, in_force, stops in rows + lock_server(memory_mb) + lock_child(os.getcwd(), seconds=60):
         print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
 
 
-def serve(trainer: socket.socket, base: str, warm: bool, memory_mb: int):
+def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
     """Make a worker for every socket that the trainer sends, until it hangs up."""
     import decimal, fractions, traceback  # noqa: E401, F401: what a call may well ask for
 
     if warm:
         warm_up()
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # None: the trainer has closed it
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
@@ -75,7 +74,7 @@ def serve(trainer: socket.socket, base: str, warm: bool, memory_mb: int):
     gc.collect()
     gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
     while end := receive(trainer)[1]:
-        if os.fork() == 0:
+        if fork() == 0:
             work(end, base)
         end.close()
 
@@ -113,39 +112,23 @@ def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
     return b"", None
 
 
+def fork() -> int:
+    """os.fork, once there is room for one more process."""
+    while True:
+        with contextlib.suppress(OSError):
+            return os.fork()
+        time.sleep(0.01)
+
+
 def work(trainer: socket.socket, base: str):
     """A worker: call after call, each in a child of its own, until the trainer hangs up. Never returns."""
-    pid = 0
-
-    def kill(*_):
-        for kill in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
-                kill(pid, signal.SIGKILL)
-
     try:
         die_with_parent()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL), signal.signal(signal.SIGALRM, kill)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         folders = (f"{base}/{os.getpid()}-{number}" for number in itertools.count())
         spare = stand_by(next(folders))
-        while True:
-            timeout, call = receive(trainer)
-            if call is None:
-                return
-            (pid, folder, child), started, timeout = spare, time.monotonic(), float(timeout)
-            signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)  # again and again: the first alarm may come a moment before the wait begins
-            with child, contextlib.suppress(ConnectionError):  # it is dead already: so says its ending
-                socket.send_fds(child, [b"!"], [call.fileno()])
-            spare = stand_by(next(folders))
-            _, ending, usage = os.wait4(pid, 0)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            seconds, code = time.monotonic() - started, os.waitstatus_to_exitcode(ending)
-            kill()  # its group may live on. Its number is not given out again until all others have had a turn
-            remove(folder)
-            late = max(seconds, usage.ru_utime + usage.ru_stime) >= timeout
-            replayable = code in (OK, ERROR)  # a cell that was killed, or left, would do so again
-            with call, contextlib.suppress(OSError):  # nobody listens any more
-                call.shutdown(socket.SHUT_RDWR)  # whoever else has it: here ends what there is to read
-            trainer.sendall(json.dumps({"status": verdict(code, late), "replayable": replayable, "seconds": seconds}).encode())
+        while (message := receive(trainer))[1]:
+            spare = oversee(trainer, *message, *spare, next_folder=next(folders))
     finally:
         os._exit(0)
 
@@ -153,10 +136,37 @@ def work(trainer: socket.socket, base: str):
 def stand_by(folder: str) -> tuple[int, str, socket.socket]:
     """Fork the child of a call to come, which runs in this folder: (its process id, the folder, the socket on which it waits for the call)."""
     ours, theirs = socket.socketpair()
-    if (pid := os.fork()) == 0:
+    if (pid := fork()) == 0:
         run_child(theirs, folder)
     theirs.close()
     return pid, folder, ours
+
+
+def oversee(trainer: socket.socket, timeout: bytes, call: socket.socket, pid: int, folder: str, child: socket.socket, next_folder: str) -> tuple:
+    """Hand a call on to the child that stands by for it, fork the next one meanwhile, kill it when its time is up, say how it ended."""
+
+    def kill(*_):
+        for kill in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
+                kill(pid, signal.SIGKILL)
+
+    started, timeout = time.monotonic(), float(timeout)
+    signal.signal(signal.SIGALRM, kill)
+    signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)  # again and again: the first alarm may come a moment before the wait begins
+    with child, contextlib.suppress(ConnectionError):  # it is dead already: so says its ending
+        socket.send_fds(child, [b"!"], [call.fileno()])
+    spare = stand_by(next_folder)
+    _, ending, usage = os.wait4(pid, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    seconds, code = time.monotonic() - started, os.waitstatus_to_exitcode(ending)
+    kill()  # its group may live on. Its number is not given out again until all others have had a turn
+    remove(folder)
+    status = verdict(code, late=max(seconds, usage.ru_utime + usage.ru_stime) >= timeout)
+    replayable = code in (OK, ERROR)  # a cell that was killed, or left, would do so again
+    with call, contextlib.suppress(OSError):  # nobody listens any more
+        call.shutdown(socket.SHUT_RDWR)  # whoever else has it: here ends what there is to read
+    trainer.sendall(json.dumps({"status": status, "replayable": replayable, "seconds": seconds}).encode())
+    return spare
 
 
 def verdict(code: int, late: bool) -> str:
@@ -169,9 +179,20 @@ def remove(folder: str):
     """Delete a call's folder; `rm` where it is not empty, since Python's rmtree recurses and a program can nest folders deeper."""
     try:
         os.rmdir(folder)
+    except FileNotFoundError:
+        return
     except OSError:
         for command in (["/bin/chmod", "-R", "u+rwX"], ["/bin/rm", "-rf"]):  # it may have made folders that nobody may list
-            os.waitpid(os.posix_spawn(command[0], [*command, folder], {}), 0)
+            with contextlib.suppress(OSError):  # no more room for a process, or for files to say so: the trainer will see to it
+                os.waitpid(os.posix_spawn(command[0], [*command, folder], {}, file_actions=[(os.POSIX_SPAWN_DUP2, 1, 2)]), 0)
+
+
+def make(folder: str):
+    """Make a call's folder. Where other calls have left no room, it waits until they are gone, while its clock runs."""
+    while True:
+        with contextlib.suppress(OSError):
+            return os.makedirs(folder)  # where Landlock is missing, a call may have deleted the base
+        time.sleep(0.01)
 
 
 def run_child(worker: socket.socket, folder: str):
@@ -184,13 +205,15 @@ def run_child(worker: socket.socket, folder: str):
         os.dup2(worker.fileno(), 0)
         os.closerange(3, 4096)  # the sockets of the worker
         _, call = receive(socket.socket(fileno=0))
-        os.dup2(call.fileno(), 0), os.dup2(1, 2), call.close()
+        os.dup2(call.fileno(), 0), call.close()
         request = json.load(sys.stdin)  # all there is to read
-        os.mkdir(folder)
+        make(folder)
         os.chdir(folder)
+        silence = os.open(os.devnull, os.O_WRONLY)
         lock_child(folder, request["timeout"])
         random.seed(0)
         names = {"__name__": "__main__"}
+        os.dup2(silence, 1), os.dup2(silence, 2), os.close(silence)
         for cell in request["history"]:  # an earlier cell of the session: once more, in silence
             run_cell(cell, names)
         os.dup2(0, 1), os.dup2(0, 2)

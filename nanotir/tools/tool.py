@@ -1,6 +1,7 @@
 """What a tool is: a name, and `run(text) -> ToolResult`. Whatever the text says, the answer is a result, never an exception."""
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Tool:
 
     name: str
     threads = 8  # calls that may wait at the same time
-    _pool: ThreadPoolExecutor | None = None
+    _pool, _pooling = None, threading.Lock()  # made on first use
     deterministic = False  # the same text, without a session, always has the same answer: a sampler need not ask twice
 
     def run(self, text: str, session=None) -> ToolResult:
@@ -43,18 +44,22 @@ class Tool:
 
     def submit(self, text: str, session=None) -> Future:
         """The same without waiting: a Future of the ToolResult, so that decoding can go on meanwhile."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
-        return self._pool.submit(self.run, text, session)
+        return self._later(self.run, text, session)
+
+    def _later(self, function, *arguments) -> Future:
+        with self._pooling:
+            self._pool = self._pool or ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
+            return self._pool.submit(function, *arguments)
 
     def end_session(self, session):
         """Forget a session's state. A tool without any has nothing to forget."""
 
     def close(self):
         """Wait for what is running and end. Whoever submits again starts anew."""
-        if self._pool:
-            self._pool.shutdown()
-        self._pool = None
+        with self._pooling:
+            pool, self._pool = self._pool, None
+        if pool:
+            pool.shutdown()
 
     def __enter__(self):
         return self
