@@ -70,9 +70,11 @@ def test_what_is_not_allowed_is_an_error_that_the_model_can_read(tool, needs, co
     assert not any(os.path.exists(f"/{folder}/nanotir-{name}") for folder in ("tmp", "dev/shm") for name in ("was-here", "fifo"))
 
 
-@pytest.mark.parametrize("call", ["57", "58", "56, 17", "435, 0, 0", "101, 16, 1, 0, 0", "165, 0, 0, 0, 0, 0", "272, 0x10000000", "425, 8, 0", "321, 0, 0, 0", "59, 0, 0, 0"])
+@pytest.mark.parametrize("call", ["57", "58", "56, 17", "435, 0, 0", "101, 16, 1, 0, 0", "165, 0, 0, 0, 0, 0", "272, 0x10000000", "425, 8, 0", "321, 0, 0, 0", "59, 0, 0, 0",
+                                  "463, 0, 0, 0, 0, 0, 0", "469, 0, 0, 0, 0, 0", "30, 0, 0, 0", "31, 0, 13, 0"])  # fmt: skip
 def test_a_raw_system_call_is_refused_as_well(tool, needs, call):
-    """fork, vfork, clone, clone3, ptrace, mount, unshare, io_uring, bpf, execve by number, past Python's own functions."""
+    """fork, vfork, clone, clone3, ptrace, mount, unshare, io_uring, bpf, execve, setxattrat, file_setattr, shmat and shmctl by number, past Python's
+    own functions."""
     needs("seccomp")
     if os.uname().machine != "x86_64":
         pytest.skip("the numbers are x86-64's")

@@ -72,6 +72,17 @@ def folders_of_calls(tool) -> list[str]:
     return os.listdir(f"/proc/{server_of(tool)}/cwd")
 
 
+def test_a_call_that_finds_the_disk_full_waits_for_room(needs):
+    needs("namespaces")
+    with PythonTool(workers=2) as tool:
+        assert [future.result().ok for future in [tool.submit("import time\ntime.sleep(0.3)") for _ in range(2)]] == [True] * 2
+        greedy = "import time\ntry:\n  for i in range(20_000): open(str(i), 'w')\nexcept OSError as error: print(error.strerror, flush=True)\ntime.sleep(0.5)"
+        first = tool.submit(greedy)
+        time.sleep(0.5)  # all that the file system can hold is taken
+        second = tool.submit("open('mine', 'w').write('abc')")
+        assert first.result(timeout=30).output == "No space left on device" and second.result(timeout=30).output == "3"
+
+
 def test_a_deep_tree_of_folders_is_removed(tool):
     assert tool.run("import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')").status in ("ok", "error")
     assert folders_of_calls(tool) == [] and tool.run("import os\nos.path.basename(os.getcwd()) in os.getcwd()").output == "True"
@@ -238,6 +249,14 @@ def test_the_fork_server_whose_copy_every_child_is_never_sees_a_program_or_its_o
             assert b"nanotir.tools.lockdown" in memory and b"telltale" not in memory
 
 
+def test_no_frame_of_a_child_holds_how_an_earlier_call_ended():
+    look = "import sys\nframe, found = sys._getframe(), []\nwhile frame:\n  found += [n for n, v in frame.f_locals.items() if v == 77 or n == 'usage']\n  frame = frame.f_back\nfound"
+    with PythonTool(workers=1) as tool:
+        for _ in range(3):
+            assert tool.run("import os\nos._exit(77)").status == "error"
+        assert tool.run(look).output == "[]"
+
+
 def memory_of(pid: int) -> bytes:
     """All that a process can write to: heap, stack, data."""
     areas = []
@@ -349,6 +368,19 @@ def test_a_trainer_that_has_too_many_files_open_gets_a_crash_and_leaks_none():
         assert tool.run("2").output == "2" and len(os.listdir("/proc/self/fd")) == before
 
 
+def test_closing_while_another_server_starts_and_others_wait_for_their_turn_leaves_no_server():
+    tool, others = PythonTool(workers=2), children(os.getpid())
+    assert tool.run("1").ok
+    with ThreadPoolExecutor(7) as pool:
+        asked = [pool.submit(tool.run, code) for code in ("import sympy", *["import time\ntime.sleep(30)"] * 6)]
+        time.sleep(0.3)
+        tool.close()
+        assert [future.result(timeout=60).status for future in asked] == ["crash"] * 7
+    assert set(children(os.getpid())) <= set(others)
+    assert tool.run("2").output == "2"
+    tool.close()
+
+
 def test_closing_ends_what_is_running_works_after_the_servers_death_and_is_not_the_end():
     tool = PythonTool()
     for _ in range(2):
@@ -382,3 +414,10 @@ def test_earlier_cells_have_their_own_time():
     with PythonTool(timeout=0.8) as tool:
         for _ in range(3):
             assert tool.run("import time\ntime.sleep(0.5)\n7", session="a").output == "7"
+
+
+def test_the_time_that_earlier_cells_are_given_is_no_more_than_they_could_have_had():
+    with PythonTool(timeout=0.6) as tool:
+        assert tool.run("import time\ntime.sleep(0.5)", session="a").ok
+        assert tool.run("time.sleep(0.9)", session="a").ok  # its own time, and what the replay left over
+        assert tool._sessions["a"][1] <= 2 * 0.6
