@@ -375,7 +375,8 @@ def test_closing_while_another_server_starts_and_others_wait_for_their_turn_leav
         asked = [pool.submit(tool.run, code) for code in ("import sympy", *["import time\ntime.sleep(30)"] * 6)]
         time.sleep(0.3)
         tool.close()
-        assert [future.result(timeout=60).status for future in asked] == ["crash"] * 7
+        first, *rest = [future.result(timeout=60).status for future in asked]
+        assert first in ("ok", "crash") and rest == ["crash"] * 6  # the first may get its answer before its server hears
     assert set(children(os.getpid())) <= set(others)
     assert tool.run("2").output == "2"
     tool.close()
