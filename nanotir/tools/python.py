@@ -52,12 +52,14 @@ class ForkServer:
             theirs.close()
 
     def worker(self) -> socket.socket:
-        """A worker that nobody else talks to: one that is idle, or else a new one."""
+        """A worker that nobody else talks to: one that is idle, or else a new one, as soon as its first child stands by."""
         with contextlib.suppress(IndexError):
             return self.idle.pop()
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self.control, [b"!"], [theirs.fileno()])
+        if not ours.recv(1):
+            raise ConnectionResetError("the fork server has ended")
         return ours
 
     def call(self, request: dict) -> tuple[dict, bytes, int]:
@@ -101,7 +103,7 @@ class PythonTool(Tool):
 
     Every call is a fresh process, with numpy and sympy in memory if it names one of them; one without them is forked three times as fast. Calls
     that name the same `session` behave like the cells of one notebook: earlier cells are run again in silence, so nothing is left running
-    between calls. The two fork servers start on first use and end with close(), or with our process. Settings: those of PythonConfig.
+    between calls. Both fork servers start on first use and end with close(), or with our process. Settings: those of PythonConfig.
     """
 
     name = "python"
@@ -143,7 +145,8 @@ class PythonTool(Tool):
                 with self._lock:
                     if servers is not self._servers:
                         raise ConnectionAbortedError("it was closed")
-                    server = servers[warm] = servers.get(warm) or ForkServer(warm, self.config.memory_mb)
+                    self._start(servers)
+                    server = servers[warm]
                 try:
                     return server.call(request)
                 except ConnectionError:
@@ -153,6 +156,18 @@ class PythonTool(Tool):
                     server.end()
                     if last:
                         raise
+
+    def _start(self, servers: dict):
+        """Start what is missing of the two servers, side by side, each with a worker that waits for the first call."""
+        missing = {warm: ForkServer(warm, self.config.memory_mb) for warm in (False, True) if warm not in servers}
+        try:
+            for server in missing.values():
+                server.idle.append(server.worker())
+        except BaseException:
+            for server in missing.values():
+                server.end()
+            raise
+        servers |= missing
 
     def end_session(self, session):
         self._sessions.pop(session, None)

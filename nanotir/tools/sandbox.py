@@ -127,6 +127,7 @@ def work(trainer: socket.socket, base: str):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         folders = (f"{base}/{os.getpid()}-{number}" for number in itertools.count())
         spare = stand_by(next(folders))
+        trainer.sendall(b"!")  # ready
         while (message := receive(trainer))[1]:
             spare = oversee(trainer, *message, *spare, next_folder=next(folders))
     finally:
