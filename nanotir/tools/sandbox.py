@@ -1,10 +1,11 @@
-"""The fork server that runs model-written code: a process apart that has numpy and sympy in memory, and forks, and forks of those.
+"""The fork server that runs model-written code: a process apart, which may have numpy and sympy in memory, its forks, and forks of those.
 
     trainer --a socket each--> fork server --fork--> workers --fork--> children: each locks itself down, runs one program and is gone
             <------------------------------one more socket, of a call: the program, its output------------------------------>
 
-Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond, and not even that is waited for: every worker has
-its next child stand by. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. A worker reads
+Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond or two, and not even that is waited for: every
+worker has its next child stand by. Two thirds of what a child costs is the memory it is a copy of, so there is one server that has the libraries
+and one that has not. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. A worker reads
 no program and no output, it only hands on the call's socket, so a child, which is its copy, has no word of another call in memory. What a child
 loses before it runs anything is in lockdown.py. The verdict rests on how the child ended and on the clock, never on anything the child wrote.
 
@@ -23,7 +24,6 @@ import random
 import signal
 import socket
 import sys
-import tempfile
 import time
 
 from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_child, lock_server, mount_memory, namespaces, needed
@@ -33,7 +33,8 @@ OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned,
 
 def main():
     """Serve, or show the layers, in another process; and clean up behind it, however it ends."""
-    how, base, memory_mb = sys.argv[1:] or ("show", tempfile.mkdtemp(prefix="nanotir-"), "1024")
+    how, base, memory_mb = sys.argv[1:] or ("show", f"/tmp/nanotir-{os.urandom(8).hex()}", "1024")
+    os.makedirs(base, exist_ok=True)
     apart = namespaces()
     if server := os.fork():
         os.waitpid(server, 0)
