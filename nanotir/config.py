@@ -79,7 +79,7 @@ PRESETS = {
         "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.d_ff": 1536, "model.max_seq_len": 1024,
         "teacher.quality": 1.0, "sft.steps": 250, "sft.batch_size": 32, "sft.micro_batch_tokens": 1024, "sft.adam_lr": 3e-3, "sft.bf16": True,
         "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
-        "rl.steps": 10, "rl.problems": 8, "rl.updates": 1, "rl.lr": 1e-4, "rl.micro_batch_tokens": 2048, "eval.problems": 200,
+        "rl.steps": 10, "rl.problems": 8, "rl.updates": 1, "rl.lr": 1e-4, "eval.problems": 200,
     },
     "gpu": {  # the small model on longer diet
         "model.vocab_size": 4096, "model.n_layers": 12, "model.d_model": 768, "model.n_heads": 12, "model.n_kv_heads": 4, "model.d_ff": 3072,

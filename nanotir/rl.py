@@ -33,7 +33,7 @@ from nanotir.trajectory import OBSERVATIONS, Trajectory, micro_batches
 
 @dataclass
 class RLConfig:
-    steps: int = 30  # rollouts; 0 skips reinforcement learning
+    steps: int = 32  # rollouts; 0 skips reinforcement learning
     problems: int = 32  # groups that an update learns from
     group_size: int = 8  # samples of each problem
     refills: int = 1  # more rounds of sampling while groups without spread of correctness leave the batch short
@@ -42,7 +42,7 @@ class RLConfig:
     warmup: int = 3  # steps of linear warm-up
     decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     grad_clip: float = 1.0  # largest gradient norm
-    micro_batch_tokens: int = 1024  # tokens in one forward pass, padding included
+    micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512 (then sampler and trainer agree less well: see logp_gap)
     loss_type: str = "dapo"  # grpo, bnpo, dr_grpo, dapo, luspo (the clipped loss, added up in five ways), cispo, sapo, gmpo or vespo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)

@@ -17,7 +17,7 @@ from nanotir.trajectory import micro_batches
 
 @dataclass
 class SFTConfig:
-    steps: int = 500  # optimiser steps; 0 skips imitation
+    steps: int = 600  # optimiser steps; 0 skips imitation
     batch_size: int = 64  # demonstrations a step
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     lr: float = 0.01  # Muon's, for the blocks' matrices
