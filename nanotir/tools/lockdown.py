@@ -21,6 +21,7 @@ LIBC = ctypes.CDLL(None)
 
 
 def die_with_parent():
+    """Be killed when the process that forked this one ends, however it does. Linux only."""
     if LINUX:
         LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 

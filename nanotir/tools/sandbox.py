@@ -114,11 +114,12 @@ def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
 
 
 def fork() -> int:
-    """os.fork, once there is room for one more process."""
-    while True:
+    """os.fork; where there is no room for one more process, for two seconds again and again."""
+    for _ in range(200):
         with contextlib.suppress(OSError):
             return os.fork()
         time.sleep(0.01)
+    return os.fork()
 
 
 def work(trainer: socket.socket, base: str):
@@ -148,9 +149,9 @@ def oversee(trainer: socket.socket, timeout: bytes, call: socket.socket, pid: in
     """Hand a call on to the child that stands by for it, fork the next one meanwhile, kill it when its time is up, say how it ended."""
 
     def kill(*_):
-        for kill in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
+        for send in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
             with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
-                kill(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
 
     started, timeout = time.monotonic(), float(timeout)
     signal.signal(signal.SIGALRM, kill)

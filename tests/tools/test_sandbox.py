@@ -19,6 +19,7 @@ import pytest
 from conftest import SHARED
 from nanotir.tools import STATUSES, PythonTool
 from nanotir.tools import python as client
+from nanotir.tools import sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
@@ -430,3 +431,19 @@ def test_the_time_that_earlier_cells_are_given_is_no_more_than_they_could_have_h
         assert tool.run("import time\ntime.sleep(0.5)", session="a").ok
         assert tool.run("time.sleep(0.9)", session="a").ok  # its own time, and what the replay left over
         assert tool._sessions["a"][1] <= 2 * 0.6
+
+
+def test_a_fork_for_which_there_is_no_room_is_tried_again_but_not_for_ever(monkeypatch):
+    outcomes = [BlockingIOError(), BlockingIOError(), 7]
+
+    def fork():
+        outcome = outcomes.pop(0) if outcomes else BlockingIOError()
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(sandbox.os, "fork", fork)
+    monkeypatch.setattr(sandbox.time, "sleep", lambda seconds: None)
+    assert sandbox.fork() == 7
+    with pytest.raises(BlockingIOError):
+        sandbox.fork()
