@@ -150,9 +150,10 @@ def test_the_public_hostile_programs_end_as_they_should_in_parallel(needs):
 
 def children(pid: int) -> list[int]:
     found = []
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
-            found += map(int, (thread / "children").read_text().split())
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+                found += map(int, (thread / "children").read_text().split())
     return found
 
 
@@ -190,6 +191,12 @@ def test_500_calls_leave_no_process_no_file_no_descriptor_and_no_memory_behind()
     assert not os.path.exists(base) and not any(os.path.exists(f"/proc/{pid}") for pid in server)
 
 
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"
+    return False
+
+
 CALLER = """
 import sys
 sys.path.insert(0, {root!r})
@@ -210,7 +217,7 @@ def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(n
     caller.send_signal(number)
     caller.wait(timeout=30)
     deadline = time.monotonic() + 10
-    alive = lambda: [pid for pid in offspring if os.path.exists(f"/proc/{pid}") and Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] != "Z"]
+    alive = lambda: [pid for pid in offspring if is_alive(pid)]
     while (alive() or any(map(os.path.exists, bases))) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert offspring and not alive() and len(bases) == 2 and not any(map(os.path.exists, bases))
