@@ -101,9 +101,9 @@ def listen(end: socket.socket, room: int) -> tuple[bytes, int]:
 class PythonTool(Tool):
     """Run a program and return what it printed, its last bare expression's value, or the last line of its traceback.
 
-    Every call is a fresh process, with numpy and sympy in memory if it names one of them; one without them is forked three times as fast. Calls
-    that name the same `session` behave like the cells of one notebook: earlier cells are run again in silence, so nothing is left running
-    between calls. Both fork servers start on first use and end with close(), or with our process. Settings: those of PythonConfig.
+    Every call is a fresh process, with numpy and sympy in memory if it names one of them, for one without them costs less to fork. Calls that name
+    the same `session` behave like the cells of one notebook: earlier cells are run again in silence, so nothing is left running between calls.
+    Both fork servers start on first use and end with close(), or with our process. Settings: those of PythonConfig.
     """
 
     name = "python"

@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 
 from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_child, lock_server, mount_memory, namespaces, needed
 
@@ -59,7 +60,7 @@ def show_layers(apart: bool, memory_mb: int):
 
 def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
     """Make a worker for every socket that the trainer sends, until it hangs up."""
-    import decimal, fractions, traceback  # noqa: E401, F401: what a call may well ask for
+    import decimal, fractions  # noqa: E401, F401: what a call may well ask for
 
     if warm:
         warm_up()
@@ -246,8 +247,6 @@ def run_cell(code: str, names: dict) -> int:
         print("MemoryError", flush=True)
         return MEMORY
     except BaseException as error:
-        import traceback
-
         print("".join(traceback.format_exception_only(error)).strip().splitlines()[-1], flush=True)
         return ERROR
 
