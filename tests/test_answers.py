@@ -129,12 +129,12 @@ def test_odd_answers_neither_raise_nor_hang(text):
 def test_no_text_raises_or_hangs():
     pieces = ["\\frac", "{", "}", "(", ")", "[", "]", "^", "_", "\\sqrt", "9", "x", "\\pm", "\\boxed{", "|", ",", "=", "<", "\\cup", "\\{", "\\}", "\\text{", "!", "%", "\\sin", " and ",
               "\\begin{pmatrix}", "\\end{pmatrix}", "&", "\\\\", "e", "i", "1e9", "$", "°", "/", "-", "*", ":", "\\binom", "\\log_", "\\infty",
-              "\\mathbb{R}", "\\setminus", "0.", "cm", "\x00", "é", "９", "½"]  # fmt: skip
+              "\\mathbb{R}", "\\setminus", "0.", "cm", "\x00", "é", "９", "½", *"abcdfghjklmnopqrstuvwyzPQS'"]  # fmt: skip
     draw, texts = random.Random(0), [text for case in CASES for text in case[1:3] if "9^9" not in text and "9^{9" not in text]
     for k in range(20_000):
-        text = "".join(draw.choices(pieces, k=draw.randrange(1, 15))) if k % 2 else draw.choice(texts)
+        text = "".join(draw.choices(pieces, k=draw.randrange(1, 8))) if k % 2 else draw.choice(texts)
         cut = draw.randrange(len(text) + 1)
-        text = text[:cut] + draw.choice(pieces) + text[cut + draw.randrange(2) :]
+        text = text[:cut] + draw.choice(pieces) + (text[cut + draw.randrange(2) :] if k % 4 < 2 else "")  # half of them end in the middle
         assert equivalent(text, draw.choice(texts)) in (True, False)
         assert k % 10 or extract_answer(text) in (None, extract_answer(text))
 

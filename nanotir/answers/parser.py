@@ -30,6 +30,10 @@ class Parser:
             self.at += 1
             return self.tokens[self.at - 1]
 
+    def ahead(self, n: int) -> list[str]:
+        """The kinds of the next n tokens, or of as many as there are."""
+        return [token[0] for token in self.tokens[self.at : self.at + n]]
+
     def need(self, *kinds):
         return self.take(*kinds) or fail(f"{self.tokens[self.at][0]} where {kinds} should be")
 
@@ -55,7 +59,7 @@ class Parser:
 
     def quantity(self) -> tuple:
         """A value with its unit: $5, 5 cm, 5 miles per hour, 5 square meters, 5 cm^2, 5 million."""
-        negative = self.tokens[self.at + 1 :] and self.tokens[self.at + 1][0] == "word" and self.take("-")
+        negative = self.ahead(2)[1:] == ["word"] and self.take("-")
         words = [self.take("word")[1]] if self.tokens[self.at][1:] in (("dollar",), ("euro",), ("pound",)) else []
         tree = self.union()
         while token := self.take("word", *(("^", "/") if words else ()), *(("num",) if words and words[-1] == "^" else ())):
@@ -136,9 +140,9 @@ class Parser:
         function = name in tuple("fghFGH")
         while self.take("'"):
             name += "'"
-        if function and [token[0] for token in self.tokens[self.at : self.at + 6]] == ["^", "{", "-", "num", "}", "("]:
+        if function and self.ahead(6) == ["^", "{", "-", "num", "}", "("]:
             self.at, name = self.at + 5, f"{name} inverse"
-        if self.see("(") and (function or name in tuple("pqrPQS") and self.tokens[self.at + 2][0] == ")"):
+        if self.see("(") and (function or name in tuple("pqrPQS") and self.ahead(3)[2:] == [")"]):
             name += f"({self.nested(self.atom)})"
         return ("sym", name)
 
@@ -171,7 +175,7 @@ class Parser:
         """A set of things, or of the x that satisfy something: \\{x : x > 3\\}."""
         if self.take("\\}"):
             return ("set",)
-        such_that = self.see("sym") and self.tokens[self.at + 1][0] in ("|", ":")
+        such_that = self.ahead(2) in (["sym", "|"], ["sym", ":"])
         self.at += 2 * such_that
         tree = self.within(self.items, "\\}")[0]
         return tree if such_that else ("set", *tree[1:]) if tree[0] == "list" else ("set", tree)
