@@ -49,9 +49,11 @@ class FusedTokenLosses(torch.autograd.Function):
 
 
 def launch(kernel, logits, *arguments):
-    """Run a kernel with one program a token."""
+    """Run a kernel with one program a token. Small blocks and few warps, so that many tokens are under way on each processor while one waits for
+    memory; products and sums are rounded one by one, as in PyTorch."""
     N, V = logits.shape
-    compiled(kernel)[(N,)](logits, *arguments, logits.stride(0), V, BLOCK=min(8192, max(16, 1 << (V - 1).bit_length())), num_warps=8)
+    block = min(1024, max(16, 1 << (V - 1).bit_length()))
+    compiled(kernel)[(N,)](logits, *arguments, logits.stride(0), V, BLOCK=block, num_warps=2, enable_fp_fusion=False)
 
 
 @lru_cache

@@ -282,10 +282,9 @@ def metrics(loss_type: str, log_ratio, ratio, A, mask, bounds, kl=None, entropy=
         "zero_advantage": A == 0,
     } | ({} if entropy is None else {"entropy": entropy})
     n = mask.sum()
-    return {name: mean_over(masked(x.float(), mask), n).item() for name, x in means.items()} | {
-        "ratio_max": masked(ratio, mask).amax().item() if mask.numel() else 0.0,
-        "active_tokens": n.item(),
-    }
+    numbers = [masked(x.float(), mask).sum() / n.clamp(min=1) for x in means.values()] + [masked(ratio, mask).amax() if mask.numel() else n, n]
+    *values, ratio_max, active_tokens = torch.stack([number.float() for number in numbers]).tolist()  # a GPU is waited for once
+    return dict(zip(means, values), ratio_max=ratio_max, active_tokens=int(active_tokens))
 
 
 def bounds_hit(loss_type: str, log_ratio, ratio, A, bounds):

@@ -136,7 +136,7 @@ def attend(q, k, v, mask):
         (B, H, T, D), K = q.shape, k.shape[1]
         shared = q.reshape(B, K, H // K * T, D)
         mask = mask.repeat(1, 1, H // K, 1) if T > 1 else mask  # (B, 1, H/K*T, S); a single query's mask broadcasts
-        y = F.scaled_dot_product_attention(shared, k, v, attn_mask=mask).view(B, H, T, D)
+        y = F.scaled_dot_product_attention(shared, k, v, attn_mask=mask).reshape(B, H, T, D)
     return y.transpose(1, 2)  # (B, T, H, D)
 
 

@@ -6,9 +6,9 @@ ROUNDS = 7
 
 
 def medians(measure, rounds: int = ROUNDS) -> dict:
-    """The median of every figure that `measure(round)` returns; round -1 warms up and is not counted."""
+    """The median of every figure that `measure(number)` returns for the rounds 0, 1, ...; round -1 warms up and is not counted."""
     measure(-1)
-    seen = [measure(round) for round in range(rounds)]
+    seen = [measure(number) for number in range(rounds)]
     return {name: round(statistics.median(row[name] for row in seen), 5) for name in seen[0]}
 
 
