@@ -11,6 +11,7 @@ import torch.nn as nn
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported: without a GPU its kernels run in Python, slowly
 
+from nanotir import checkpoint
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import load
@@ -37,6 +38,17 @@ def python():
 def search():
     with SearchTool(documents()) as tool:
         yield tool
+
+
+@pytest.fixture(scope="module")
+def shared_tools(python, search):
+    """A module's runs use the session's tools and leave them open: fork servers of their own would take a second or two to start."""
+    tools = {"python": python, "search": search}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "open_tools", lambda config: [tools[name] for name in config["tools"].split(",") if name])
+        for tool in tools.values():
+            patched.setattr(tool, "close", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,11 @@ from nanotir.checkpoint import Run, Stopped, load_run, load_state, open_tools, r
 from nanotir.config import parse
 from nanotir.model import ModelConfig, Transformer
 
-TINY = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "4",
-        "--sampler.max_new_tokens", "32", "--tools", "python"]  # fmt: skip
+TINY = ["--preset", "probe", "--problems", "60", "--data", "generated:itself,cancel", "--sft.steps", "60", "--sft.batch_size", "8", "--eval.problems", "2",
+        "--rl.steps", "3", "--sampler.max_new_tokens", "32", "--tools", "python"]  # fmt: skip
+
+
+pytestmark = pytest.mark.usefixtures("shared_tools")
 
 
 def start(out, *arguments):
@@ -44,7 +47,7 @@ def stop_at(monkeypatch, phase, step):
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(shared_tools, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "unbroken"
     start(out)
     return out
@@ -56,7 +59,7 @@ def test_the_run_that_the_other_tests_repeat_calls_its_tool_and_learns(unbroken)
     assert max(json.loads(line).get("logp_gap", 0) for line in open(unbroken / "metrics.jsonl")) <= 1e-4
 
 
-@pytest.mark.parametrize("phase, step", [("sft", 13), ("sft", 60), ("rl", 3)])
+@pytest.mark.parametrize("phase, step", [("sft", 13), ("sft", 60), ("rl", 2)])
 def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken, tmp_path, monkeypatch, phase, step):
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         stop_at(patched, phase, step)

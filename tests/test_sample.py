@@ -8,14 +8,14 @@ import sample
 import train
 from nanotir.config import parse
 
-SHORT = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--sft.steps", "60", "--eval.problems", "4", "--rl.steps", "0"]
+SHORT = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--eval.problems", "4", "--rl.steps", "0"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(shared_tools, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
-    for number in (1, 2):
-        train.train(parse([*SHORT, "--out", str(folder / "runs" / f"tapo-probe-{number}"), "--seed", str(number)]))
+    for number, steps in ((1, "1"), (2, "60")):
+        train.train(parse([*SHORT, "--out", str(folder / "runs" / f"tapo-probe-{number}"), "--sft.steps", steps]))
     return folder
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from nanotir.checkpoint import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,25 +19,55 @@ def command(*arguments):
     return [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
 
 
-def run(folder, *arguments):
-    return subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, timeout=240)
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A whole run, on its way while the first test interrupts another."""
+    folder = tmp_path_factory.mktemp("user")
+    with subprocess.Popen(command(*SHORT), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield folder, process
+        process.kill()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("user")
-    return folder, run(folder, *SHORT)
+def finished(running):
+    folder, process = running
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return folder, out, err
+
+
+def test_ctrl_c_saves_and_the_run_can_go_on(running, tmp_path, monkeypatch):
+    process = subprocess.Popen(command(*SHORT, "--tools", "python", "--eval.problems", "1", "--sft.steps", "100000", "--rl.steps", "1"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    metrics = tmp_path / "runs" / "tapo-probe-1" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume runs/tapo-probe-1" in out and "Traceback" not in out
+    load_run(tmp_path / "runs" / "tapo-probe-1")
+    config = json.loads((tmp_path / "runs" / "tapo-probe-1" / "config.json").read_text())
+    steps = metrics.read_text().count("\n")
+    config["sft"]["steps"] = steps + 2  # so that the resumed run ends soon
+    (tmp_path / "runs" / "tapo-probe-1" / "config.json").write_text(json.dumps(config))
+    monkeypatch.chdir(tmp_path)
+    train.main(["--resume", "runs/tapo-probe-1"])
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][: steps + 2] == list(range(1, steps + 3))
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
 
 
 def test_a_run_leaves_its_folder_and_says_where_to_look(finished):
-    folder, result = finished
-    assert result.returncode == 0, result.stderr
+    folder, stdout, stderr = finished
     out = folder / "runs" / "tapo-probe-1"
     assert {path.name for path in out.iterdir()} >= {"config.json", "metrics.jsonl", "eval.json", "checkpoint"}
-    assert "runs/tapo-probe-1" in result.stdout and "python sample.py" in result.stdout and "final" in result.stdout
+    assert "runs/tapo-probe-1" in stdout and "python sample.py" in stdout and "final" in stdout
     for bar in ("sft", "rl", "loss=", "reward=", "tools=", "len=", "clip="):
-        assert bar in result.stderr
-    assert "Traceback" not in result.stderr
+        assert bar in stderr
+    assert "Traceback" not in stderr
     evaluations = json.loads((out / "eval.json").read_text())
     fields = {"accuracy", "low", "high", "n", "by_family", "calls_per_problem", "calls_per_correct", "call_status", "mean_new_tokens"}
     for name in ("before", "after_sft", "final"):
@@ -75,8 +106,6 @@ def mistakes(folder):
 
 
 def test_a_users_mistake_is_one_line_exit_code_2_and_leaves_nothing(tmp_path, monkeypatch, capsys):
-    import train
-
     monkeypatch.chdir(tmp_path)
     for arguments, hint in mistakes(tmp_path):
         before = sorted(tmp_path.rglob("*"))
@@ -85,26 +114,3 @@ def test_a_users_mistake_is_one_line_exit_code_2_and_leaves_nothing(tmp_path, mo
         out, err = capsys.readouterr()
         assert stopped.value.code == 2 and err.count("\n") == 1 and err.startswith("train.py: ") and hint in err, (arguments, err)
         assert sorted(tmp_path.rglob("*")) == before, arguments
-
-
-def test_ctrl_c_saves_and_the_run_can_go_on(tmp_path):
-    process = subprocess.Popen(command(*SHORT, "--tools", "python", "--eval.problems", "1", "--sft.steps", "100000", "--rl.steps", "1"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    metrics = tmp_path / "runs" / "tapo-probe-1" / "metrics.jsonl"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "--resume runs/tapo-probe-1" in out and "Traceback" not in out
-    load_run(tmp_path / "runs" / "tapo-probe-1")
-    config = json.loads((tmp_path / "runs" / "tapo-probe-1" / "config.json").read_text())
-    steps = metrics.read_text().count("\n")
-    config["sft"]["steps"] = steps + 2  # so that the resumed run ends soon
-    (tmp_path / "runs" / "tapo-probe-1" / "config.json").write_text(json.dumps(config))
-    assert run(tmp_path, "--resume", "runs/tapo-probe-1").returncode == 0
-    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][: steps + 2] == list(range(1, steps + 3))
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

@@ -9,6 +9,7 @@ from nanotir.lab.experiments import EXPERIMENTS
 from nanotir.lab.grpo import BadLine
 from nanotir.tools import Tool, ToolResult
 
+pytestmark = pytest.mark.usefixtures("shared_tools")
 LEAST = {
     "model.n_layers": 1, "model.d_model": 32, "model.n_heads": 2, "model.n_kv_heads": 1, "model.d_ff": 32, "problems": 12, "sft.steps": 1, "sft.batch_size": 4,
     "rl.steps": 2, "rl.problems": 2, "rl.group_size": 2, "rl.updates": 1, "sampler.max_new_tokens": 8, "eval.problems": 4, "tora.samples": 1, "autocode.samples": 2,

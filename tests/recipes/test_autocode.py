@@ -13,6 +13,9 @@ from nanotir.tokenizer import ASSISTANT
 from nanotir.trajectory import collate
 
 
+pytestmark = pytest.mark.usefixtures("shared_tools")
+
+
 def config(tmp_path, **settings):
     values = {**autocode.SETTINGS, **PRESETS["probe"], "recipe": "autocode", "sft.steps": 4, "rl.steps": 4, "rl.problems": 2, "problems": 30, "out": str(tmp_path / "run")}
     return build(values | {name.replace("__", "."): value for name, value in settings.items()})

@@ -12,6 +12,7 @@ from nanotir.recipes import tora
 from nanotir.rewards import completion, is_correct
 from nanotir.trajectory import Format
 
+pytestmark = pytest.mark.usefixtures("shared_tools")
 HOME = next(p for p in load("generated:home", n=1))
 
 

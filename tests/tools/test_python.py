@@ -52,7 +52,7 @@ def test_leaving_quietly_is_no_error(python):
 
 @pytest.fixture(scope="module")
 def impatient():
-    with PythonTool(timeout=1.0, memory_mb=256) as tool:
+    with PythonTool(timeout=1.0, memory_mb=256, max_output_chars=100) as tool:
         yield tool
 
 
@@ -80,26 +80,23 @@ def test_empty_code_says_nothing_and_endless_code_is_refused(python):
 
 
 @linux
-def test_nothing_that_a_program_started_outlives_it():
-    with PythonTool(timeout=0.7) as tool:
-        code = "import subprocess,os\nsubprocess.Popen(['sleep','77'], env={'MARK':'nanotir-orphan-test'})\nos.fork()\nwhile True: pass"
-        assert tool.run(code).status in ("timeout", "error")  # where processes are forbidden it ends at once
-        deadline = time.monotonic() + 5
-        while processes_with("nanotir-orphan-test") and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not processes_with("nanotir-orphan-test")
+def test_nothing_that_a_program_started_outlives_it(impatient):
+    code = "import subprocess,os\nsubprocess.Popen(['sleep','77'], env={'MARK':'nanotir-orphan-test'})\nos.fork()\nwhile True: pass"
+    assert impatient.run(code).status in ("timeout", "error")  # where processes are forbidden it ends at once
+    deadline = time.monotonic() + 5
+    while processes_with("nanotir-orphan-test") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_with("nanotir-orphan-test")
 
 
-def test_long_output_is_cut_in_the_middle_with_a_marker():
-    with PythonTool(max_output_chars=100) as tool:
-        result = tool.run("print('start' + 'x' * 5_000_000 + 'end')")
+def test_long_output_is_cut_in_the_middle_with_a_marker(impatient):
+    result = impatient.run("print('start' + 'x' * 5_000_000 + 'end')")
     assert result.ok and result.truncated and len(result.output) < 200
     assert result.output.startswith("start") and result.output.endswith("end") and "[... 4999909 characters cut ...]" in result.output
 
 
-def test_characters_of_several_bytes_are_cut_with_a_marker_too():
-    with PythonTool(max_output_chars=100) as tool:
-        result = tool.run("print('世' * 100_000)")
+def test_characters_of_several_bytes_are_cut_with_a_marker_too(impatient):
+    result = impatient.run("print('世' * 100_000)")
     assert result.truncated and "cut" in result.output and set(result.output.replace("\n", "").split("[")[0]) == {"世"}
 
 
@@ -127,10 +124,9 @@ def test_variables_survive_in_a_session_and_only_there(python):
     assert "NameError" in python.run("x", session="a").output
 
 
-def test_a_cell_that_had_to_be_killed_is_not_replayed():
-    with PythonTool(timeout=0.5) as tool:
-        assert tool.run("while True: pass", session="a").status == "timeout"
-        assert tool.run("1", session="a").output == "1"
+def test_a_cell_that_had_to_be_killed_is_not_replayed(impatient):
+    assert impatient.run("while True: pass", session="a").status == "timeout"
+    assert impatient.run("1", session="a").output == "1"
 
 
 def test_calls_cannot_see_each_other(python):
@@ -186,10 +182,9 @@ def test_a_program_runs_with_the_libraries_in_memory_if_it_or_an_earlier_cell_na
         assert tool.run("__import__('sym' + 'py').sqrt(16)").output == "4"  # it is there all the same, only later
 
 
-def test_a_call_that_deletes_the_sandboxes_folder_harms_no_other():
-    with PythonTool() as tool:
-        assert tool.run("import os, shutil\nshutil.rmtree(os.environ['HOME'], ignore_errors=True)").status in ("ok", "error")
-        assert tool.run("1+1").output == "2"
+def test_a_call_that_deletes_the_sandboxes_folder_harms_no_other(impatient):
+    assert impatient.run("import os, shutil\nshutil.rmtree(os.environ['HOME'], ignore_errors=True)").status in ("ok", "error")
+    assert impatient.run("1+1").output == "2"
 
 
 def test_closing_while_calls_run_is_quiet(capfd):

@@ -29,16 +29,36 @@ def tool():
         yield tool
 
 
-def test_a_program_that_closes_its_output_and_goes_on_is_timed_out():
-    with PythonTool(timeout=0.7) as tool:
-        assert tool.run("import os\nos.close(1)\nos.close(2)\nwhile True: pass").status == "timeout"
+@pytest.fixture(scope="module")
+def impatient():
+    with PythonTool(timeout=0.8, max_output_chars=1000) as tool:
+        yield tool
 
 
-def test_a_flood_of_output_is_cut_and_does_not_hold_up_the_others():
-    with PythonTool(timeout=1.0, max_output_chars=1000) as tool:
-        flood = tool.submit("import os\nwhile True: os.write(1, b'x' * 65536)")
-        assert [tool.run(f"{i}").output for i in range(20)] == [str(i) for i in range(20)]
-        result = flood.result(timeout=30)
+@pytest.fixture(scope="module")
+def mortal():
+    """One whose servers are killed. To start both takes a second or two, to replace the one without libraries does not."""
+    with PythonTool() as tool:
+        yield tool
+
+
+@pytest.fixture
+def fresh(mortal):
+    """The same with a new server, which has one worker."""
+    assert mortal.run("1").ok
+    mortal._servers.pop(False).end()
+    assert mortal.run("1").ok
+    return mortal
+
+
+def test_a_program_that_closes_its_output_and_goes_on_is_timed_out(impatient):
+    assert impatient.run("import os\nos.close(1)\nos.close(2)\nwhile True: pass").status == "timeout"
+
+
+def test_a_flood_of_output_is_cut_and_does_not_hold_up_the_others(impatient):
+    flood = impatient.submit("import os\nwhile True: os.write(1, b'x' * 65536)")
+    assert [impatient.run(f"{i}").output for i in range(20)] == [str(i) for i in range(20)]
+    result = flood.result(timeout=30)
     assert result.status == "timeout" and result.truncated and len(result.output) < 1200
 
 
@@ -228,47 +248,41 @@ def server_of(tool) -> int:
     return next((pid for pid in below(started) if number_inside(pid) == "1"), started)
 
 
-def test_the_calls_of_a_server_that_dies_are_sent_once_more_and_none_is_lost():
-    with PythonTool() as tool:
-        assert tool.run("1").ok
-        base, futures = base_of(tool), [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
-        time.sleep(0.1)
-        os.kill(server_of(tool), signal.SIGKILL)
-        assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(12)]
-        assert tool.run("2").output == "2" and not os.path.exists(base)
+def test_the_calls_of_a_server_that_dies_are_sent_once_more_and_none_is_lost(fresh):
+    base, futures = base_of(fresh), [fresh.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
+    time.sleep(0.1)
+    os.kill(server_of(fresh), signal.SIGKILL)
+    assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(12)]
+    assert fresh.run("2").output == "2" and not os.path.exists(base)
 
 
-def test_a_call_whose_server_dies_twice_is_a_crash():
-    with PythonTool() as tool:
-        assert tool.run("1").ok
-        future = tool.submit("import time\ntime.sleep(5)")
-        first = tool._servers[False]
-        os.kill(server_of(tool), signal.SIGKILL)
-        while tool._servers.get(False) in (None, first):
-            time.sleep(0.01)
-        os.kill(server_of(tool), signal.SIGKILL)
-        assert future.result(timeout=60).status == "crash"
-        assert tool.run("2").output == "2"
+def test_a_call_whose_server_dies_twice_is_a_crash(fresh):
+    future, first = fresh.submit("import time\ntime.sleep(5)"), fresh._servers[False]
+    time.sleep(0.1)
+    os.kill(server_of(fresh), signal.SIGKILL)
+    while fresh._servers.get(False) in (None, first):
+        time.sleep(0.01)
+    os.kill(server_of(fresh), signal.SIGKILL)
+    assert future.result(timeout=60).status == "crash"
+    assert fresh.run("2").output == "2"
 
 
-def test_the_fork_server_whose_copy_every_child_is_never_sees_a_program_or_its_output():
+def test_the_fork_server_whose_copy_every_child_is_never_sees_a_program_or_its_output(fresh):
     words = ["telltale variable", "telltale result", "telltale error"]
-    with PythonTool() as tool:
-        tool.run(f"said = '{words[0]}'", session="a")
-        assert tool.run(f"said, '{words[1]}'", session="a").output == f"('{words[0]}', '{words[1]}')"
-        assert tool.run(f"raise ValueError('{words[2]}')").status == "error"
-        (worker,), (spare,) = at_rest(tool, 1)
-        for pid in (server_of(tool), worker, spare):
-            memory = memory_of(pid)
-            assert b"nanotir.tools.lockdown" in memory and b"telltale" not in memory
+    fresh.run(f"said = '{words[0]}'", session="a")
+    assert fresh.run(f"said, '{words[1]}'", session="a").output == f"('{words[0]}', '{words[1]}')"
+    assert fresh.run(f"raise ValueError('{words[2]}')").status == "error"
+    (worker,), (spare,) = at_rest(fresh, 1)
+    for pid in (server_of(fresh), worker, spare):
+        memory = memory_of(pid)
+        assert b"nanotir.tools.lockdown" in memory and b"telltale" not in memory
 
 
-def test_no_frame_of_a_child_holds_how_an_earlier_call_ended():
+def test_no_frame_of_a_child_holds_how_an_earlier_call_ended(fresh):
     look = "import sys\nframe, found = sys._getframe(), []\nwhile frame:\n  found += [n for n, v in frame.f_locals.items() if v == 77 or n == 'usage']\n  frame = frame.f_back\nfound"
-    with PythonTool(workers=1) as tool:
-        for _ in range(3):
-            assert tool.run("import os\nos._exit(77)").status == "error"
-        assert tool.run(look).output == "[]"
+    for _ in range(3):
+        assert fresh.run("import os\nos._exit(77)").status == "error"
+    assert fresh.run(look).output == "[]"
 
 
 def memory_of(pid: int) -> bytes:
@@ -286,13 +300,11 @@ def memory_of(pid: int) -> bytes:
     return b"".join(areas)
 
 
-def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not():
-    with PythonTool() as tool:
-        assert tool.run("1").ok
-        _, (spare,) = at_rest(tool, 1)
-        os.kill(spare, signal.SIGKILL)
-        assert tool.run("2").status == "crash"
-        assert tool.run("3").output == "3"
+def test_a_call_whose_spare_child_was_killed_is_a_crash_and_the_next_one_is_not(fresh):
+    _, (spare,) = at_rest(fresh, 1)
+    os.kill(spare, signal.SIGKILL)
+    assert fresh.run("2").status == "crash"
+    assert fresh.run("3").output == "3"
 
 
 def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
@@ -304,21 +316,19 @@ def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
     assert set(Path(tempfile.gettempdir()).glob("nanotir-*")) <= before
 
 
-def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others():
-    with PythonTool() as tool:
-        futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(3)]
-        assert not futures[0].cancel()
-        assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
+def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others(tool):
+    futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(3)]
+    time.sleep(0.1)
+    assert not futures[0].cancel()
+    assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
 
 
-def test_a_worker_that_dies_costs_its_server_and_no_call():
-    with PythonTool() as tool:
-        assert tool.run("1").ok
-        (worker,), _ = at_rest(tool, 1)
-        futures = [tool.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(6)]
-        time.sleep(0.2)
-        os.kill(worker, signal.SIGKILL)
-        assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(6)]
+def test_a_worker_that_dies_costs_its_server_and_no_call(fresh):
+    (worker,), _ = at_rest(fresh, 1)
+    futures = [fresh.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(6)]
+    time.sleep(0.2)
+    os.kill(worker, signal.SIGKILL)
+    assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(6)]
 
 
 def test_whoever_is_interrupted_loses_his_call_and_its_worker_and_no_more():
@@ -350,7 +360,7 @@ def test_whoever_is_interrupted_loses_his_call_and_its_worker_and_no_more():
 
 def test_a_call_that_is_submitted_while_the_tool_is_closed_has_a_result_and_leaves_no_server():
     tool, others = PythonTool(), children(os.getpid())
-    for i in range(0, 12, 2):
+    for i in (0, 4, 10):
         with ThreadPoolExecutor(4) as pool:
             asked = [pool.submit(tool.run, "import time\ntime.sleep(0.05)\n1") for _ in range(3)]
             time.sleep(0.01 * i)
@@ -398,37 +408,33 @@ def test_closing_while_another_server_starts_and_others_wait_for_their_turn_leav
 
 def test_closing_ends_what_is_running_works_after_the_servers_death_and_is_not_the_end():
     tool = PythonTool()
-    for _ in range(2):
-        running = tool.submit("import time\ntime.sleep(30)")
-        time.sleep(0.1)
-        tool.close()
-        assert tool.run("1 + 1").output == "2"
-        assert running.result(timeout=30).status == "crash"
+    running = tool.submit("import time\ntime.sleep(30)")
+    time.sleep(0.1)
+    tool.close()
+    assert tool.run("1 + 1").output == "2"
+    assert running.result(timeout=30).status == "crash"
     os.kill(server_of(tool), signal.SIGKILL)
     time.sleep(0.5)
     tool.close()
     tool.close()
 
 
-def test_many_threads_may_submit_while_servers_die():
-    with PythonTool() as tool, ThreadPoolExecutor(8) as pool:
-        tool.run("1")
-        futures = [pool.submit(tool.run, f"import time\ntime.sleep(0.01)\n{i}") for i in range(120)]
+def test_many_threads_may_submit_while_servers_die(fresh):
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(fresh.run, f"import time\ntime.sleep(0.01)\n{i}") for i in range(120)]
         time.sleep(0.15)
-        os.kill(server_of(tool), signal.SIGKILL)
+        os.kill(server_of(fresh), signal.SIGKILL)
         assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(120)]
 
 
-def test_a_cell_that_leaves_without_returning_is_not_replayed():
-    with PythonTool() as tool:
-        assert tool.run("x = 1", session="a").ok and tool.run("import os\nos._exit(0)", session="a").ok
-        assert tool.run("print(x + 1)", session="a").output == "2"
+def test_a_cell_that_leaves_without_returning_is_not_replayed(tool):
+    assert tool.run("x = 1", session="a").ok and tool.run("import os\nos._exit(0)", session="a").ok
+    assert tool.run("print(x + 1)", session="a").output == "2"
 
 
-def test_earlier_cells_have_their_own_time():
-    with PythonTool(timeout=0.8) as tool:
-        for _ in range(3):
-            assert tool.run("import time\ntime.sleep(0.5)\n7", session="a").output == "7"
+def test_earlier_cells_have_their_own_time(impatient):
+    for _ in range(3):
+        assert impatient.run("import time\ntime.sleep(0.5)\n7", session="a").output == "7"
 
 
 def test_the_time_that_earlier_cells_are_given_is_no_more_than_they_could_have_had():
