@@ -20,7 +20,7 @@ from nanotir.rewards import completion, is_correct
 from nanotir.sampler import Sampler
 
 TOY = {  # of every arm of every experiment
-    "model.n_layers": 4, "model.d_model": 96, "model.n_heads": 3, "model.n_kv_heads": 1, "model.d_ff": 256, "model.vocab_size": 512,
+    "model.n_layers": 4, "model.d_model": 96, "model.n_heads": 3, "model.n_kv_heads": 1, "model.d_ff": 256, "model.vocab_size": 512, "model.rope_theta": 10000.0,
     "problems": 4000, "sft.batch_size": 32, "sft.steps": 300, "sampler.max_new_tokens": 64, "sampler.max_rows": 128,
     "rl.problems": 16, "rl.steps": 24, "rl.group_size": 8, "eval.problems": 400, "eval.modes": "tools", "save_every": 10**6,
 }  # fmt: skip

@@ -42,7 +42,7 @@ class ForkServer:
         self.base = tempfile.mkdtemp(prefix="nanotir-")
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-B", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare", self.base, str(memory_mb)]
+        command = [sys.executable, "-s", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare", self.base, str(memory_mb)]
         try:
             self.process = subprocess.Popen(command, env=keep | threads, cwd=PROJECT, start_new_session=True, stdin=theirs)
         except OSError:
