@@ -52,7 +52,7 @@ def test_leaving_quietly_is_no_error(python):
 
 @pytest.fixture(scope="module")
 def impatient():
-    with PythonTool(timeout=1.0, memory_mb=256, max_output_chars=100) as tool:
+    with PythonTool(timeout=1.5, memory_mb=256, max_output_chars=100) as tool:
         yield tool
 
 
