@@ -76,7 +76,7 @@ PRESETS = {
         "rl.steps": 2, "rl.problems": 4, "rl.group_size": 4, "sampler.max_new_tokens": 48, "eval.problems": 10,
     },
     "small": {
-        "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.n_kv_heads": 2, "model.d_ff": 1536,
+        "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.d_ff": 1536,
         "model.max_seq_len": 1024, "model.rope_theta": 10000.0, "teacher.quality": 1.0, "sft.steps": 250, "sft.batch_size": 32,
         "sft.micro_batch_tokens": 1024, "sft.adam_lr": 3e-3, "sft.bf16": True,
         "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,

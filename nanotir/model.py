@@ -21,7 +21,7 @@ class ModelConfig:
     n_layers: int = 3  # blocks of attention and feed-forward
     d_model: int = 128  # width of the residual stream
     n_heads: int = 4  # query heads
-    n_kv_heads: int = 4  # key and value heads; each serves n_heads / n_kv_heads query heads
+    n_kv_heads: int = 2  # key and value heads; each serves n_heads / n_kv_heads query heads
     d_head: int = 0  # width of a head; 0 means d_model / n_heads
     d_ff: int = 512  # width of the SwiGLU feed-forward layer
     max_seq_len: int = 512  # longest row, in tokens

@@ -77,7 +77,7 @@ def fused_loss(policy, N: int = 16384, V: int = 152064, dtype=torch.bfloat16) ->
         return fused_policy_loss(logits, ids, old, A, mask, ref_logps=ref, num_active_tokens=N, **options)[0]
 
     def kernels(logits):
-        return fused_token_losses(logits[0], ids[0], old[0], A[0], mask[0], ref[0], **options)[0].sum() / N
+        return fused_token_losses(logits.view(N, V), ids[0], old[0], A[0], mask[0], ref[0], **options)[0].sum() / N
 
     def gradient(loss, logits):
         logits = logits.detach().requires_grad_()
