@@ -59,7 +59,7 @@ class Parser:
 
     def quantity(self) -> tuple:
         """A value with its unit: $5, 5 cm, 5 miles per hour, 5 square meters, 5 cm^2, 5 million."""
-        negative = self.ahead(2)[1:] == ["word"] and self.take("-")
+        negative = self.see("-") and self.ahead(2)[1] == "word" and self.take("-")
         words = [self.take("word")[1]] if self.tokens[self.at][1:] in (("dollar",), ("euro",), ("pound",)) else []
         tree = self.union()
         while token := self.take("word", *(("^", "/") if words else ()), *(("num",) if words and words[-1] == "^" else ())):
