@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import small_model
 from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend, rope_angles, rotate
@@ -141,6 +142,15 @@ def test_attention_equals_its_formula_with_key_heads_repeated():
     expected = torch.einsum("bhts,bshd->bthd", weights, v.repeat_interleave(2, 2))
     assert_close(attend(q, k, v, None), expected)
     assert_close(attend(q, k, v, causal[None, None].expand(2, 1, 7, 7)), expected)
+
+
+def test_attention_takes_rows_however_its_kernel_lays_them_out(monkeypatch):
+    """A GPU's kernels put (B, H, T, D) into memory as (B, T, H, D)."""
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
+    mask, plain = torch.ones(2, 1, 3, 5, dtype=torch.bool), F.scaled_dot_product_attention
+    expected = attend(q, k, v, mask)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *arguments, **options: plain(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2))
+    assert torch.equal(attend(q, k, v, mask), expected)
 
 
 def test_rope_turns_pairs_and_keeps_lengths():
