@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from nanotir.bench import medians, timed
-from nanotir.bench.head import fused_loss, head_memory
+from nanotir.bench.fused import fused_loss
+from nanotir.bench.head import head_memory
 from nanotir.checkpoint import latest_run, load_run, open_tools
 from nanotir.config import RunConfig, build
 from nanotir.demonstrate import corpus, demonstrate
