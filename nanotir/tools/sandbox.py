@@ -3,7 +3,7 @@
     trainer --a socket each--> fork server --fork--> workers --fork--> children: each locks itself down, runs one program and is gone
             <------------------------------one more socket, of a call: the program, its output------------------------------>
 
-Importing sympy takes a quarter of a second; forking a process that has it takes a millisecond or two, and not even that is waited for: every
+Importing sympy takes half a second; forking a process that has it takes a millisecond or two, and not even that is waited for: every
 worker has its next child stand by. Two thirds of what a child costs is the memory it is a copy of, so there is one server that has the libraries
 and one that has not. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. A worker reads
 no program and no output, it only hands on the call's socket, so a child, which is its copy, has no word of another call in memory. What a child
