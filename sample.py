@@ -1,8 +1,9 @@
 """Ask a trained model and watch it call its tools.
 
-    python sample.py "What is 384 * 927?"
-    python sample.py                       a prompt loop
+python sample.py "What is 384 * 927?"
+python sample.py                       a prompt loop
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,7 +23,9 @@ def main(arguments=None):
     parser.add_argument("question", nargs="?", help="without one: a prompt loop")
     parser.add_argument("--run", help="run folder (default: the latest in runs/)")
     parser.add_argument("--n", type=int, default=1, help="answers to each question")
-    parser.add_argument("--temperature", type=float, help="0 is greedy (default: 0 for one answer, 1 for several)")
+    parser.add_argument(
+        "--temperature", type=float, help="0 is greedy (default: 0 for one answer, 1 for several)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
     parser.add_argument("--json", action="store_true", help="one JSON line per answer")

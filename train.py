@@ -1,10 +1,11 @@
 """From random weights to a model that reasons with tools: tokenizer, cold start by imitation, RL with real tool calls, evaluation.
 
-    python train.py                        five to eight minutes on two CPU cores
-    python train.py --preset probe         seconds: does everything, learns next to nothing
-    python train.py --resume runs/tapo-tiny-1
-    python train.py --help                 every setting, its default and what it does
+python train.py                        five to eight minutes on two CPU cores
+python train.py --preset probe         seconds: does everything, learns next to nothing
+python train.py --resume runs/tapo-tiny-1
+python train.py --help                 every setting, its default and what it does
 """
+
 from __future__ import annotations
 
 import sys
@@ -37,12 +38,16 @@ def train(config: RunConfig):
         config = build(read_config(config.resume) | {"resume": config.resume, "out": config.resume})
     config.out = config.out or new_folder(config)
     with open_run(config) as run:
-        print(f"{run.out}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {len(run.problems)} problems, tools {config.tools}")
+        print(
+            f"{run.out}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {len(run.problems)} problems, tools {config.tools}"
+        )
         evaluate_run(run, "before")
         RECIPES[config.recipe].train(run)
         evaluate_run(run, "final")
     print(table(read_evaluations(run.out)))
-    print(f"look at {run.out}/traces.jsonl, or ask it something: python sample.py 'What is 384 * 927?'")
+    print(
+        f"look at {run.out}/traces.jsonl, or ask it something: python sample.py 'What is 384 * 927?'"
+    )
 
 
 def new_folder(config: RunConfig) -> str:

@@ -5,6 +5,7 @@
 Every random draw of a run is keyed by (seed, what it is for, step), so the step is all the random state there is; PyTorch's and Python's
 own generators are saved all the same. Each file is replaced in one atomic rename: whenever a run is killed, the last checkpoint stands.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,7 +36,9 @@ class Stopped(Exception):
 def write_atomically(path, write):
     """Call write(temporary path), flush to disk, then rename: readers see the old file or the new one, never half of one."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # always this name: what a kill leaves behind is overwritten next time
+    temporary = path.with_name(
+        f".{path.name}.tmp"
+    )  # always this name: what a kill leaves behind is overwritten next time
     try:
         write(temporary)
         with open(temporary, "rb") as file:
@@ -46,7 +49,9 @@ def write_atomically(path, write):
 
 
 def write_json(path, value):
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    write_atomically(
+        path, lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n")
+    )
 
 
 @dataclass
@@ -64,7 +69,12 @@ class Run:
 
     def __post_init__(self):
         self.out = Path(self.out)
-        self.state = {"done": [], "phase": None, "step": 0, "optimizers": []}  # phases that are over; where the current one stands
+        self.state = {
+            "done": [],
+            "phase": None,
+            "step": 0,
+            "optimizers": [],
+        }  # phases that are over; where the current one stands
         self.stop_requested, self.started = False, time.time()
 
     def create(self) -> Run:
@@ -73,9 +83,13 @@ class Run:
             self.out.mkdir(parents=True)
             (self.out / "checkpoint").mkdir()
         except FileExistsError:
-            raise ValueError(f"'{self.out}' exists already: give another --out, or go on with it by --resume {self.out}") from None
+            raise ValueError(
+                f"'{self.out}' exists already: give another --out, or go on with it by --resume {self.out}"
+            ) from None
         except OSError as error:
-            raise ValueError(f"cannot make the run folder '{self.out}': {error.strerror}; give another --out") from None
+            raise ValueError(
+                f"cannot make the run folder '{self.out}': {error.strerror}; give another --out"
+            ) from None
         for folder in (self.out, self.out / "checkpoint"):
             write_json(folder / "config.json", asdict(self.config))
         self.tokenizer.save(self.out / "checkpoint")
@@ -107,7 +121,14 @@ class Run:
     def finish_step(self, step: int, metrics: dict, optimizers, last: bool = False):
         """`step` steps of the current phase are done: log, save when it is time to, and stop if asked to (Stopped)."""
         self.state["step"] = step
-        self.log({"phase": self.state["phase"], "step": step, **metrics, "time": round(time.time() - self.started, 2)})
+        self.log(
+            {
+                "phase": self.state["phase"],
+                "step": step,
+                **metrics,
+                "time": round(time.time() - self.started, 2),
+            }
+        )
         if last:
             self.state["done"] = [*self.state["done"], self.state["phase"]]
         if last or self.stop_requested or step % self.config.save_every == 0:
@@ -119,7 +140,9 @@ class Run:
         self.state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
         state = {**self.state, "model": self.model.state_dict(), "rng": rng}
-        write_atomically(self.out / "checkpoint" / "state.pt", lambda temporary: torch.save(state, temporary))
+        write_atomically(
+            self.out / "checkpoint" / "state.pt", lambda temporary: torch.save(state, temporary)
+        )
 
     def log(self, row: dict, file: str = "metrics.jsonl"):
         with open(self.out / file, "a") as lines:
@@ -134,12 +157,22 @@ class Run:
         done, phase, step = (self.state[key] for key in ("done", "phase", "step"))
         whole, _, _ = path.read_text().rpartition("\n")  # a kill may leave half a line
         rows = [json.loads(line) for line in whole.splitlines()]
-        kept = [row for row in rows if row["phase"] in done or row["phase"] == phase and row["step"] <= step]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in kept)))
+        kept = [
+            row
+            for row in rows
+            if row["phase"] in done or row["phase"] == phase and row["step"] <= step
+        ]
+        write_atomically(
+            path,
+            lambda temporary: temporary.write_text("".join(json.dumps(row) + "\n" for row in kept)),
+        )
 
     def __enter__(self):
         """From here on Ctrl-C lets the current step finish, saves and stops; a second one kills at once."""
-        self._handlers = {number: signal.signal(number, self._request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {
+            number: signal.signal(number, self._request_stop)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *exception):
@@ -161,21 +194,31 @@ def open_run(config):
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
     if config.init and (style := read_config(config.init).get("format")) != config.format:
-        raise ValueError(f"'{config.init}' writes its calls as {style}, not as {config.format}: add --format {style}")
+        raise ValueError(
+            f"'{config.init}' writes its calls as {style}, not as {config.format}: add --format {style}"
+        )
     with ExitStack() as stack:
         tools = [stack.enter_context(tool) for tool in open_tools(asdict(config))]
         tokenizer = make_tokenizer(config, problems)
         model = Transformer(config.model, config.seed).to(device)
         if config.init:
             load_state(Path(config.init) / "checkpoint", model)
-        run = Run(config.out, config, model, tokenizer, Format(config.format), tools, problems, held_out)
+        run = Run(
+            config.out, config, model, tokenizer, Format(config.format), tools, problems, held_out
+        )
         yield stack.enter_context(run.resume() if config.resume else run.create())
 
 
 def check_device(name: str) -> torch.device:
-    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    usable = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not usable.get(name):
-        raise ValueError(f"no device '{name}' here; there are {', '.join(device for device, there in usable.items() if there)}")
+        raise ValueError(
+            f"no device '{name}' here; there are {', '.join(device for device, there in usable.items() if there)}"
+        )
     return torch.device(name)
 
 
@@ -204,11 +247,15 @@ def read_config(folder) -> dict:
     try:
         config = json.loads(path.read_text())
     except OSError:
-        raise ValueError(f"'{folder}' is not a run folder: it has no readable config.json") from None
+        raise ValueError(
+            f"'{folder}' is not a run folder: it has no readable config.json"
+        ) from None
     except ValueError:
         raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f"'{path}' is not the config of a run: the folder is damaged, or not a run's")
+        raise ValueError(
+            f"'{path}' is not the config of a run: the folder is damaged, or not a run's"
+        )
     return config
 
 
@@ -219,7 +266,9 @@ def load_state(folder, model: Transformer) -> dict:
         state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
         model.load_state_dict(state.pop("model"))
     except FileNotFoundError:
-        raise ValueError(f"no checkpoint in '{folder}': the run stopped before its first one; start anew with another --out") from None
+        raise ValueError(
+            f"no checkpoint in '{folder}': the run stopped before its first one; start anew with another --out"
+        ) from None
     except OSError as error:
         raise ValueError(f"cannot read '{path}': {error.strerror}") from None
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
@@ -230,7 +279,10 @@ def load_state(folder, model: Transformer) -> dict:
 def _what_is_wrong(error) -> str:
     if "state_dict" not in str(error):
         return "damaged, or no checkpoint of nanotir"
-    mismatch = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "it has other layers")
+    mismatch = next(
+        (line.strip() for line in str(error).splitlines() if "size mismatch" in line),
+        "it has other layers",
+    )
     return f"not of this model's config: {mismatch}"
 
 
@@ -238,7 +290,9 @@ def open_tools(config: dict) -> list:
     """The tools that a run's config names, in its order."""
     make = {
         "python": lambda: PythonTool(**config["python"]),
-        "search": lambda: SearchTool(None if config["search"]["path"] else documents(), **config["search"]),
+        "search": lambda: SearchTool(
+            None if config["search"]["path"] else documents(), **config["search"]
+        ),
     }
     names = [name.strip() for name in config["tools"].split(",") if name.strip()]
     for name in names:
@@ -255,7 +309,9 @@ def load_run(folder, device: str = "cpu"):
     try:
         format, tools = Format(config["format"]), open_tools(config)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"'{folder}/config.json' does not fit this version of nanotir: {error}") from None
+        raise ValueError(
+            f"'{folder}/config.json' does not fit this version of nanotir: {error}"
+        ) from None
     load_state(Path(folder) / "checkpoint", model)
     return config, model, tokenizer, format, tools
 
@@ -264,14 +320,20 @@ def model_config(folder, config: dict) -> ModelConfig:
     try:
         return ModelConfig(**config["model"])
     except TypeError as error:
-        raise ValueError(f"'{folder}/config.json' does not fit this version of nanotir: {error}") from None
+        raise ValueError(
+            f"'{folder}/config.json' does not fit this version of nanotir: {error}"
+        ) from None
 
 
 def latest_run() -> Path:
     """The run folder under runs/ with the newest checkpoint. ValueError if there is none."""
-    checkpoints = sorted(Path("runs").glob("*/checkpoint/state.pt"), key=lambda path: path.stat().st_mtime)
+    checkpoints = sorted(
+        Path("runs").glob("*/checkpoint/state.pt"), key=lambda path: path.stat().st_mtime
+    )
     if not checkpoints:
-        raise ValueError("no trained run in runs/ yet: run `python train.py` first, or name a run folder with --run")
+        raise ValueError(
+            "no trained run in runs/ yet: run `python train.py` first, or name a run folder with --run"
+        )
     return checkpoints[-1].parent.parent
 
 

@@ -2,6 +2,7 @@
 
 Every field is a flag: `--seed 1`, `--rl.group-size 4`. Its type and default are the field's, its help is the comment beside the field.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -31,7 +32,9 @@ class RunConfig:
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
     seed: int = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH, math:PATH or jsonl:PATH
-    eval_data: str = ""  # held-out problems, likewise; by default the test split of what is generated
+    eval_data: str = (
+        ""  # held-out problems, likewise; by default the test split of what is generated
+    )
     problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
     level: int = 1  # difficulty of generated problems, from 1
     tools: str = "python,search"  # what the model may call
@@ -57,53 +60,120 @@ class RunConfig:
         if self.recipe not in RECIPES:
             raise ValueError(unknown("recipe", self.recipe, RECIPES))
         if not self.eval_data and not self.data.startswith("generated"):
-            raise ValueError(f"--data {self.data} needs held-out problems as well: name them by --eval-data")
+            raise ValueError(
+                f"--data {self.data} needs held-out problems as well: name them by --eval-data"
+            )
         self.eval_data = self.eval_data or self.data
         if min(self.level, self.problems, self.save_every, self.threads) < 1:
             raise ValueError("level, problems, save_every and threads must be at least 1")
         if self.rl.observations == "learned" and not self.sampler.forge:
-            raise ValueError("--rl.observations learned needs --sampler.forge true: what is learned as one's own must be sayable")
-        if self.rl.steps and (self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature):
-            raise ValueError("RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did")
+            raise ValueError(
+                "--rl.observations learned needs --sampler.forge true: what is learned as one's own must be sayable"
+            )
+        if self.rl.steps and (
+            self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature
+        ):
+            raise ValueError(
+                "RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did"
+            )
 
 
 RECIPES = {"grpo": grpo, "tora": tora, "cir": cir, "autocode": autocode, "tapo": tapo}
 PRESETS = {
     "tiny": {},  # the defaults
-    "tiny-moe": {"model.n_experts": 8},  # two of eight experts for a token: as many active parameters as tiny, three times as many in all
+    "tiny-moe": {
+        "model.n_experts": 8
+    },  # two of eight experts for a token: as many active parameters as tiny, three times as many in all
     "probe": {
-        "model.n_layers": 2, "model.d_model": 64, "model.d_ff": 128, "problems": 200, "sft.steps": 10, "sft.batch_size": 16,
-        "rl.steps": 2, "rl.problems": 4, "rl.group_size": 4, "sampler.max_new_tokens": 48, "eval.problems": 10,
+        "model.n_layers": 2,
+        "model.d_model": 64,
+        "model.d_ff": 128,
+        "problems": 200,
+        "sft.steps": 10,
+        "sft.batch_size": 16,
+        "rl.steps": 2,
+        "rl.problems": 4,
+        "rl.group_size": 4,
+        "sampler.max_new_tokens": 48,
+        "eval.problems": 10,
     },
     "small": {
-        "model.vocab_size": 4096, "model.n_layers": 6, "model.d_model": 384, "model.n_heads": 6, "model.d_ff": 1536,
-        "model.max_seq_len": 1024, "model.rope_theta": 10000.0, "teacher.quality": 1.0, "sft.steps": 250, "sft.batch_size": 32,
-        "sft.micro_batch_tokens": 1024, "sft.adam_lr": 3e-3, "sft.bf16": True,
-        "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
-        "rl.steps": 10, "rl.problems": 8, "rl.updates": 1, "rl.lr": 1e-4, "eval.problems": 200,
+        "model.vocab_size": 4096,
+        "model.n_layers": 6,
+        "model.d_model": 384,
+        "model.n_heads": 6,
+        "model.d_ff": 1536,
+        "model.max_seq_len": 1024,
+        "model.rope_theta": 10000.0,
+        "teacher.quality": 1.0,
+        "sft.steps": 250,
+        "sft.batch_size": 32,
+        "sft.micro_batch_tokens": 1024,
+        "sft.adam_lr": 3e-3,
+        "sft.bf16": True,
+        "sampler.max_new_tokens": 320,
+        "sampler.max_calls": 8,
+        "reward.max_completion_len": 320,
+        "reward.soft_punish_cache": 160,
+        "rl.steps": 10,
+        "rl.problems": 8,
+        "rl.updates": 1,
+        "rl.lr": 1e-4,
+        "eval.problems": 200,
     },
     "gpu": {  # the small model on longer diet
-        "model.vocab_size": 4096, "model.n_layers": 12, "model.d_model": 768, "model.n_heads": 12, "model.n_kv_heads": 4, "model.d_ff": 3072,
-        "model.max_seq_len": 1024, "model.rope_theta": 10000.0, "device": "cuda", "save_every": 100, "teacher.quality": 1.0, "sft.steps": 2000,
-        "sft.batch_size": 128, "sft.micro_batch_tokens": 32768, "sft.lr": 5e-3, "sft.adam_lr": 1e-3, "sft.bf16": True,
-        "sampler.max_new_tokens": 320, "sampler.max_calls": 8, "sampler.max_rows": 256, "reward.max_completion_len": 320, "reward.soft_punish_cache": 160,
-        "rl.steps": 200, "rl.lr": 1e-5, "rl.micro_batch_tokens": 32768, "eval.problems": 500,
+        "model.vocab_size": 4096,
+        "model.n_layers": 12,
+        "model.d_model": 768,
+        "model.n_heads": 12,
+        "model.n_kv_heads": 4,
+        "model.d_ff": 3072,
+        "model.max_seq_len": 1024,
+        "model.rope_theta": 10000.0,
+        "device": "cuda",
+        "save_every": 100,
+        "teacher.quality": 1.0,
+        "sft.steps": 2000,
+        "sft.batch_size": 128,
+        "sft.micro_batch_tokens": 32768,
+        "sft.lr": 5e-3,
+        "sft.adam_lr": 1e-3,
+        "sft.bf16": True,
+        "sampler.max_new_tokens": 320,
+        "sampler.max_calls": 8,
+        "sampler.max_rows": 256,
+        "reward.max_completion_len": 320,
+        "reward.soft_punish_cache": 160,
+        "rl.steps": 200,
+        "rl.lr": 1e-5,
+        "rl.micro_batch_tokens": 32768,
+        "eval.problems": 500,
     },
-}  # fmt: skip
+}
 
 
 def parse(arguments=None) -> RunConfig:
     """The RunConfig of a command line: defaults, then the recipe's, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
-    parser = Parser(prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False)
+    parser = Parser(
+        prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False
+    )
     for name, (kind, default, comment) in flags().items():
-        parser.add_argument(dashed(f"--{name}"), dest=name, type=boolean if kind is bool else kind, default=argparse.SUPPRESS, metavar=kind.__name__.upper(),
-                            help=f"{comment} (default: {default!r})")  # fmt: skip
+        parser.add_argument(
+            dashed(f"--{name}"),
+            dest=name,
+            type=boolean if kind is bool else kind,
+            default=argparse.SUPPRESS,
+            metavar=kind.__name__.upper(),
+            help=f"{comment} (default: {default!r})",
+        )
     given = vars(parser.parse_args(arguments))
     preset, recipe = given.get("preset", "tiny"), given.get("recipe", "tapo")
     if preset not in PRESETS:
         parser.error(unknown("preset", preset, PRESETS))
     if "resume" in given and (others := given.keys() - {"resume"}):
-        parser.error(f"--resume goes on with the run's own settings: leave out {dashed(f'--{min(others)}')}")
+        parser.error(
+            f"--resume goes on with the run's own settings: leave out {dashed(f'--{min(others)}')}"
+        )
     if "init" in given and (shape := [name for name in given if name.startswith("model.")]):
         parser.error(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
     try:
@@ -114,7 +184,10 @@ def parse(arguments=None) -> RunConfig:
 
 def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
     """{flag: (type, default, comment)} of a settings class and of those inside it, in order."""
-    found, comments = {}, dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE))
+    found, comments = (
+        {},
+        dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE)),
+    )
     for item in dataclasses.fields(cls):
         kind = getattr(item.default_factory, "__mro__", [None])[0]
         if dataclasses.is_dataclass(kind):
@@ -134,12 +207,19 @@ def build(values: dict, cls=RunConfig) -> RunConfig:
     for name in nested:
         if name not in kinds:
             raise ValueError(unknown("setting", name, kinds))
-    return cls(**{name: build(value, kinds[name]) if isinstance(value, dict) else value for name, value in nested.items()})
+    return cls(
+        **{
+            name: build(value, kinds[name]) if isinstance(value, dict) else value
+            for name, value in nested.items()
+        }
+    )
 
 
 def unknown(what: str, name: str, known) -> str:
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"no {what} '{name}'" + (f": did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}")
+    return f"no {what} '{name}'" + (
+        f": did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
+    )
 
 
 def boolean(text: str) -> bool:
@@ -162,7 +242,11 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_args([dashed(argument) for argument in arguments])
         if rest:
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            self.error(unknown("flag", rest[0].split("=")[0], known) if rest[0].startswith("-") else f"'{rest[0]}' belongs to no flag")
+            self.error(
+                unknown("flag", rest[0].split("=")[0], known)
+                if rest[0].startswith("-")
+                else f"'{rest[0]}' belongs to no flag"
+            )
         return options
 
     def error(self, message: str):

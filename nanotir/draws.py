@@ -1,4 +1,5 @@
 """What the sampler draws with: uniform numbers that depend on nothing but their keys, and the ids that are worth drawing from."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -29,6 +30,8 @@ def truncate(probs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
     ranked, order = probs.sort(-1, descending=True)
     if top_k:
         ranked[:, top_k:] = 0
-    before = ranked.cumsum(-1) - ranked  # mass of all likelier ids: the id that crosses top_p is kept
+    before = (
+        ranked.cumsum(-1) - ranked
+    )  # mass of all likelier ids: the id that crosses top_p is kept
     ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0)
     return torch.zeros_like(probs).scatter(-1, order, ranked)

@@ -3,6 +3,7 @@
 The head is the widest matrix there is, and its logits the largest tensor: it runs on the ids that count alone and, where the vocabulary is
 large, on a few of them at a time.
 """
+
 from __future__ import annotations
 
 import torch
@@ -19,22 +20,38 @@ def autocast(device: torch.device, bf16: bool):
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and able)
 
 
-def trained_logps(model, ids, mask, temperature: float = 1.0, banned=(), entropy: bool = False, routing=None):
+def trained_logps(
+    model, ids, mask, temperature: float = 1.0, banned=(), entropy: bool = False, routing=None
+):
     """(log-probs, entropies), both (B, T), of the masked ids of whole rows (B, T); 0 elsewhere. Entropies are None unless asked for.
 
     Position t is predicted from t-1. `banned` are the ids that the sampler masks; leaving them in would make every ratio differ from 1.
     """
-    hidden, banned = active_hidden(model, ids, mask, routing), torch.tensor(banned, dtype=torch.long, device=ids.device)
-    flat = head_logps(hidden, model.head.weight, ids[:, 1:][mask[:, 1:]], temperature, banned, entropy)  # each (N,)
+    hidden, banned = (
+        active_hidden(model, ids, mask, routing),
+        torch.tensor(banned, dtype=torch.long, device=ids.device),
+    )
+    flat = head_logps(
+        hidden, model.head.weight, ids[:, 1:][mask[:, 1:]], temperature, banned, entropy
+    )  # each (N,)
     where = F.pad(mask[:, 1:], (1, 0))
-    return tuple(None if x is None else torch.zeros(ids.shape, dtype=x.dtype, device=ids.device).masked_scatter(where, x) for x in flat)
+    return tuple(
+        None
+        if x is None
+        else torch.zeros(ids.shape, dtype=x.dtype, device=ids.device).masked_scatter(where, x)
+        for x in flat
+    )
 
 
 def active_hidden(model, ids, mask, routing=None):
     """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted, in order. Fills in the model's `routing`, and
     then every token passes through every router."""
     wanted = mask[:, 1:]
-    return model.hidden(ids[:, :-1], wanted=wanted)[0] if routing is None else model.hidden(ids[:, :-1], routing=routing)[wanted]
+    return (
+        model.hidden(ids[:, :-1], wanted=wanted)[0]
+        if routing is None
+        else model.hidden(ids[:, :-1], routing=routing)[wanted]
+    )
 
 
 def active_logits(model, ids, mask, banned=(), routing=None):
@@ -64,8 +81,12 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
         return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
     logits = full(F.linear(hidden, weight)).index_fill(-1, banned, float("-inf"))  # (N, V)
     logps = (logits / temperature).log_softmax(-1)
-    finite = logps.masked_fill(logps.isneginf(), 0.0)  # a banned id adds 0 log 0 = 0, and no gradient
-    return logps.gather(-1, ids[:, None])[:, 0], -(logps.exp() * finite).sum(-1) if entropy else None
+    finite = logps.masked_fill(
+        logps.isneginf(), 0.0
+    )  # a banned id adds 0 log 0 = 0, and no gradient
+    return logps.gather(-1, ids[:, None])[:, 0], -(logps.exp() * finite).sum(
+        -1
+    ) if entropy else None
 
 
 class ChunkedLogps(torch.autograd.Function):
@@ -80,9 +101,13 @@ class ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, ids, temperature, banned, entropy):
         device = hidden.device.type
-        ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        ctx.dtype = (
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        )
         ctx.temperature = temperature
-        logps, entropies, lse = (torch.zeros(len(ids), dtype=full(hidden).dtype, device=device) for _ in range(3))
+        logps, entropies, lse = (
+            torch.zeros(len(ids), dtype=full(hidden).dtype, device=device) for _ in range(3)
+        )
         for start in range(0, len(ids), CHUNK):
             at = slice(start, start + CHUNK)
             logits = scaled_logits(ctx, hidden[at], weight, banned)  # (n, V)
@@ -97,13 +122,20 @@ class ChunkedLogps(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_logps, grad_entropies):
         hidden, weight, ids, banned, lse, entropies = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight, dtype=lse.dtype)  # a sum of many chunks: not in bf16
-        g = (torch.zeros_like(lse) if grad_logps is None else grad_logps)[:, None] / ctx.temperature  # (N, 1)
+        grad_hidden, grad_weight = (
+            torch.empty_like(hidden),
+            torch.zeros_like(weight, dtype=lse.dtype),
+        )  # a sum of many chunks: not in bf16
+        g = (torch.zeros_like(lse) if grad_logps is None else grad_logps)[
+            :, None
+        ] / ctx.temperature  # (N, 1)
         for start in range(0, len(ids), CHUNK):
             at = slice(start, start + CHUNK)
             p = scaled_logits(ctx, hidden[at], weight, banned).sub_(lse[at, None]).exp_()  # (n, V)
             if grad_entropies is not None:
-                slope = (torch.special.entr(p) - p * entropies[at, None]).mul_(grad_entropies[at, None] / ctx.temperature)
+                slope = (torch.special.entr(p) - p * entropies[at, None]).mul_(
+                    grad_entropies[at, None] / ctx.temperature
+                )
             grad = p.mul_(-g[at]).scatter_add_(-1, ids[at, None], g[at])
             grad = (grad if grad_entropies is None else grad.add_(slope)).to(ctx.dtype)
             grad_hidden[at] = grad @ weight.to(ctx.dtype)

@@ -3,6 +3,7 @@
 Everything here is a function of tensors, (B, T) or (B,), and one `mask` (B, T) that is True exactly on ids the model chose. The same
 mask cuts prompt, tool output and padding out of the loss, the ratio, the KL term, every metric, and the denominator.
 """
+
 from __future__ import annotations
 
 import math
@@ -21,7 +22,14 @@ SCALES = ("group", "batch", "none", "whiten")
 BASELINES = ("mean", "leave_one_out")
 
 
-def group_advantages(rewards, group_size: int, scale: str = "group", baseline: str = "mean", eps: float = 1e-4, num_tokens=None):
+def group_advantages(
+    rewards,
+    group_size: int,
+    scale: str = "group",
+    baseline: str = "mean",
+    eps: float = 1e-4,
+    num_tokens=None,
+):
     """How much better each of `group_size` answers to one prompt did than its siblings: no critic needed. rewards (B,) -> (B,).
 
     GRPO (Shao et al. 2024, eq. 3): A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1. scale="batch" divides by the whole batch's std,
@@ -39,7 +47,9 @@ def group_advantages(rewards, group_size: int, scale: str = "group", baseline: s
         raise ValueError(f"{len(rewards)} rewards do not divide into groups of {group_size}")
     groups = rewards.view(len(rewards) // group_size, group_size)  # (prompts, G)
     constant = (groups == groups[:, :1]).all(1, keepdim=True)  # (prompts, 1)
-    centred = torch.where(constant, 0.0, groups - groups.mean(1, keepdim=True))  # a mean of equals may be off by an ulp
+    centred = torch.where(
+        constant, 0.0, groups - groups.mean(1, keepdim=True)
+    )  # a mean of equals may be off by an ulp
     if baseline == "leave_one_out":
         centred = centred * group_size / max(group_size - 1, 1)
     if scale == "group" and group_size > 1:
@@ -48,7 +58,9 @@ def group_advantages(rewards, group_size: int, scale: str = "group", baseline: s
         centred = centred / (rewards.std() + eps)
     elif scale == "whiten":
         weights = torch.ones_like(rewards) if num_tokens is None else num_tokens
-        return whiten(centred.reshape(-1), torch.where(constant, 0, weights.view_as(groups)).reshape(-1))
+        return whiten(
+            centred.reshape(-1), torch.where(constant, 0, weights.view_as(groups)).reshape(-1)
+        )
     return centred.reshape(-1)
 
 
@@ -61,11 +73,26 @@ def whiten(advantages, num_tokens):
 
 
 def policy_loss(
-    logps, old_logps, advantages, mask, *, loss_type: str = "dapo", ratio_level: str = "token", epsilon: float = 0.2,
-    epsilon_high: float | None = None, delta: float | None = None, beta: float = 0.0, ref_logps=None, kl: str = "k3",
-    max_completion_length: int | None = None, num_active_tokens=None, num_rows=None, entropy=None, entropy_coef: float = 0.0,
+    logps,
+    old_logps,
+    advantages,
+    mask,
+    *,
+    loss_type: str = "dapo",
+    ratio_level: str = "token",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    ref_logps=None,
+    kl: str = "k3",
+    max_completion_length: int | None = None,
+    num_active_tokens=None,
+    num_rows=None,
+    entropy=None,
+    entropy_coef: float = 0.0,
     importance_weights=None,
-):  # fmt: skip
+):
     """One policy update's loss, to be minimised, and what there is to see in it: (loss, metrics: dict of floats).
 
         ratio = exp(logps - old_logps)
@@ -84,23 +111,43 @@ def policy_loss(
     check_needs(loss_type, beta, ref_logps, max_completion_length, entropy_coef, entropy)
     mask = mask.bool()
     bounds = epsilon, epsilon if epsilon_high is None else epsilon_high, delta
-    A = masked((advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps), mask)  # (B, T)
-    logps, weights = masked(logps, mask), None if importance_weights is None else torch.where(mask, importance_weights.detach(), 1.0)
+    A = masked(
+        (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logps), mask
+    )  # (B, T)
+    logps, weights = (
+        masked(logps, mask),
+        None if importance_weights is None else torch.where(mask, importance_weights.detach(), 1.0),
+    )
 
     log_ratio = masked(logps - old_logps.detach(), mask).clamp(-LOG_LIMIT, LOG_LIMIT)  # (B, T)
-    ratio = log_ratio.exp() if ratio_level == "token" else row_mean(log_ratio, mask).exp().expand_as(logps)
+    ratio = (
+        log_ratio.exp()
+        if ratio_level == "token"
+        else row_mean(log_ratio, mask).exp().expand_as(logps)
+    )
     per_token = surrogate(loss_type, logps, log_ratio, ratio, A, mask, bounds, weights)
     distance = None
     if beta:
         distance = kl_estimate(kl, masked(ref_logps.detach() - logps, mask), ratio)
         per_token = per_token + beta * distance
-    loss = aggregate(masked(per_token, mask), mask, loss_type, max_completion_length, num_active_tokens, num_rows)
+    loss = aggregate(
+        masked(per_token, mask), mask, loss_type, max_completion_length, num_active_tokens, num_rows
+    )
     if entropy_coef:
-        loss = loss - entropy_coef * mean_over(masked(entropy, mask), tokens_of(mask, loss_type, num_active_tokens))
+        loss = loss - entropy_coef * mean_over(
+            masked(entropy, mask), tokens_of(mask, loss_type, num_active_tokens)
+        )
     return loss, metrics(loss_type, log_ratio, ratio, A, mask, bounds, distance, entropy)
 
 
-def check_needs(loss_type: str, beta: float, ref_logps, max_completion_length, entropy_coef: float = 0.0, entropy=None):
+def check_needs(
+    loss_type: str,
+    beta: float,
+    ref_logps,
+    max_completion_length,
+    entropy_coef: float = 0.0,
+    entropy=None,
+):
     if beta and ref_logps is None:
         raise ValueError("beta > 0 needs ref_logps")
     if entropy_coef and entropy is None:
@@ -109,41 +156,95 @@ def check_needs(loss_type: str, beta: float, ref_logps, max_completion_length, e
         raise ValueError("dr_grpo needs max_completion_length")
 
 
-FUSED = {"ratio_level": "token", "kl": "k3", "entropy": None, "entropy_coef": 0.0, "importance_weights": None}  # all that the kernel can do
+FUSED = {
+    "ratio_level": "token",
+    "kl": "k3",
+    "entropy": None,
+    "entropy_coef": 0.0,
+    "importance_weights": None,
+}  # all that the kernel can do
 
 
 def fused_policy_loss(
-    logits, ids, old_logps, advantages, mask, *, temperature: float = 1.0, loss_type: str = "dapo", epsilon: float = 0.2,
-    epsilon_high: float | None = None, delta: float | None = None, beta: float = 0.0, ref_logps=None,
-    max_completion_length: int | None = None, num_active_tokens=None, num_rows=None, **others,
-):  # fmt: skip
+    logits,
+    ids,
+    old_logps,
+    advantages,
+    mask,
+    *,
+    temperature: float = 1.0,
+    loss_type: str = "dapo",
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    ref_logps=None,
+    max_completion_length: int | None = None,
+    num_active_tokens=None,
+    num_rows=None,
+    **others,
+):
     """policy_loss from logits, (B, T, V) or those of the active tokens alone (N, V): on a GPU by the Triton kernel, which overwrites the
     logits by their gradient; elsewhere by its twin in PyTorch. The rest is (B, T). ValueError for an option that the kernel does not cover."""
     check_fused(loss_type, **others)
     check_needs(loss_type, beta, ref_logps, max_completion_length)
     mask = mask.bool()
     pick = (lambda x: x.reshape(-1)) if logits.dim() == 3 else (lambda x: x[mask])
-    spread = (lambda x: x.view(mask.shape)) if logits.dim() == 3 else (lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x))
+    spread = (
+        (lambda x: x.view(mask.shape))
+        if logits.dim() == 3
+        else (lambda x: x.new_zeros(mask.shape).masked_scatter(mask, x))
+    )
     logits, ids = logits.reshape(-1, logits.shape[-1]), pick(ids)  # (N, V), (N,)
     options = dict(epsilon=epsilon, epsilon_high=epsilon_high, delta=delta, beta=beta)
-    sums = dict(max_completion_length=max_completion_length, num_active_tokens=num_active_tokens, num_rows=num_rows)
+    sums = dict(
+        max_completion_length=max_completion_length,
+        num_active_tokens=num_active_tokens,
+        num_rows=num_rows,
+    )
     if not kernel_runs_on(logits.device):
-        return policy_loss(spread(token_logps(logits, ids, temperature)), old_logps, advantages, mask, loss_type=loss_type, ref_logps=ref_logps, **options, **sums)
+        return policy_loss(
+            spread(token_logps(logits, ids, temperature)),
+            old_logps,
+            advantages,
+            mask,
+            loss_type=loss_type,
+            ref_logps=ref_logps,
+            **options,
+            **sums,
+        )
     options["epsilon_high"] = epsilon if epsilon_high is None else epsilon_high
-    A = masked((advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(old_logps), mask)
+    A = masked(
+        (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(old_logps), mask
+    )
     old, A_, ref = (None if x is None else pick(masked(x, mask)) for x in (old_logps, A, ref_logps))
-    per_token, logps = map(spread, fused_token_losses(logits, ids, old, A_, pick(mask), ref, temperature=temperature, **options))
+    per_token, logps = map(
+        spread,
+        fused_token_losses(
+            logits, ids, old, A_, pick(mask), ref, temperature=temperature, **options
+        ),
+    )
     loss = aggregate(per_token, mask, loss_type, **sums)
 
     log_ratio = masked(logps - old_logps, mask).clamp(-LOG_LIMIT, LOG_LIMIT)
     kl = kl_estimate("k3", masked(ref_logps - logps, mask), None) if beta else None
-    return loss, metrics(loss_type, log_ratio, log_ratio.exp(), A, mask, (epsilon, options["epsilon_high"], delta), kl)
+    return loss, metrics(
+        loss_type,
+        log_ratio,
+        log_ratio.exp(),
+        A,
+        mask,
+        (epsilon, options["epsilon_high"], delta),
+        kl,
+    )
 
 
 def check_fused(loss_type: str, **others):
     """ValueError for an option that the fused kernel does not cover: it never quietly does something else."""
     if loss_type not in CLIPPED:
-        raise ValueError(f"the fused loss does not cover loss_type '{loss_type}'; it does {', '.join(CLIPPED)}")
+        raise ValueError(
+            f"the fused loss does not cover loss_type '{loss_type}'; it does {', '.join(CLIPPED)}"
+        )
     for name, value in others.items():
         if name not in FUSED:
             raise TypeError(f"fused_policy_loss has no option '{name}'")
@@ -177,7 +278,9 @@ def surrogate(loss_type: str, logps, log_ratio, ratio, A, mask, bounds, weights=
         loss = -A * torch.sigmoid(tau * (ratio - 1)) * 4 / tau
     elif loss_type == "gmpo":
         clipped = log_ratio.clamp(-low, high)
-        clipped = torch.where(A > 0, torch.minimum(log_ratio, clipped), torch.maximum(log_ratio, clipped))
+        clipped = torch.where(
+            A > 0, torch.minimum(log_ratio, clipped), torch.maximum(log_ratio, clipped)
+        )
         loss = -row_mean(clipped, mask).exp() * A
     else:
         bounded = ratio if delta is None else ratio.clamp(max=delta)
@@ -228,7 +331,14 @@ def mean_over(x, n):
     return x.sum() / max(float(n), 1.0)
 
 
-def aggregate(per_token, mask, loss_type: str, max_completion_length=None, num_active_tokens=None, num_rows=None):
+def aggregate(
+    per_token,
+    mask,
+    loss_type: str,
+    max_completion_length=None,
+    num_active_tokens=None,
+    num_rows=None,
+):
     """One number from the tokens' losses (B, T), already masked. What it is divided by is all that tells these apart:
 
         grpo, sapo, gmpo    each row's own tokens, then num_rows: long answers count no more than short ones
@@ -269,7 +379,9 @@ def tokens_of(mask, loss_type: str, num_active_tokens=None):
 
 
 @torch.no_grad()
-def metrics(loss_type: str, log_ratio, ratio, A, mask, bounds, kl=None, entropy=None) -> dict[str, float]:
+def metrics(
+    loss_type: str, log_ratio, ratio, A, mask, bounds, kl=None, entropy=None
+) -> dict[str, float]:
     """What there is to see in a policy update, means over active tokens but for the last two; the README's table explains each."""
     low_hit, high_hit = bounds_hit(loss_type, log_ratio, ratio, A, bounds)
     means = {
@@ -282,8 +394,13 @@ def metrics(loss_type: str, log_ratio, ratio, A, mask, bounds, kl=None, entropy=
         "zero_advantage": A == 0,
     } | ({} if entropy is None else {"entropy": entropy})
     n = mask.sum()
-    numbers = [masked(x.float(), mask).sum() / n.clamp(min=1) for x in means.values()] + [masked(ratio, mask).amax() if mask.numel() else n, n]
-    *values, ratio_max, active_tokens = torch.stack([number.float() for number in numbers]).tolist()  # a GPU is waited for once
+    numbers = [masked(x.float(), mask).sum() / n.clamp(min=1) for x in means.values()] + [
+        masked(ratio, mask).amax() if mask.numel() else n,
+        n,
+    ]
+    *values, ratio_max, active_tokens = torch.stack(
+        [number.float() for number in numbers]
+    ).tolist()  # a GPU is waited for once
     return dict(zip(means, values), ratio_max=ratio_max, active_tokens=int(active_tokens))
 
 
@@ -298,14 +415,19 @@ def bounds_hit(loss_type: str, log_ratio, ratio, A, bounds):
         return (log_ratio < -low) & (A < 0), (log_ratio > high) & (A > 0)
     if loss_type not in CLIPPED:
         return nowhere, nowhere
-    return (ratio < 1 - low) & (A < 0), (A > 0) & (ratio > min(1 + high, delta)) | (A < 0) & (ratio > max(1 + high, delta))
+    return (ratio < 1 - low) & (A < 0), (A > 0) & (ratio > min(1 + high, delta)) | (A < 0) & (
+        ratio > max(1 + high, delta)
+    )
 
 
 def combine_metrics(parts: list[dict]) -> dict[str, float]:
     """The metrics of several batches as those of one."""
     total = sum(part["active_tokens"] for part in parts)
     means = [name for name in parts[0] if name not in ("ratio_max", "active_tokens")]
-    return {name: sum(part[name] * part["active_tokens"] for part in parts) / max(total, 1) for name in means} | {
+    return {
+        name: sum(part[name] * part["active_tokens"] for part in parts) / max(total, 1)
+        for name in means
+    } | {
         "ratio_max": max(part["ratio_max"] for part in parts),
         "active_tokens": total,
     }

@@ -3,6 +3,7 @@
 A router's choice is a step function: float noise between sampler and trainer, or an update between two passes, sends some tokens to
 other experts, and their log-probs jump.
 """
+
 from __future__ import annotations
 
 import torch
@@ -23,14 +24,19 @@ def load_balancing_loss(routing: Routing, mask):
     losses = []
     for logits, chosen in zip(routing.logits, routing.chosen):
         picked, E = chosen[mask].flatten(), logits.shape[-1]
-        f, P = picked.bincount(minlength=E) / len(picked), logits[mask].softmax(-1).mean(0)  # both (E,)
+        f, P = (
+            picked.bincount(minlength=E) / len(picked),
+            logits[mask].softmax(-1).mean(0),
+        )  # both (E,)
         losses.append(E * (f * P).sum())
     return torch.stack(losses).mean()
 
 
 def router_z_loss(routing: Routing, mask):
     """The mean over real tokens and layers of logsumexp(logits)^2 (Zoph et al. 2022, eq. 5): large logits make fp32 choices fragile."""
-    return torch.stack([logits[mask].logsumexp(-1).square().mean() for logits in routing.logits]).mean()
+    return torch.stack(
+        [logits[mask].logsumexp(-1).square().mean() for logits in routing.logits]
+    ).mean()
 
 
 def router_loss(routing: Routing, mask, num_tokens: int, config: ModelConfig):
@@ -40,14 +46,18 @@ def router_loss(routing: Routing, mask, num_tokens: int, config: ModelConfig):
     product of two means, and asks every micro-batch to be balanced in itself, which is a little more.
     """
     balance, share = load_balancing_loss(routing, mask), mask.sum() / num_tokens
-    return share * (config.router_aux_coef * balance + config.router_z_coef * router_z_loss(routing, mask)), (share * balance).item()
+    return share * (
+        config.router_aux_coef * balance + config.router_z_coef * router_z_loss(routing, mask)
+    ), (share * balance).item()
 
 
 @torch.no_grad()
 def expert_use(model, tokenizer, trajectories) -> dict[str, list[list[float]]]:
     """{kind of token: for every layer, each expert's share of the choices}, all trajectories read again whole. Kinds are those of spans."""
     counts, E = {}, model.config.n_experts
-    for micro in micro_batches(trajectories, tokenizer.pad_id, MICRO_BATCH_TOKENS, device_of(model)):
+    for micro in micro_batches(
+        trajectories, tokenizer.pad_id, MICRO_BATCH_TOKENS, device_of(model)
+    ):
         chosen = chosen_experts(model, micro.ids)  # (L, B, T, k)
         for row, number in enumerate(micro.rows):
             for span in trajectories[number].spans:
@@ -63,9 +73,13 @@ def expert_disagreement(model, trajectories, pad_id: int, other=None) -> float:
     differing = decided = 0
     for micro in micro_batches(trajectories, pad_id, MICRO_BATCH_TOKENS, device_of(model)):
         cache = KVCache(model.config, *micro.ids.shape, micro.ids.device, model.embed.weight.dtype)
-        decoded = torch.cat([chosen_experts(model, id, cache) for id in micro.ids.split(1, dim=1)], dim=2)  # (L, B, T, k)
+        decoded = torch.cat(
+            [chosen_experts(model, id, cache) for id in micro.ids.split(1, dim=1)], dim=2
+        )  # (L, B, T, k)
         whole = chosen_experts(model if other is None else other, micro.ids)
-        differs = (decoded.sort(-1).values != whole.sort(-1).values).any(-1)[:, micro.real]  # (L, B, T) -> (L, N)
+        differs = (decoded.sort(-1).values != whole.sort(-1).values).any(-1)[
+            :, micro.real
+        ]  # (L, B, T) -> (L, N)
         differing, decided = differing + differs.sum().item(), decided + differs.numel()
     return differing / decided
 

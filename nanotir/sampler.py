@@ -7,6 +7,7 @@ seated row can go on. A program that several rows ask for, as the samples of one
 
 What a row samples depends on (seed, row, position) and its own past only, never on the clock or on its neighbours.
 """
+
 from __future__ import annotations
 
 from collections import deque
@@ -32,7 +33,9 @@ class SamplerConfig:
     top_k: int = 0  # keep the k likeliest ids; 0 keeps all
     max_new_tokens: int = 128  # ids the model may write in a row
     max_calls: int = 4  # tool calls in a row; closing one more block ends it
-    max_tool_tokens: int = 128  # ids of tool output in a row, delimiters included; a result that does not fit is cut
+    max_tool_tokens: int = (
+        128  # ids of tool output in a row, delimiters included; a result that does not fit is cut
+    )
     max_rows: int = 64  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
     last_turn: bool = False  # a call beyond max_calls is answered by a refusal, once, instead of ending the row (TAPO)
@@ -41,8 +44,13 @@ class SamplerConfig:
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise ValueError("sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
-        if min(self.max_new_tokens, self.max_rows) < 1 or min(self.max_calls, self.max_tool_tokens) < 0:
-            raise ValueError("sampling needs max_new_tokens and max_rows of at least 1, max_calls and max_tool_tokens of at least 0")
+        if (
+            min(self.max_new_tokens, self.max_rows) < 1
+            or min(self.max_calls, self.max_tool_tokens) < 0
+        ):
+            raise ValueError(
+                "sampling needs max_new_tokens and max_rows of at least 1, max_calls and max_tool_tokens of at least 0"
+            )
 
 
 @dataclass(eq=False)
@@ -63,7 +71,14 @@ class Row:
 class Sampler:
     """`generate` turns prompts into trajectories. Tools are a list; one that is not in it cannot be called at all."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, tools=(), format: Format | None = None, config: SamplerConfig | None = None):
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        tools=(),
+        format: Format | None = None,
+        config: SamplerConfig | None = None,
+    ):
         self.model, self.tokenizer, self.config = model, tokenizer, config or SamplerConfig()
         self.tools = {tool.name: tool for tool in tools}
         self.format = format or Format()
@@ -72,19 +87,31 @@ class Sampler:
         self.closers = {name: tags[self.format.delimiters(name)[1]] for name in self.tools}
         # Every other tag is masked at the logits: a model cannot forge a result, nor a turn of the user, if it cannot open one.
         forgeable = self.format.delimiters("output") if self.config.forge else ()
-        allowed = {tokenizer.end_id, *(tags[tag] for tag in (*THOUGHT, *forgeable)), *self.openers, *self.closers.values()}
+        allowed = {
+            tokenizer.end_id,
+            *(tags[tag] for tag in (*THOUGHT, *forgeable)),
+            *self.openers,
+            *self.closers.values(),
+        }
         self.banned = sorted(set(tags.values()) - allowed)
 
     @torch.inference_mode()
-    def generate(self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None, force=()) -> list[Trajectory]:
+    def generate(
+        self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None, force=()
+    ) -> list[Trajectory]:
         """n trajectories for each prompt (a question, or ids), prompts in order, n rows each.
 
         `force` are the first ids of every answer, whatever the model would rather say; their log-probs are what it gave them.
         watch(row, kind, ids) hears of everything that is appended and, as ("finish", []), of a row's end. Once stop() is true, unfinished
         rows end as "cancelled". ValueError for a prompt that leaves no room to answer.
         """
-        prompts = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
-        return self._generation(prompts, n, seed, watch or (lambda *_: None), tuple(force)).run(stop or (lambda: False))
+        prompts = [
+            self.format.prompt(self.tokenizer, p) if isinstance(p, str) else list(p)
+            for p in prompts
+        ]
+        return self._generation(prompts, n, seed, watch or (lambda *_: None), tuple(force)).run(
+            stop or (lambda: False)
+        )
 
     def _generation(self, *state):
         return Generation(self, *state)
@@ -96,14 +123,21 @@ class Sampler:
         top_p and top_k narrow the choice but do not renormalise it.
         """
         config = self.config
-        logits = logits.float().index_fill(-1, torch.tensor(self.banned, device=logits.device), float("-inf"))
+        logits = logits.float().index_fill(
+            -1, torch.tensor(self.banned, device=logits.device), float("-inf")
+        )
         logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
         if config.temperature == 0:
             ids = logps.argmax(-1)
         else:
             cumulative = truncate(logps.exp(), config.top_p, config.top_k).cumsum(-1)  # (B, V)
-            target = torch.as_tensor(u, dtype=torch.float32, device=logits.device)[:, None] * cumulative[:, -1:]
-            ids = torch.searchsorted(cumulative, target, right=True)[:, 0]  # first id whose cumulative sum exceeds the target
+            target = (
+                torch.as_tensor(u, dtype=torch.float32, device=logits.device)[:, None]
+                * cumulative[:, -1:]
+            )
+            ids = torch.searchsorted(cumulative, target, right=True)[
+                :, 0
+            ]  # first id whose cumulative sum exceeds the target
         if forced is not None:
             ids = torch.where(forced >= 0, forced, ids)
         return ids, logps.gather(-1, ids[:, None])[:, 0]
@@ -113,10 +147,18 @@ class Generation:
     """The state of one call of generate: who waits, who sits in which slot, who is parked."""
 
     def __init__(self, sampler: Sampler, prompts, n: int, seed: int, watch, force):
-        self.sampler, self.config, self.seed, self.watch, self.force = sampler, sampler.config, seed, watch, force
+        self.sampler, self.config, self.seed, self.watch, self.force = (
+            sampler,
+            sampler.config,
+            seed,
+            watch,
+            force,
+        )
         self.model, self.tokenizer = sampler.model, sampler.tokenizer
         self.device = next(self.model.parameters()).device
-        self.rows = [Row(i * n + j, tuple(prompt)) for i, prompt in enumerate(prompts) for j in range(n)]
+        self.rows = [
+            Row(i * n + j, tuple(prompt)) for i, prompt in enumerate(prompts) for j in range(n)
+        ]
         for row in self.rows:
             row.tool_room = self.config.max_tool_tokens
             row.trajectory.append("prompt", list(row.prompt), 0)
@@ -125,13 +167,19 @@ class Generation:
         self.live = 0  # slots[:live] take part in a decoding step
         self.parked: dict[Row, int] = {}  # row -> its slot
         self.prefilled: dict[tuple, KVCache] = {}
-        self.asked: dict[tuple, Future] = {}  # runs that serve whoever asks the same, by (tool, text)
-        self.cache = KVCache(self.model.config, len(self.slots), self._capacity(prompts), self.device, self._dtype())
+        self.asked: dict[
+            tuple, Future
+        ] = {}  # runs that serve whoever asks the same, by (tool, text)
+        self.cache = KVCache(
+            self.model.config, len(self.slots), self._capacity(prompts), self.device, self._dtype()
+        )
 
     def _capacity(self, prompts) -> int:
         longest, limit = max(map(len, prompts), default=0), self.model.config.max_seq_len
         if longest >= limit:
-            raise ValueError(f"a prompt of {longest} tokens leaves no room to answer: model.max_seq_len is {limit}")
+            raise ValueError(
+                f"a prompt of {longest} tokens leaves no room to answer: model.max_seq_len is {limit}"
+            )
         return min(limit, longest + self.config.max_new_tokens + self.config.max_tool_tokens)
 
     def _dtype(self):
@@ -165,7 +213,9 @@ class Generation:
         """Run the prompts of the next rows, each once, as one right-padded batch."""
         upcoming = dict.fromkeys(row.prompt for row in list(self.waiting)[: self.config.max_rows])
         prompts = [prompt for prompt in upcoming if prompt not in self.prefilled]
-        cache = KVCache(self.model.config, len(prompts), max(map(len, prompts)), self.device, self._dtype())
+        cache = KVCache(
+            self.model.config, len(prompts), max(map(len, prompts)), self.device, self._dtype()
+        )
         self._extend(cache, [prompt[:-1] for prompt in prompts], [0] * len(prompts))
         for i, prompt in enumerate(prompts):
             self.prefilled[prompt] = cache.take([i])
@@ -191,10 +241,14 @@ class Generation:
         for row in ready:
             start = len(row.trajectory.ids) - 1  # the closing tag has been sampled but not yet read
             self._append_result(row, row.future.result())
-            chunks.append(row.trajectory.ids[start:-1])  # and the result's last id will be fed by the next step
+            chunks.append(
+                row.trajectory.ids[start:-1]
+            )  # and the result's last id will be fed by the next step
             starts.append(start)
         slots = list(ready.values())
-        cache = self.cache.take(slots, capacity=max(start + len(chunk) for start, chunk in zip(starts, chunks)))
+        cache = self.cache.take(
+            slots, capacity=max(start + len(chunk) for start, chunk in zip(starts, chunks))
+        )
         self._extend(cache, chunks, starts)
         self.cache.put(slots, cache)
         for row, slot in ready.items():
@@ -203,7 +257,9 @@ class Generation:
 
     def _append_result(self, row: Row, result):
         trajectory = row.trajectory
-        ids = self.sampler.format.output_ids(self.tokenizer, result.output, min(row.tool_room, self._room(row)))
+        ids = self.sampler.format.output_ids(
+            self.tokenizer, result.output, min(row.tool_room, self._room(row))
+        )
         if row.tool:  # else it is the harness that speaks
             trajectory.calls.append(Call(row.tool, self._code(row), result))
         trajectory.append("output", ids, 0)
@@ -212,14 +268,20 @@ class Generation:
         self.watch(row.index, "output", ids)
 
     def _room(self, row: Row) -> int:
-        return self.cache.capacity - len(row.trajectory.ids) - 1  # one id must remain for the model to write
+        return (
+            self.cache.capacity - len(row.trajectory.ids) - 1
+        )  # one id must remain for the model to write
 
     def _code(self, row: Row) -> str:
         return self.tokenizer.decode(row.trajectory.ids[row.block_start : -1])
 
     def _decode(self):
         """One token for every row that can go on. Parked and empty slots come along idle: cheaper than moving rows about."""
-        active = [slot for slot, row in enumerate(self.slots[: self.live]) if row is not None and row not in self.parked]
+        active = [
+            slot
+            for slot, row in enumerate(self.slots[: self.live])
+            if row is not None and row not in self.parked
+        ]
         if not active:
             return
         seats = [row.trajectory.ids if row else (0,) for row in self.slots[: self.live]]
@@ -227,7 +289,9 @@ class Generation:
         positions = torch.tensor([len(ids) - 1 for ids in seats], device=self.device)[:, None]
         logits = self.model(last, positions, self.cache.first(self.live))[active, -1]  # (active, V)
         rows = [self.slots[slot] for slot in active]
-        u = uniforms(self.seed, [row.index for row in rows], [len(row.trajectory.ids) for row in rows])
+        u = uniforms(
+            self.seed, [row.index for row in rows], [len(row.trajectory.ids) for row in rows]
+        )
         ids, logps = self.sampler.pick(logits, u, self._forced(rows))
         for slot, row, id, logp in zip(active, rows, ids.tolist(), logps.tolist()):
             self._accept(slot, row, id, logp)
@@ -248,7 +312,9 @@ class Generation:
         self.watch(row.index, row.tool or "text", [id])
         if id == self.tokenizer.end_id:
             self._end(slot, row)
-        elif row.written >= self.config.max_new_tokens or len(trajectory.ids) >= self.cache.capacity:
+        elif (
+            row.written >= self.config.max_new_tokens or len(trajectory.ids) >= self.cache.capacity
+        ):
             self._finish(row, "length")  # an open block stays open and is not run
         elif row.tool and not opens and id == sampler.closers[row.tool]:
             self._call(slot, row)
@@ -264,12 +330,20 @@ class Generation:
 
     def _call(self, slot: int, row: Row):
         spent = len(row.trajectory.calls) >= self.config.max_calls
-        if min(row.tool_room, self._room(row)) < 2 or spent and (row.told or not self.config.last_turn):
+        if (
+            min(row.tool_room, self._room(row)) < 2
+            or spent
+            and (row.told or not self.config.last_turn)
+        ):
             self._finish(row, "budget")
         elif spent:
             self._tell(slot, row, NO_CALLS_LEFT)
         else:
-            row.future = self._ask(self.sampler.tools[row.tool], self._code(row), session=row if self.config.sessions else None)
+            row.future = self._ask(
+                self.sampler.tools[row.tool],
+                self._code(row),
+                session=row if self.config.sessions else None,
+            )
             self.parked[row] = slot
 
     def _ask(self, tool, text: str, session) -> Future:

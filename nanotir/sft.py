@@ -1,4 +1,5 @@
 """Imitation: maximise the log-probability of what the teacher wrote (its words, its code, its stop id), never of what a tool said."""
+
 from __future__ import annotations
 
 import random
@@ -26,7 +27,9 @@ class SFTConfig:
     decay: float = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
     grad_clip: float = 1.0  # largest gradient norm
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
-    observations: str = "masked"  # tool output is masked; learned: imitated too, as if the teacher had written it
+    observations: str = (
+        "masked"  # tool output is masked; learned: imitated too, as if the teacher had written it
+    )
 
     def __post_init__(self):
         if self.observations not in ("masked", "learned"):
@@ -47,8 +50,14 @@ def set_learning_rate(optimizers, share: float):
 def make_optimizers(model, config: SFTConfig) -> list:
     """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for the rest. On models this small Muon learns to copy the
     question's numbers into a call in a third of AdamW's steps."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
-    rest = [p for name, p in model.named_parameters() if not (p.dim() == 2 and name.startswith("blocks."))]
+    matrices = [
+        p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")
+    ]
+    rest = [
+        p
+        for name, p in model.named_parameters()
+        if not (p.dim() == 2 and name.startswith("blocks."))
+    ]
     return [
         Muon(matrices, lr=config.lr),
         torch.optim.AdamW(rest, lr=config.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -73,8 +82,12 @@ def imitate(model, optimizers, batch, pad_id: int, config: SFTConfig) -> dict:
     """One optimiser step on the mean negative log-prob of everything in the batch that the teacher wrote; routers, if any, learn to
     spread the load on the side, which the logged loss leaves out."""
     device = next(model.parameters()).device
-    num_active_tokens = sum(trajectory.new_tokens for trajectory in batch)  # one denominator for the whole step
-    num_tokens = sum(len(trajectory.ids) - 1 for trajectory in batch)  # that pass through the model: nothing follows the last
+    num_active_tokens = sum(
+        trajectory.new_tokens for trajectory in batch
+    )  # one denominator for the whole step
+    num_tokens = sum(
+        len(trajectory.ids) - 1 for trajectory in batch
+    )  # that pass through the model: nothing follows the last
     loss, router_aux, routed = 0.0, 0.0, model.config.n_experts > 0
     for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
         routing = Routing() if routed else None
@@ -90,7 +103,9 @@ def imitate(model, optimizers, batch, pad_id: int, config: SFTConfig) -> dict:
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens} | ({"router_aux": router_aux} if routed else {})
+    return {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens} | (
+        {"router_aux": router_aux} if routed else {}
+    )
 
 
 def train(run, demonstrations, phase: str = "sft"):
@@ -103,11 +118,19 @@ def train(run, demonstrations, phase: str = "sft"):
     model.train()
     if config.observations == "learned":
         demonstrations = [demonstration.unmasked() for demonstration in demonstrations]
-    bar = tqdm(range(first, config.steps), initial=first, total=config.steps, desc=phase, dynamic_ncols=True)
+    bar = tqdm(
+        range(first, config.steps),
+        initial=first,
+        total=config.steps,
+        desc=phase,
+        dynamic_ncols=True,
+    )
     for step in bar:
         share = learning_rate(step, config.steps, config.warmup, config.decay)
         set_learning_rate(optimizers, share)
         batch = batch_of(step, demonstrations, config.batch_size, seed)
         metrics = imitate(model, optimizers, batch, run.tokenizer.pad_id, config)
         bar.set_postfix(loss=f"{metrics['loss']:.3f}")
-        run.finish_step(step + 1, metrics | {"lr_share": share}, optimizers, last=step + 1 == config.steps)
+        run.finish_step(
+            step + 1, metrics | {"lr_share": share}, optimizers, last=step + 1 == config.steps
+        )

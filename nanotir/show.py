@@ -1,10 +1,16 @@
 """A trajectory in colour: what the model said, what it called, what the tool answered, told apart at a glance."""
+
 from __future__ import annotations
 
 import os
 import sys
 
-COLOURS = {"prompt": "2", "text": "0", "output": "33", "call": "36"}  # ANSI: dim, plain, yellow, cyan
+COLOURS = {
+    "prompt": "2",
+    "text": "0",
+    "output": "33",
+    "call": "36",
+}  # ANSI: dim, plain, yellow, cyan
 
 
 def colours_wanted(stream=None) -> bool:
@@ -21,7 +27,10 @@ def paint(kind: str, text: str, colour: bool) -> str:
 def show(trajectory, tokenizer, colour: bool | None = None) -> str:
     """The whole trajectory as one printable text."""
     colour = colours_wanted() if colour is None else colour
-    return "".join(paint(s.kind, tokenizer.decode(trajectory.ids[s.start : s.end]), colour) for s in trajectory.spans)
+    return "".join(
+        paint(s.kind, tokenizer.decode(trajectory.ids[s.start : s.end]), colour)
+        for s in trajectory.spans
+    )
 
 
 class Stream:
@@ -43,5 +52,10 @@ class Stream:
         self.ids += ids
         text = self.tokenizer.decode([id for id in self.ids if id != self.tokenizer.end_id])
         if text.startswith(self.printed) and not text.endswith("\ufffd"):
-            print(paint(kind, text[len(self.printed) :], self.colour), end="", file=self.out, flush=True)
+            print(
+                paint(kind, text[len(self.printed) :], self.colour),
+                end="",
+                file=self.out,
+                flush=True,
+            )
             self.printed = text

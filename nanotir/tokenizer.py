@@ -4,6 +4,7 @@ A tag such as <python> is an instruction to the harness, so who may write one ma
 a tag into its id. `encode_untrusted` is for everybody else's text (questions, tool output): there a tag is ordinary characters, and
 no text whatever yields a tag's id. Its tokenizer has never heard of the tags, so there is nothing to filter and nothing to forget.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,10 +16,22 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 THOUGHT = ("<think>", "</think>", "<answer>", "</answer>")  # how a model may divide its own words
 TAGS = (
-    PAD, END, USER, ASSISTANT, *THOUGHT,
-    "<python>", "</python>", "<search>", "</search>", "<output>", "</output>",
-    "```python\n", "```search\n", "```output\n", "\n```\n",
-)  # fmt: skip
+    PAD,
+    END,
+    USER,
+    ASSISTANT,
+    *THOUGHT,
+    "<python>",
+    "</python>",
+    "<search>",
+    "</search>",
+    "<output>",
+    "</output>",
+    "```python\n",
+    "```search\n",
+    "```output\n",
+    "\n```\n",
+)
 
 
 class Tokenizer:
@@ -27,7 +40,9 @@ class Tokenizer:
     def __init__(self, trusted: tokenizers.Tokenizer):
         self._trusted = trusted
         state = json.loads(trusted.to_str())
-        self.tags: dict[str, int] = {token["content"]: token["id"] for token in state["added_tokens"]}
+        self.tags: dict[str, int] = {
+            token["content"]: token["id"] for token in state["added_tokens"]
+        }
         state["added_tokens"] = []
         self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(state))
         self.pad_id, self.end_id = self.tags[PAD], self.tags[END]
@@ -37,14 +52,24 @@ class Tokenizer:
         """Learn merges from an iterable of texts. ValueError where vocab_size has no room for the 256 bytes and the tags."""
         smallest = 256 + len(TAGS)
         if vocab_size < smallest:
-            raise ValueError(f"vocab_size is {vocab_size}, but 256 bytes and {len(TAGS)} tags need at least {smallest}")
+            raise ValueError(
+                f"vocab_size is {vocab_size}, but 256 bytes and {len(TAGS)} tags need at least {smallest}"
+            )
         bpe = tokenizers.Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
         )  # single digits: a number is spelled the same way wherever it stands, so it can be copied and carried
         bpe.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that any text has ids
-        trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(TAGS), initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=list(TAGS),
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe)
 

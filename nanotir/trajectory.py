@@ -4,6 +4,7 @@ A trajectory's ids are exactly what the model read and wrote, in order. Ids are 
 again, because BPE is no bijection and the log-probs would then belong to other ids. Everything else runs parallel to the ids:
 `trained` (1 where the model chose the id), `logps` (its log-prob then), and spans that say who wrote what.
 """
+
 from __future__ import annotations
 
 import copy
@@ -38,8 +39,12 @@ class Call:
 @dataclass
 class Trajectory:
     ids: list[int] = field(default_factory=list)
-    trained: list[int] = field(default_factory=list)  # 1 exactly on ids the model chose, the stop id included
-    logps: list[float] = field(default_factory=list)  # the sampler's log-probs; 0 where nothing was sampled
+    trained: list[int] = field(
+        default_factory=list
+    )  # 1 exactly on ids the model chose, the stop id included
+    logps: list[float] = field(
+        default_factory=list
+    )  # the sampler's log-probs; 0 where nothing was sampled
     spans: list[Span] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     finish_reason: str = ""  # stop: it ended itself. length: out of tokens. budget: it wanted one call too many. cancelled: by us.
@@ -63,38 +68,64 @@ class Trajectory:
     def first(self, spans: int, calls: int) -> Trajectory:
         """A copy of the first spans and calls."""
         end = self.spans[spans - 1].end
-        return Trajectory(self.ids[:end], self.trained[:end], self.logps[:end], copy.deepcopy(self.spans[:spans]), self.calls[:calls])
+        return Trajectory(
+            self.ids[:end],
+            self.trained[:end],
+            self.logps[:end],
+            copy.deepcopy(self.spans[:spans]),
+            self.calls[:calls],
+        )
 
     def unmasked(self) -> Trajectory:
         """The same with tool output marked as if the model had written it: what a trainer without observation mask learns from."""
-        outputs = {i for span in self.spans if span.kind == "output" for i in range(span.start, span.end)}
-        return replace(self, trained=[int(i in outputs or chosen) for i, chosen in enumerate(self.trained)])
+        outputs = {
+            i for span in self.spans if span.kind == "output" for i in range(span.start, span.end)
+        }
+        return replace(
+            self, trained=[int(i in outputs or chosen) for i, chosen in enumerate(self.trained)]
+        )
 
     def turns(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
         """All that follows the prompt as (kind, text) pieces; blocks include their delimiters."""
-        return [(s.kind, tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END)) for s in self.spans if s.kind != "prompt"]
+        return [
+            (s.kind, tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END))
+            for s in self.spans
+            if s.kind != "prompt"
+        ]
 
     def texts(self, tokenizer: Tokenizer, kind: str = "text") -> list[str]:
         """The decoded spans of one kind, in order; by default the words the model wrote: no code, no tool output, no stop id."""
-        return [tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END) for s in self.spans if s.kind == kind]
+        return [
+            tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END)
+            for s in self.spans
+            if s.kind == kind
+        ]
 
     def record(self, tokenizer: Tokenizer) -> dict:
         """A JSON-ready account of the whole, span by span, for traces.jsonl."""
         return {
             "spans": [
-                {"kind": s.kind, "text": tokenizer.decode(self.ids[s.start : s.end]), "ids": self.ids[s.start : s.end],
-                 "trained": self.trained[s.start : s.end], "logps": [round(p, 4) for p in self.logps[s.start : s.end]]}
+                {
+                    "kind": s.kind,
+                    "text": tokenizer.decode(self.ids[s.start : s.end]),
+                    "ids": self.ids[s.start : s.end],
+                    "trained": self.trained[s.start : s.end],
+                    "logps": [round(p, 4) for p in self.logps[s.start : s.end]],
+                }
                 for s in self.spans
             ],
             "calls": [asdict(call) for call in self.calls],
             "finish_reason": self.finish_reason,
-        }  # fmt: skip
+        }
 
 
 STYLES = {  # what opens and what closes a block
     "tags": lambda name: (f"<{name}>", f"</{name}>"),
     "fences": lambda name: (f"```{name}\n", "\n```\n"),
-    "grammar": lambda name: (f"<{name}>", f"</{name}>"),  # tags for the model's own words too: see grammar_error
+    "grammar": lambda name: (
+        f"<{name}>",
+        f"</{name}>",
+    ),  # tags for the model's own words too: see grammar_error
 }
 
 
@@ -117,7 +148,11 @@ class Format:
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> list[int]:
         """<|user|>question<|assistant|>. The question is somebody else's text: it cannot contain a tag."""
-        return [tokenizer.tags[USER], *tokenizer.encode_untrusted(question), tokenizer.tags[ASSISTANT]]
+        return [
+            tokenizer.tags[USER],
+            *tokenizer.encode_untrusted(question),
+            tokenizer.tags[ASSISTANT],
+        ]
 
     def output_ids(self, tokenizer: Tokenizer, output: str, room: int | None = None) -> list[int]:
         """A tool's output between its delimiters; cut where `room` ids would not hold it, but always closed."""
@@ -128,7 +163,14 @@ class Format:
             ids = ids[: max(0, room - 2 - len(marker))] + marker[: max(0, room - 2)]
         return [opener, *ids, closer]
 
-    def trajectory(self, tokenizer: Tokenizer, question: str, pieces, end: bool = True, start: Trajectory | None = None) -> Trajectory:
+    def trajectory(
+        self,
+        tokenizer: Tokenizer,
+        question: str,
+        pieces,
+        end: bool = True,
+        start: Trajectory | None = None,
+    ) -> Trajectory:
         """A demonstration as if the model had written it. Pieces are (kind, text): "text", a tool's name, or "output".
 
         It goes on from `start`, if that is given, which stays as it is. The texts may come from a file, so a tag inside them is plain
@@ -146,7 +188,11 @@ class Format:
             else:
                 opener, closer = (tokenizer.tags[tag] for tag in self.delimiters(kind))
                 words = kind in ("think", "answer")
-                trajectory.append("text" if words else kind, [opener, *tokenizer.encode_untrusted(text), closer], 1)
+                trajectory.append(
+                    "text" if words else kind,
+                    [opener, *tokenizer.encode_untrusted(text), closer],
+                    1,
+                )
         if end:
             trajectory.append("text", [tokenizer.tags[END]], 1)
         return trajectory
@@ -163,7 +209,11 @@ class Format:
 
     def _blocks(self, text: str):
         kinds = "|".join((*self.tools, "output"))
-        pattern = rf"<({kinds})>(.*?)</\1>" if self.style != "fences" else rf"```({kinds})\n(.*?)\n?```(?:\n|$)"
+        pattern = (
+            rf"<({kinds})>(.*?)</\1>"
+            if self.style != "fences"
+            else rf"```({kinds})\n(.*?)\n?```(?:\n|$)"
+        )
         for match in re.finditer(pattern, text, re.DOTALL):
             yield *match.span(), match[1], match[2]
 
@@ -177,11 +227,15 @@ def grammar_error(turns) -> str | None:
     for (kind, text), after in zip(turns, [kind for kind, _ in turns[1:]] + [None]):
         if answered and text.strip():
             return "nothing may follow the answer"
-        if kind not in ("text", "output") and (inside or after != "output" or not text.endswith(f"</{kind}>")):
+        if kind not in ("text", "output") and (
+            inside or after != "output" or not text.endswith(f"</{kind}>")
+        ):
             return "a call inside <think> or <answer>" if inside else "a call without a result"
         for part in re.split(r"(</?(?:think|answer)>)", text) if kind == "text" else ():
             if answered and part.strip() or inside and part.startswith(("<think>", "<answer>")):
-                return "nothing may follow the answer" if answered else f"<{inside}> holds another tag"
+                return (
+                    "nothing may follow the answer" if answered else f"<{inside}> holds another tag"
+                )
             if part in ("<think>", "<answer>"):
                 inside = part[1:-1]
             elif part in ("</think>", "</answer>"):

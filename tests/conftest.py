@@ -1,4 +1,5 @@
 """What several tests share: a small tokenizer, a small model, and a model that follows a script."""
+
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import torch
 import torch.nn as nn
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported: without a GPU its kernels run in Python, slowly
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # Triton reads it when it is imported: without a GPU its kernels run in Python, slowly
+    )
 
 from nanotir import checkpoint
 from nanotir.demonstrate import corpus
@@ -45,7 +48,11 @@ def shared_tools(python, search):
     """A module's runs use the session's tools and leave them open: fork servers of their own would take a second or two to start."""
     tools = {"python": python, "search": search}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoint, "open_tools", lambda config: [tools[name] for name in config["tools"].split(",") if name])
+        patched.setattr(
+            checkpoint,
+            "open_tools",
+            lambda config: [tools[name] for name in config["tools"].split(",") if name],
+        )
         for tool in tools.values():
             patched.setattr(tool, "close", lambda: None)
         yield
@@ -55,7 +62,9 @@ def shared_tools(python, search):
 def layers() -> dict[str, bool]:
     """The sandbox's layers, and which of them are in force on this machine."""
     command = [sys.executable, "-m", "nanotir.tools.sandbox"]
-    shown = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        command, cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True, check=True
+    )
     assert shown.stderr == ""
     return {line.split()[0]: "in force" in line for line in shown.stdout.splitlines()}
 
@@ -71,11 +80,18 @@ def needs(layers):
 
 def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:
     """A random transformer whose logits spread widely, so that no test passes because all ids are about equally likely."""
-    settings = dict(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, max_seq_len=256) | settings
+    settings = (
+        dict(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, max_seq_len=256) | settings
+    )
     model = Transformer(ModelConfig(vocab_size=vocab_size, **settings))
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
-        nn.init.normal_(weight, 1.0 if weight.dim() == 1 else 0.0, 0.1 if weight.dim() == 1 else 0.3, generator=generator)
+        nn.init.normal_(
+            weight,
+            1.0 if weight.dim() == 1 else 0.0,
+            0.1 if weight.dim() == 1 else 0.3,
+            generator=generator,
+        )
     return model
 
 
@@ -85,7 +101,15 @@ class ScriptedModel(nn.Module):
 
     def __init__(self, vocab_size: int, logits_of, max_seq_len: int = 256):
         super().__init__()
-        self.config = ModelConfig(vocab_size=vocab_size, n_layers=1, d_model=2, n_heads=1, n_kv_heads=1, d_ff=1, max_seq_len=max_seq_len)
+        self.config = ModelConfig(
+            vocab_size=vocab_size,
+            n_layers=1,
+            d_model=2,
+            n_heads=1,
+            n_kv_heads=1,
+            d_ff=1,
+            max_seq_len=max_seq_len,
+        )
         self.embed = nn.Embedding(1, 1)
         self.logits_of, self.fed = logits_of, []
 
@@ -98,7 +122,10 @@ class ScriptedModel(nn.Module):
 
     def forward(self, ids, positions=None, cache=None):
         read, positions = self.hidden(ids, positions, cache)
-        rows = [[self.logits_of(tuple(row[: end + 1].tolist())) for end in ends] for row, ends in zip(read, positions.tolist())]
+        rows = [
+            [self.logits_of(tuple(row[: end + 1].tolist())) for end in ends]
+            for row, ends in zip(read, positions.tolist())
+        ]
         return torch.stack([torch.stack(row) for row in rows])  # (B, T, V)
 
 
@@ -107,7 +134,11 @@ def follow(tokenizer, script):
     from nanotir.tokenizer import ASSISTANT
 
     def logits_of(ids):
-        start = ids.index(tokenizer.tags[ASSISTANT]) + 1 if tokenizer.tags[ASSISTANT] in ids else len(ids)
+        start = (
+            ids.index(tokenizer.tags[ASSISTANT]) + 1
+            if tokenizer.tags[ASSISTANT] in ids
+            else len(ids)
+        )
         logits = torch.full((len(tokenizer),), -30.0)
         logits[script(list(ids[start:]))] = 0.0
         return logits

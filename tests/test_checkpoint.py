@@ -11,12 +11,39 @@ import pytest
 import torch
 
 import train
-from nanotir.checkpoint import Run, Stopped, load_run, load_state, open_tools, read_config, write_atomically, write_json
+from nanotir.checkpoint import (
+    Run,
+    Stopped,
+    load_run,
+    load_state,
+    open_tools,
+    read_config,
+    write_atomically,
+    write_json,
+)
 from nanotir.config import parse
 from nanotir.model import ModelConfig, Transformer
 
-TINY = ["--preset", "probe", "--problems", "60", "--data", "generated:itself,cancel", "--sft.steps", "60", "--sft.batch_size", "8", "--eval.problems", "2",
-        "--rl.steps", "3", "--sampler.max_new_tokens", "32", "--tools", "python"]  # fmt: skip
+TINY = [
+    "--preset",
+    "probe",
+    "--problems",
+    "60",
+    "--data",
+    "generated:itself,cancel",
+    "--sft.steps",
+    "60",
+    "--sft.batch_size",
+    "8",
+    "--eval.problems",
+    "2",
+    "--rl.steps",
+    "3",
+    "--sampler.max_new_tokens",
+    "32",
+    "--tools",
+    "python",
+]
 
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
@@ -29,7 +56,10 @@ def start(out, *arguments):
 def rows(out):
     """What was logged, but for the clocks and the one figure that measures float noise itself, which depends on the tools' timing."""
     noise = ("time", "seconds_rollout", "seconds_update", "logp_gap")
-    return [{k: v for k, v in json.loads(line).items() if k not in noise} for line in open(Path(out) / "metrics.jsonl")]
+    return [
+        {k: v for k, v in json.loads(line).items() if k not in noise}
+        for line in open(Path(out) / "metrics.jsonl")
+    ]
 
 
 def weights(out):
@@ -55,12 +85,19 @@ def unbroken(shared_tools, tmp_path_factory):
 
 def test_the_run_that_the_other_tests_repeat_calls_its_tool_and_learns(unbroken):
     steps = [row for row in rows(unbroken) if row["phase"] == "rl"]
-    assert sum(row["groups_kept"] for row in steps) > 10 and sum(row["calls"] for row in steps) > 0.2
-    assert max(json.loads(line).get("logp_gap", 0) for line in open(unbroken / "metrics.jsonl")) <= 1e-4
+    assert (
+        sum(row["groups_kept"] for row in steps) > 10 and sum(row["calls"] for row in steps) > 0.2
+    )
+    assert (
+        max(json.loads(line).get("logp_gap", 0) for line in open(unbroken / "metrics.jsonl"))
+        <= 1e-4
+    )
 
 
 @pytest.mark.parametrize("phase, step", [("sft", 13), ("sft", 60), ("rl", 2)])
-def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken, tmp_path, monkeypatch, phase, step):
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    unbroken, tmp_path, monkeypatch, phase, step
+):
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         stop_at(patched, phase, step)
         start(tmp_path / "run")
@@ -69,11 +106,26 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken, 
     assert rows(tmp_path / "run") == rows(unbroken)
     for name, weight in weights(unbroken).items():
         assert torch.equal(weight, weights(tmp_path / "run")[name])
-    assert json.loads((tmp_path / "run" / "eval.json").read_text()).keys() == {"before", "after_sft", "final"}
+    assert json.loads((tmp_path / "run" / "eval.json").read_text()).keys() == {
+        "before",
+        "after_sft",
+        "final",
+    }
 
 
 def test_a_resumed_run_goes_on_with_the_tosses_of_its_coin(tmp_path, monkeypatch):
-    coin = ["--reward.coin", "true", "--sft.steps", "0", "--rl.steps", "3", "--eval.modes", "text", "--eval.problems", "1"]
+    coin = [
+        "--reward.coin",
+        "true",
+        "--sft.steps",
+        "0",
+        "--rl.steps",
+        "3",
+        "--eval.modes",
+        "text",
+        "--eval.problems",
+        "1",
+    ]
     start(tmp_path / "unbroken", *coin)
     with monkeypatch.context() as patched, pytest.raises(Stopped):
         stop_at(patched, "rl", 1)
@@ -81,10 +133,15 @@ def test_a_resumed_run_goes_on_with_the_tosses_of_its_coin(tmp_path, monkeypatch
     random.seed(99)
     train.train(parse(["--resume", str(tmp_path / "run")]))
     assert rows(tmp_path / "run") == rows(tmp_path / "unbroken")
-    assert all(row["accuracy"] == 0 < row["reward"] + 0.4 and row["groups_kept"] for row in rows(tmp_path / "unbroken"))
+    assert all(
+        row["accuracy"] == 0 < row["reward"] + 0.4 and row["groups_kept"]
+        for row in rows(tmp_path / "unbroken")
+    )
 
 
-def test_what_was_logged_after_the_last_checkpoint_is_dropped_and_done_again(unbroken, tmp_path, monkeypatch):
+def test_what_was_logged_after_the_last_checkpoint_is_dropped_and_done_again(
+    unbroken, tmp_path, monkeypatch
+):
     """A kill at step 17 with checkpoints every 8 steps: step 17 and part of step 18 are in the log, the weights are of step 16."""
 
     class Killed(BaseException):
@@ -121,15 +178,29 @@ def test_a_finished_run_that_is_resumed_is_left_as_it_is(unbroken):
 
 def test_a_new_run_can_start_from_the_weights_of_another(unbroken, tmp_path):
     start(tmp_path / "run", "--init", str(unbroken), "--sft.steps", "0", "--rl.steps", "0")
-    assert all(torch.equal(weight, weights(tmp_path / "run")[name]) for name, weight in weights(unbroken).items())
+    assert all(
+        torch.equal(weight, weights(tmp_path / "run")[name])
+        for name, weight in weights(unbroken).items()
+    )
     assert read_config(tmp_path / "run")["model"] == read_config(unbroken)["model"]
 
 
 def test_a_run_folder_holds_all_it_takes_to_use_the_model(unbroken):
     config, model, tokenizer, format, tools = load_run(unbroken)
-    assert [tool.name for tool in tools] == ["python"] and config["recipe"] == "tapo" and format.style == "tags"
-    assert len(tokenizer) == model.config.vocab_size == len(model.embed.weight) and not model.training
-    assert {path.name for path in unbroken.iterdir()} >= {"config.json", "metrics.jsonl", "eval.json", "checkpoint"}
+    assert (
+        [tool.name for tool in tools] == ["python"]
+        and config["recipe"] == "tapo"
+        and format.style == "tags"
+    )
+    assert (
+        len(tokenizer) == model.config.vocab_size == len(model.embed.weight) and not model.training
+    )
+    assert {path.name for path in unbroken.iterdir()} >= {
+        "config.json",
+        "metrics.jsonl",
+        "eval.json",
+        "checkpoint",
+    }
 
 
 def test_a_file_is_the_old_one_or_the_new_one_never_half_of_one(tmp_path):
@@ -149,8 +220,13 @@ def test_a_file_is_the_old_one_or_the_new_one_never_half_of_one(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_path):
     """A child that saves after every step, and does nothing else, is killed at thirty random moments; each time the run goes on from its log and weights."""
-    config, (_, model, tokenizer, format, _) = parse([*TINY, "--save_every", "1"]), load_run(unbroken)
-    run = Run(tmp_path / "run", config, model, tokenizer, format, tools=[], problems=[], held_out=[]).create()
+    config, (_, model, tokenizer, format, _) = (
+        parse([*TINY, "--save_every", "1"]),
+        load_run(unbroken),
+    )
+    run = Run(
+        tmp_path / "run", config, model, tokenizer, format, tools=[], problems=[], held_out=[]
+    ).create()
     rng, steps = random.Random(0), [run.restore("sft", [])]
     for _ in range(30):
         pid = os.fork()
@@ -184,7 +260,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(unbroken):
     with pytest.raises(ValueError, match="not of this model's config"):
-        load_state(unbroken / "checkpoint", Transformer(ModelConfig(vocab_size=40, n_layers=1, d_model=32)))
+        load_state(
+            unbroken / "checkpoint", Transformer(ModelConfig(vocab_size=40, n_layers=1, d_model=32))
+        )
 
 
 def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
@@ -203,7 +281,11 @@ def test_a_missing_or_damaged_checkpoint_is_named(tmp_path):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ValueError, match="not a run folder"):
         read_config(tmp_path)
-    for text, word in (("{", "not JSON"), ("[]", "not the config of a run"), ("{}", "not the config of a run")):
+    for text, word in (
+        ("{", "not JSON"),
+        ("[]", "not the config of a run"),
+        ("{}", "not the config of a run"),
+    ):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ValueError, match=word):
             read_config(tmp_path)

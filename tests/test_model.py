@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from conftest import small_model
+
 from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend, rope_angles, rotate
 
 V = 50
@@ -27,7 +27,9 @@ def ids_of(*shape, seed=0):
 def test_prefill_then_decode_equals_a_full_forward(settings):
     model, ids = small_model(V, **settings), ids_of(3, 20)
     cache = KVCache(model.config, 3, 20)
-    logits = [model(ids[:, :12], cache=cache)] + [model(ids[:, t : t + 1], cache=cache) for t in range(12, 20)]
+    logits = [model(ids[:, :12], cache=cache)] + [
+        model(ids[:, t : t + 1], cache=cache) for t in range(12, 20)
+    ]
     assert_close(torch.cat(logits, 1), model(ids))
 
 
@@ -50,7 +52,12 @@ def test_ragged_rows_equal_each_row_alone():
     assert cache.lengths.tolist() == lengths
     for i, n in enumerate(lengths):
         assert_close(prefilled[i, :n], model(rows[i][:, :n])[0])
-    steps = [model(torch.stack([rows[i][0, n + t : n + t + 1] for i, n in enumerate(lengths)]), cache=cache) for t in range(6)]
+    steps = [
+        model(
+            torch.stack([rows[i][0, n + t : n + t + 1] for i, n in enumerate(lengths)]), cache=cache
+        )
+        for t in range(6)
+    ]
     for i, n in enumerate(lengths):
         assert_close(torch.cat(steps, 1)[i], model(rows[i])[0, n:])
 
@@ -77,7 +84,9 @@ def test_a_slot_forgets_the_row_that_sat_in_it_before():
     model(short[:, :5], cache=fresh)
     cache.put([1], fresh)
     assert cache.lengths.tolist() == [20, 5]
-    assert_close(model(short[:, 5:], torch.tensor([[5]]), cache.take([1]))[0, 0], model(short)[0, 5])
+    assert_close(
+        model(short[:, 5:], torch.tensor([[5]]), cache.take([1]))[0, 0], model(short)[0, 5]
+    )
 
 
 @torch.no_grad()
@@ -114,13 +123,18 @@ def test_no_logit_depends_on_a_later_id():
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_layers": 1}, {"n_experts": 4}])
-def test_states_of_the_wanted_positions_alone_and_their_gradients_are_those_of_the_whole_rows(settings):
+def test_states_of_the_wanted_positions_alone_and_their_gradients_are_those_of_the_whole_rows(
+    settings,
+):
     model, ids = small_model(V, **settings), ids_of(3, 10)
     wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(1)) < 0.4
     whole, alone = model.hidden(ids)[wanted], model.hidden(ids, wanted=wanted)
     assert alone.shape == (1, *whole.shape)
     assert_close(alone[0], whole)
-    gradients = [torch.autograd.grad(states.square().sum(), list(model.blocks.parameters())) for states in (whole, alone)]
+    gradients = [
+        torch.autograd.grad(states.square().sum(), list(model.blocks.parameters()))
+        for states in (whole, alone)
+    ]
     for one, other in zip(*gradients):
         assert_close(one, other)
 
@@ -149,7 +163,13 @@ def test_attention_takes_rows_however_its_kernel_lays_them_out(monkeypatch):
     q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8)
     mask, plain = torch.ones(2, 1, 3, 5, dtype=torch.bool), F.scaled_dot_product_attention
     expected = attend(q, k, v, mask)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *arguments, **options: plain(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2))
+    monkeypatch.setattr(
+        F,
+        "scaled_dot_product_attention",
+        lambda *arguments, **options: (
+            plain(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+        ),
+    )
     assert torch.equal(attend(q, k, v, mask), expected)
 
 
@@ -159,7 +179,10 @@ def test_rope_turns_pairs_and_keeps_lengths():
     turned = rotate(x, cos, sin)
     assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert_close(turned[:, 0], x[:, 0])
-    a, b = x[0, 2, 0, 1], x[0, 2, 0, 3]  # the second pair of position 2 turns by 2 * 100^(-2/4) = 0.2
+    a, b = (
+        x[0, 2, 0, 1],
+        x[0, 2, 0, 3],
+    )  # the second pair of position 2 turns by 2 * 100^(-2/4) = 0.2
     assert_close(turned[0, 2, 0, 1], a * math.cos(0.2) - b * math.sin(0.2))
     assert_close(turned[0, 2, 0, 3], b * math.cos(0.2) + a * math.sin(0.2))
 
@@ -174,7 +197,10 @@ def test_rms_norm_equals_its_formula():
 def test_tied_embeddings_are_one_parameter():
     tied, untied = small_model(V), small_model(V, tie_embeddings=False)
     assert tied.head.weight is tied.embed.weight
-    assert sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters()) == V * 32
+    assert (
+        sum(p.numel() for p in untied.parameters()) - sum(p.numel() for p in tied.parameters())
+        == V * 32
+    )
 
 
 def test_the_default_model_has_about_a_million_parameters():
@@ -186,10 +212,15 @@ def test_the_same_config_gives_the_same_weights():
     first = Transformer(ModelConfig(vocab_size=V))
     torch.manual_seed(2)
     second = Transformer(ModelConfig(vocab_size=V))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values())
+    )
 
 
-@pytest.mark.parametrize("settings, word", [({"n_heads": 3}, "n_kv_heads"), ({"d_model": 130}, "d_model"), ({"d_head": 7}, "even")])
+@pytest.mark.parametrize(
+    "settings, word",
+    [({"n_heads": 3}, "n_kv_heads"), ({"d_model": 130}, "d_model"), ({"d_head": 7}, "even")],
+)
 def test_an_impossible_shape_is_named(settings, word):
     with pytest.raises(ValueError, match=word):
         ModelConfig(**settings)

@@ -21,8 +21,12 @@ def test_a_matrix_of_zeros_stays_one():
 
 def test_steps_are_those_of_torchs_muon_but_for_its_bfloat16():
     generator = torch.Generator().manual_seed(0)
-    start = {shape: torch.randn(shape, generator=generator) for shape in ((48, 16), (16, 48), (16, 16))}
-    ours, theirs = ([torch.nn.Parameter(weight.clone()) for weight in start.values()] for _ in range(2))
+    start = {
+        shape: torch.randn(shape, generator=generator) for shape in ((48, 16), (16, 48), (16, 16))
+    }
+    ours, theirs = (
+        [torch.nn.Parameter(weight.clone()) for weight in start.values()] for _ in range(2)
+    )
     optimizers = Muon(ours, lr=0.1), torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0)
     for _ in range(3):
         for a, b in zip(ours, theirs):

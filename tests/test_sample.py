@@ -8,14 +8,35 @@ import sample
 import train
 from nanotir.config import parse
 
-SHORT = ["--preset", "probe", "--problems", "120", "--data", "generated:itself,cancel", "--eval.problems", "4", "--rl.steps", "0"]
+SHORT = [
+    "--preset",
+    "probe",
+    "--problems",
+    "120",
+    "--data",
+    "generated:itself,cancel",
+    "--eval.problems",
+    "4",
+    "--rl.steps",
+    "0",
+]
 
 
 @pytest.fixture(scope="module")
 def folder(shared_tools, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user")
     for number, steps in ((1, "1"), (2, "60")):
-        train.train(parse([*SHORT, "--out", str(folder / "runs" / f"tapo-probe-{number}"), "--sft.steps", steps]))
+        train.train(
+            parse(
+                [
+                    *SHORT,
+                    "--out",
+                    str(folder / "runs" / f"tapo-probe-{number}"),
+                    "--sft.steps",
+                    steps,
+                ]
+            )
+        )
     return folder
 
 
@@ -34,7 +55,9 @@ def test_without_a_run_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         sample.main(["What is 1+1?"])
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2 and out == "" and err.count("\n") == 1 and "python train.py" in err
+    assert (
+        stopped.value.code == 2 and out == "" and err.count("\n") == 1 and "python train.py" in err
+    )
 
 
 def test_a_wrong_run_folder_is_named(folder, capsys):
@@ -68,7 +91,14 @@ def test_without_a_question_it_asks_until_there_is_no_more(ask, monkeypatch):
     assert text.count("question> ") == 4 and len(text.splitlines()) >= 2
 
 
-@pytest.mark.parametrize("arguments, hint", [(["--temperature", "-1", "q"], "temperature"), (["q " * 500], "leaves no room"), (["--n", "0", "q"], "--n")])
+@pytest.mark.parametrize(
+    "arguments, hint",
+    [
+        (["--temperature", "-1", "q"], "temperature"),
+        (["q " * 500], "leaves no room"),
+        (["--n", "0", "q"], "--n"),
+    ],
+)
 def test_a_mistake_is_one_line(ask, capsys, arguments, hint):
     with pytest.raises(SystemExit) as stopped:
         ask(*arguments)

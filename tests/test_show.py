@@ -15,7 +15,10 @@ class Terminal(io.StringIO):
 
 def test_text_code_and_output_have_different_colours(tokenizer):
     text = show(Format().trajectory(tokenizer, "6*7?", PIECES), tokenizer, colour=True)
-    colours = {part: re.search(rf"\x1b\[(\d+)m[^\x1b]*{re.escape(part)}", text)[1] for part in ("Let me", "6*7</", "42</", "6*7?")}
+    colours = {
+        part: re.search(rf"\x1b\[(\d+)m[^\x1b]*{re.escape(part)}", text)[1]
+        for part in ("Let me", "6*7</", "42</", "6*7?")
+    }
     assert len(set(colours.values())) == 4
 
 
@@ -24,7 +27,9 @@ def test_no_colour_goes_to_pipes_nor_where_it_is_not_wanted(tokenizer, monkeypat
     assert colours_wanted(Terminal()) and not colours_wanted(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not colours_wanted(Terminal())
-    assert "\x1b" not in show(Format().trajectory(tokenizer, "6*7?", PIECES), tokenizer, colour=False)
+    assert "\x1b" not in show(
+        Format().trajectory(tokenizer, "6*7?", PIECES), tokenizer, colour=False
+    )
     assert paint("text", "", True) == ""
 
 
@@ -36,5 +41,9 @@ def test_a_stream_prints_id_by_id_what_show_prints_at_once(tokenizer, monkeypatc
         for id in trajectory.ids[span.start : span.end]:
             stream(0, span.kind, [id])
             stream(1, "text", [id])  # another row's
-    whole = plain(show(trajectory, tokenizer, colour=True)).split("<|assistant|>")[1].removesuffix("<|end|>")
+    whole = (
+        plain(show(trajectory, tokenizer, colour=True))
+        .split("<|assistant|>")[1]
+        .removesuffix("<|end|>")
+    )
     assert plain(out.getvalue()) == whole and "\ufffd" not in whole

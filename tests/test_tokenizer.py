@@ -21,7 +21,9 @@ def test_any_unicode_text_survives_the_round_trip(tokenizer):
 
 def test_every_digit_is_an_id_of_its_own(tokenizer):
     ids = tokenizer.encode("12345 x 2024")
-    assert [tokenizer.decode([id]) for id in ids if tokenizer.decode([id]).strip().isdigit()] == list("123452024")
+    assert [
+        tokenizer.decode([id]) for id in ids if tokenizer.decode([id]).strip().isdigit()
+    ] == list("123452024")
 
 
 def test_every_tag_is_one_id(tokenizer):
@@ -33,10 +35,15 @@ def test_every_tag_is_one_id(tokenizer):
 
 def test_untrusted_text_never_yields_a_tag():
     texts = ["".join(TAGS) * 3, *TAGS, "<python>1+1</python><output>2</output>"] * 50
-    tokenizer = Tokenizer.train(texts, 600)  # merges learned from nothing but tags are the worst case
+    tokenizer = Tokenizer.train(
+        texts, 600
+    )  # merges learned from nothing but tags are the worst case
     rng, tags = random.Random(0), set(tokenizer.tags.values())
     for _ in range(500):
-        text = "".join(rng.choice((*TAGS, "<", ">", "`", "\n", "end", "|", " ", any_text(rng))) for _ in range(8))
+        text = "".join(
+            rng.choice((*TAGS, "<", ">", "`", "\n", "end", "|", " ", any_text(rng)))
+            for _ in range(8)
+        )
         ids = tokenizer.encode_untrusted(text)
         assert not tags & set(ids) and tokenizer.decode(ids) == text
 

@@ -9,5 +9,6 @@ What counts as equal: tuples are ordered, lists and sets are not; \\pm a is two 
 be given by at least six correct digits; a unit may be missing on one side, but two units must agree; x = 3 is 3 and 50% is 0.5 or 50;
 a number written in base 8 is not that number, since to convert it may be the question.
 """
+
 from nanotir.answers.extract import extract_answer as extract_answer
 from nanotir.answers.verdict import equivalent as equivalent

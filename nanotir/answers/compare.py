@@ -1,4 +1,5 @@
 """Whether two trees are one answer. Each rule by_... knows some kinds of tree and says True, False, or None: not mine."""
+
 from __future__ import annotations
 
 import functools
@@ -7,33 +8,54 @@ import math
 from contextlib import suppress
 
 from nanotir.answers.tokens import fail
-from nanotir.answers.values import PRECISION, Undefined, by_value, exact, operations, size, unknowns, value, values
+from nanotir.answers.values import (
+    PRECISION,
+    Undefined,
+    by_value,
+    exact,
+    operations,
+    size,
+    unknowns,
+    value,
+    values,
+)
 
 
 def same(p: tuple, g: tuple) -> bool:
     """Whether two trees are one answer: the first rule that knows their kinds decides, and says None where it does not."""
     if p == g:
         return True
-    verdicts = (rule(p, g) for rule in (by_unit, by_name, by_real_set, by_items, by_parts, by_relation, by_value))
+    verdicts = (
+        rule(p, g)
+        for rule in (by_unit, by_name, by_real_set, by_items, by_parts, by_relation, by_value)
+    )
     return next(verdict for verdict in verdicts if verdict is not None)
 
 
 def either(p, g, kind: str):
     """(the one of this kind, the other) if just one is."""
-    return ((p, g) if p[0] == kind else (g, p)) if (p[0] == kind) != (g[0] == kind) else (None, None)
+    return (
+        ((p, g) if p[0] == kind else (g, p)) if (p[0] == kind) != (g[0] == kind) else (None, None)
+    )
 
 
 def by_unit(p, g):
     """Units that only one side has are ignored. A percentage is a share; against a bare number above 1 it may also be the number of percent."""
     if "unit" in (p[0], g[0]):
         units = [{"unit": tree[-1], "deg": "degree"}.get(tree[0]) for tree in (p, g)]
-        return (None in units or units[0] == units[1]) and same(*(tree[1] if unit else tree for tree, unit in zip((p, g), units)))
+        return (None in units or units[0] == units[1]) and same(
+            *(tree[1] if unit else tree for tree, unit in zip((p, g), units))
+        )
     angle, other = either(p, g, "deg")
     if angle:
         return same(angle[1], other) or by_value(angle, other)
     percent, other = either(p, g, "pct")
     if percent:
-        return by_value(percent, other) or (percent is g or (exact(other) or 0) > 1) and same(percent[1], other)
+        return (
+            by_value(percent, other)
+            or (percent is g or (exact(other) or 0) > 1)
+            and same(percent[1], other)
+        )
 
 
 def by_name(p, g):
@@ -50,7 +72,9 @@ def named(tree):
     if tree[0] != "rel" or set(tree[1]) - {"=", "in"}:
         return None, tree
     name, *values = tree[2:] if is_name(tree[2]) or tree[1] != ("=",) else tree[:1:-1]
-    fits = is_name(name) and (len(values) == 1 or all(same(a, b) for a, b in itertools.pairwise(values)))
+    fits = is_name(name) and (
+        len(values) == 1 or all(same(a, b) for a, b in itertools.pairwise(values))
+    )
     return (name, values[-1]) if fits else (None, tree)
 
 
@@ -59,7 +83,11 @@ def is_name(tree) -> bool:
     if tree[0] in ("seq", "ratio", "/", "abs"):
         return all(is_name(part) for part in tree[1:] if isinstance(part, tuple))
     letters_only = tree[0] == "*" and all(part[0] == "sym" for part in tree[1:])
-    return tree[0] == "sym" or letters_only and (tree[1] == ("sym", "d") or all(part[1][0].isupper() for part in tree[1:]))
+    return (
+        tree[0] == "sym"
+        or letters_only
+        and (tree[1] == ("sym", "d") or all(part[1][0].isupper() for part in tree[1:]))
+    )
 
 
 def by_items(p, g):
@@ -67,7 +95,9 @@ def by_items(p, g):
     p_items, g_items = items(p), items(g)
     if len(p_items) == len(g_items) == 1 and "set" not in (p[0], g[0]):
         return None
-    names, values = zip(*(zip(*map(named, side)) if side else ((), ()) for side in (p_items, g_items)))
+    names, values = zip(
+        *(zip(*map(named, side)) if side else ((), ()) for side in (p_items, g_items))
+    )
     if {p[0], g[0]} == {"seq", "list"} and "()" in p + g and all_same(inside(p), inside(g)):
         return True
     for mine, other in ((0, 1), (1, 0)):
@@ -94,7 +124,11 @@ def signed_versions(tree) -> list:
     n, tied = count(tree, "pm"), count(tree, "mp") > 0
     if n > 4:
         fail("too many signs")
-    choices = [(minus,) * 99 for minus in (False, True)] if tied else itertools.product((False, True), repeat=n)
+    choices = (
+        [(minus,) * 99 for minus in (False, True)]
+        if tied
+        else itertools.product((False, True), repeat=n)
+    )
     return list(dict.fromkeys(with_signs(tree, iter(choice)) for choice in choices))
 
 
@@ -102,12 +136,16 @@ def with_signs(tree, minus):
     if tree[0] in ("pm", "mp"):
         sign, inner = next(minus, None), with_signs(tree[1], minus)
         return ("neg", inner) if sign != (tree[0] == "mp") else inner
-    return tuple(with_signs(part, minus) if isinstance(part, tuple) and part else part for part in tree)
+    return tuple(
+        with_signs(part, minus) if isinstance(part, tuple) and part else part for part in tree
+    )
 
 
 def count(tree, kind: str | None = None) -> int:
     """Nodes of a kind, or of any."""
-    return (kind is None or tree[:1] == (kind,)) + sum(count(part, kind) for part in tree if isinstance(part, tuple))
+    return (kind is None or tree[:1] == (kind,)) + sum(
+        count(part, kind) for part in tree if isinstance(part, tuple)
+    )
 
 
 def all_same(left, right) -> bool:
@@ -138,7 +176,13 @@ def by_parts(p, g):
         return len(p) == len(g) and all(map(all_same, p[1:], g[1:]))
     matrix, other = either(p, g, "matrix")
     if matrix and other[0] == "seq":
-        column = [row[0] for row in matrix[1:]] if all(len(row) == 1 for row in matrix[1:]) else matrix[1] if len(matrix) == 2 else []
+        column = (
+            [row[0] for row in matrix[1:]]
+            if all(len(row) == 1 for row in matrix[1:])
+            else matrix[1]
+            if len(matrix) == 2
+            else []
+        )
         return other[1] == "()" and all_same(column, other[2:])
     if "base" in (p[0], g[0]):
         return p[1:] == g[1:] if p[0] == g[0] else p[0] == "num" and p[1] == g[1]
@@ -147,24 +191,41 @@ def by_parts(p, g):
 def proportional(p, g) -> bool:
     """2:4 is 1:2; but 3:30, which may be a time, is 3:30 alone."""
     values = [[exact(part) for part in tree[1:]] for tree in (p, g)]
-    if len(p) != len(g) or not all(all(row) for row in values) or 10 <= values[1][-1] < 60 and values[1][0] <= 24:
+    if (
+        len(p) != len(g)
+        or not all(all(row) for row in values)
+        or 10 <= values[1][-1] < 60
+        and values[1][0] <= 24
+    ):
         return False
     return len({a / b for a, b in zip(*values)}) == 1
 
 
-MINUS_OO, OO, REALS = ("neg", ("const", "oo")), ("const", "oo"), ("sym", "set R")  # a set of reals is pieces: (low, high, low included, high included)
+MINUS_OO, OO, REALS = (
+    ("neg", ("const", "oo")),
+    ("const", "oo"),
+    ("sym", "set R"),
+)  # a set of reals is pieces: (low, high, low included, high included)
 
 
 def by_real_set(p, g):
     """Intervals, unions, points and inequalities in one unknown describe sets of real numbers."""
-    described = [tree[0] in ("cup", "minus", "rel") or tree == REALS or tree[0] == "list" and tree[1][0] == "rel" for tree in (p, g)]
+    described = [
+        tree[0] in ("cup", "minus", "rel")
+        or tree == REALS
+        or tree[0] == "list"
+        and tree[1][0] == "rel"
+        for tree in (p, g)
+    ]
     left, right = (pieces(p), pieces(g)) if any(described) else (None, None)
     if left is None or right is None:
         return None
     if len({frozenset(unknowns(tree)) - {"set R"} for tree in (p, g)} - {frozenset()}) > 1:
         return False
     left, right = merged(left), merged(right)
-    return len(left) == len(right) and all(a[2:] == b[2:] and same(a[0], b[0]) and same(a[1], b[1]) for a, b in zip(left, right))
+    return len(left) == len(right) and all(
+        a[2:] == b[2:] and same(a[0], b[0]) and same(a[1], b[1]) for a, b in zip(left, right)
+    )
 
 
 def pieces(tree):
@@ -174,20 +235,38 @@ def pieces(tree):
         return [(MINUS_OO, OO, False, False)]
     if kind == "seq" and len(tree) == 4:
         low, high = position(tree[2]), position(tree[3])
-        return [(tree[2], tree[3], tree[1][0] == "[", tree[1][1] == "]")] if None not in (low, high) and low < high else None
+        return (
+            [(tree[2], tree[3], tree[1][0] == "[", tree[1][1] == "]")]
+            if None not in (low, high) and low < high
+            else None
+        )
     if kind == "set":
-        return None if any(position(point) is None for point in tree[1:]) else [(point, point, True, True) for point in tree[1:]]
+        return (
+            None
+            if any(position(point) is None for point in tree[1:])
+            else [(point, point, True, True) for point in tree[1:]]
+        )
     if kind == "rel":
         return relation_pieces(tree[1], tree[2:])
     if kind in ("cup", "minus", "list"):
         parts = [pieces(part) for part in tree[1:]]
-        return None if None in parts or kind == "list" and not alternatives(tree, parts) else without(*parts) if kind == "minus" else sum(parts, [])
+        return (
+            None
+            if None in parts or kind == "list" and not alternatives(tree, parts)
+            else without(*parts)
+            if kind == "minus"
+            else sum(parts, [])
+        )
     return None
 
 
 def alternatives(tree, parts) -> bool:
     """Whether a list of inequalities says "or": they are apart. x > 1, x < 3 may mean both."""
-    return all(part[0] == "rel" for part in tree[1:]) and len(unknowns(tree)) == 1 and len(merged(sum(parts, []))) == sum(map(len, parts))
+    return (
+        all(part[0] == "rel" for part in tree[1:])
+        and len(unknowns(tree)) == 1
+        and len(merged(sum(parts, []))) == sum(map(len, parts))
+    )
 
 
 def without(kept, points):
@@ -196,9 +275,17 @@ def without(kept, points):
         if point != other:
             fail("only points can be left out")
         at = position(point)
-        kept = [cut for low, high, *ends in kept for cut in (
-            [(low, point, ends[0], False), (point, high, False, ends[1])] if position(low) < at < position(high)
-            else [(low, high, ends[0] and position(low) != at, ends[1] and position(high) != at)])]  # fmt: skip
+        kept = [
+            cut
+            for low, high, *ends in kept
+            for cut in (
+                [(low, point, ends[0], False), (point, high, False, ends[1])]
+                if position(low) < at < position(high)
+                else [
+                    (low, high, ends[0] and position(low) != at, ends[1] and position(high) != at)
+                ]
+            )
+        ]
     return kept
 
 
@@ -212,22 +299,36 @@ def relation_pieces(signs, sides):
     if len(ends) != len(sides) - 1 or any(position(end) is None for end in ends):
         return None
     if signs in (("!=",), ("=",)):
-        return [(ends[0], ends[0], True, True)] if signs == ("=",) else [(MINUS_OO, ends[0], False, False), (ends[0], OO, False, False)]
-    if not set(signs) <= {"<", "<="} or len(sides) == 3 and (sides[1][0] != "sym" or position(ends[0]) >= position(ends[1])):
+        return (
+            [(ends[0], ends[0], True, True)]
+            if signs == ("=",)
+            else [(MINUS_OO, ends[0], False, False), (ends[0], OO, False, False)]
+        )
+    if (
+        not set(signs) <= {"<", "<="}
+        or len(sides) == 3
+        and (sides[1][0] != "sym" or position(ends[0]) >= position(ends[1]))
+    ):
         return None
     low, high = ([MINUS_OO, False], [OO, False])
     for sign, left, right in zip(signs, sides, sides[1:]):
-        low, high = ([left, sign == "<="], high) if right[0] == "sym" else (low, [right, sign == "<="])
+        low, high = (
+            ([left, sign == "<="], high) if right[0] == "sym" else (low, [right, sign == "<="])
+        )
     return [(low[0], high[0], low[1], high[1])]
 
 
 def merged(pieces_of_set) -> list:
     """Pieces from left to right; those that overlap or touch are one."""
     done = []
-    for low, high, closed, end in sorted(pieces_of_set, key=lambda piece: (position(piece[0]), not piece[2])):
+    for low, high, closed, end in sorted(
+        pieces_of_set, key=lambda piece: (position(piece[0]), not piece[2])
+    ):
         if done and (position(low), not (closed or done[-1][3])) <= (position(done[-1][1]), False):
             first, last, closed_first, closed_last = done.pop()
-            high, end = max((last, closed_last), (high, end), key=lambda bound: (position(bound[0]), bound[1]))
+            high, end = max(
+                (last, closed_last), (high, end), key=lambda bound: (position(bound[0]), bound[1])
+            )
             low, closed = first, closed_first
         done.append((low, high, closed, end))
     return done
@@ -249,20 +350,29 @@ def by_relation(p, g):
     """Every relation of a chain has its equal in the other."""
     if p[0] != "rel" or g[0] != "rel":
         return False if "rel" in (p[0], g[0]) else None
-    left, right = ([(sign, *pair) for sign, pair in zip(tree[1], itertools.pairwise(tree[2:]))] for tree in (p, g))
+    left, right = (
+        [(sign, *pair) for sign, pair in zip(tree[1], itertools.pairwise(tree[2:]))]
+        for tree in (p, g)
+    )
     all_found = lambda these, those: all(any(one_relation(a, b) for b in those) for a in these)
     return len(left) == len(right) and all_found(left, right) and all_found(right, left)
 
 
 def one_relation(a, b) -> bool:
     """The differences of their sides are in a constant ratio, positive if there is a direction."""
-    a, b = ((sign.replace(">", "<"), right, left) if ">" in sign else (sign, left, right) for sign, left, right in (a, b))
+    a, b = (
+        (sign.replace(">", "<"), right, left) if ">" in sign else (sign, left, right)
+        for sign, left, right in (a, b)
+    )
     first, second = (("+", left, ("neg", right)) for _, left, right in (a, b))
     if a[0] != b[0] or a[0] == "in" or not unknowns(first) or unknowns(first) != unknowns(second):
         return a == b
     m = operations().libmp
     with suppress(ZeroDivisionError):
         ratios = [m.mpc_div(x, y, PRECISION, "n") for x, y, _ in values(first, second)]
-        steady = all(size(m.mpc_sub(ratio, ratios[0], PRECISION, "n")) < size(ratios[0]) - 100 for ratio in ratios)
+        steady = all(
+            size(m.mpc_sub(ratio, ratios[0], PRECISION, "n")) < size(ratios[0]) - 100
+            for ratio in ratios
+        )
         return bool(ratios) and steady and (a[0] in ("=", "!=") or ratios[0][0][0] == 0)
     return False

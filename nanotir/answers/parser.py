@@ -1,4 +1,5 @@
 """From tokens to a tree: one recursive-descent parser, whose functions are the grammar. What it does not know is Unparsable."""
+
 from __future__ import annotations
 
 import functools
@@ -60,11 +61,21 @@ class Parser:
     def quantity(self) -> tuple:
         """A value with its unit: $5, 5 cm, 5 miles per hour, 5 square meters, 5 cm^2, 5 million."""
         negative = self.see("-") and self.ahead(2)[1] == "word" and self.take("-")
-        words = [self.take("word")[1]] if self.tokens[self.at][1:] in (("dollar",), ("euro",), ("pound",)) else []
+        words = (
+            [self.take("word")[1]]
+            if self.tokens[self.at][1:] in (("dollar",), ("euro",), ("pound",))
+            else []
+        )
         tree = self.union()
-        while token := self.take("word", *(("^", "/") if words else ()), *(("num",) if words and words[-1] == "^" else ())):
+        while token := self.take(
+            "word",
+            *(("^", "/") if words else ()),
+            *(("num",) if words and words[-1] == "^" else ()),
+        ):
             power = MULTIPLES.get(token[-1].lower()) if token[0] == "word" else None
-            tree, words = (("*", tree, num(10**power)), words) if power else (tree, [*words, token[-1]])
+            tree, words = (
+                (("*", tree, num(10**power)), words) if power else (tree, [*words, token[-1]])
+            )
         return with_unit(("neg", tree) if negative else tree, words)
 
     def union(self) -> tuple:
@@ -88,14 +99,22 @@ class Parser:
     def product(self) -> tuple:
         tree = [self.signed()]
         while token := self.take("*", "/") or self.starts_factor():
-            tree = [("/", times(tree), self.signed())] if token == ("/",) else [*tree, self.power() if token is True else self.signed()]
+            tree = (
+                [("/", times(tree), self.signed())]
+                if token == ("/",)
+                else [*tree, self.power() if token is True else self.signed()]
+            )
         return times(tree)
 
     def starts_factor(self) -> bool:
         """Whether a factor follows without a sign. A number does so only in 3!7!: "3 4" is no product."""
         if self.see("num"):
             return self.tokens[self.at - 1] == ("!",)
-        return self.see("sym", "const", "fn", "(", "[", "{", "frac", "tex binom", "lfloor", "lceil") or self.see("|") and not self.bars
+        return (
+            self.see("sym", "const", "fn", "(", "[", "{", "frac", "tex binom", "lfloor", "lceil")
+            or self.see("|")
+            and not self.bars
+        )
 
     def signed(self) -> tuple:
         token = self.take("-", "+", "pm", "mp")
@@ -117,7 +136,13 @@ class Parser:
     def subscript(self, tree: tuple) -> tuple:
         """x_1 is a name; 101_2 is digits in a base, which is not the number they mean: to convert it may be the question."""
         below = self.nested(self.atom)
-        return ("base", tree[1], below) if tree[0] == "num" else ("sym", f"{tree[1]}_{below}") if tree[0] == "sym" else fail("subscript")
+        return (
+            ("base", tree[1], below)
+            if tree[0] == "num"
+            else ("sym", f"{tree[1]}_{below}")
+            if tree[0] == "sym"
+            else fail("subscript")
+        )
 
     def nested(self, rule, *arguments) -> tuple:
         self.depth += 1
@@ -146,8 +171,21 @@ class Parser:
             name += f"({self.nested(self.atom)})"
         return ("sym", name)
 
-    RULES = {"fn": "function", "(": "bracket", "[": "bracket", "{": "group", "\\{": "braces", "<(": "bracket", "frac": "fraction", "tex binom": "fraction",
-             "|": "enclosed", "lfloor": "enclosed", "lceil": "enclosed", "begin": "matrix", "accent": "accent"}  # fmt: skip
+    RULES = {
+        "fn": "function",
+        "(": "bracket",
+        "[": "bracket",
+        "{": "group",
+        "\\{": "braces",
+        "<(": "bracket",
+        "frac": "fraction",
+        "tex binom": "fraction",
+        "|": "enclosed",
+        "lfloor": "enclosed",
+        "lceil": "enclosed",
+        "begin": "matrix",
+        "accent": "accent",
+    }
 
     def within(self, rule, *closers) -> tuple:
         """What a rule finds up to a closing sign, and that sign. Bars inside are its own."""
@@ -158,9 +196,17 @@ class Parser:
 
     def bracket(self, token) -> tuple:
         """(a), (a, b), [a, b) and the like."""
-        tree, close = self.within(self.items, ")", "]") if token[0] != "<(" else self.within(self.items, ")>")
+        tree, close = (
+            self.within(self.items, ")", "]") if token[0] != "<(" else self.within(self.items, ")>")
+        )
         kind = "()" if close == ")>" else token[0] + close
-        return ("seq", kind, *tree[1:]) if tree[0] == "list" else tree if kind in ("()", "[]") else fail("bracket")
+        return (
+            ("seq", kind, *tree[1:])
+            if tree[0] == "list"
+            else tree
+            if kind in ("()", "[]")
+            else fail("bracket")
+        )
 
     def group(self, _) -> tuple:
         """{...} of LaTeX, {a \\over b}, {n \\choose k}, or a set written with plain braces."""
@@ -209,18 +255,26 @@ class Parser:
         while mark := self.take("&", "\\\\"):
             if mark[0] == "\\\\" and self.see("end"):
                 break
-            rows = [*rows[:-1], [*rows[-1], self.sum()]] if mark[0] == "&" else [*rows, [self.sum()]]
+            rows = (
+                [*rows[:-1], [*rows[-1], self.sum()]] if mark[0] == "&" else [*rows, [self.sum()]]
+            )
         self.need("end")
         return ("det" if token[1] == "vmatrix" else "matrix", *map(tuple, rows))
 
     def function(self, token) -> tuple:
         """sin x, sin^2 x, sin^{-1} x, sin(x) y, log_2 8, sqrt[3]{x}, max(1, 2)."""
-        name = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}.get(token[1], token[1])
+        name = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "log": "ln"}.get(
+            token[1], token[1]
+        )
         if name == "sqrt" and self.take("["):
             index = self.within(self.sum, "]")[0]
             return ("root", self.argument(), index)
         base = (self.atom(),) if self.take("_") else ()
-        power = (self.atom() if self.see("{") else self.signed()) if name != "sqrt" and self.take("^") else None
+        power = (
+            (self.atom() if self.see("{") else self.signed())
+            if name != "sqrt" and self.take("^")
+            else None
+        )
         if power == ("neg", num(1)) and f"arc{name}" in FUNCTIONS:
             name, power = f"arc{name}", None
         tree = applied(name, (*self.arguments(name), *base))

@@ -2,6 +2,7 @@
 
 Differences are judged relative to the numbers, never absolutely: 1/300! is not 0.
 """
+
 from __future__ import annotations
 
 import functools
@@ -40,17 +41,27 @@ def first_digits(tree, a: Fraction, b: Fraction) -> bool:
     n = 15 if 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0 else 6
     if digits(tree) < n or b.denominator == 1 or b == 0:
         return False
-    scale = Fraction(10) ** (n - 1 - math.floor(math.log10(abs(b.numerator)) - math.log10(b.denominator)))
+    scale = Fraction(10) ** (
+        n - 1 - math.floor(math.log10(abs(b.numerator)) - math.log10(b.denominator))
+    )
     return round(a * scale) in (round(b * scale), math.trunc(b * scale))
 
 
 def digits(tree) -> int:
     """Significant digits of the longest decimal in a tree; 0 without any."""
-    return tree[2] if tree[0] == "num" else max((digits(part) for part in tree if isinstance(part, tuple) and part), default=0)
+    return (
+        tree[2]
+        if tree[0] == "num"
+        else max((digits(part) for part in tree if isinstance(part, tuple) and part), default=0)
+    )
 
 
 def unknowns(tree) -> set:
-    return {tree[1]} if tree[:1] == ("sym",) else set().union(*(unknowns(part) for part in tree if isinstance(part, tuple)))
+    return (
+        {tree[1]}
+        if tree[:1] == ("sym",)
+        else set().union(*(unknowns(part) for part in tree if isinstance(part, tuple)))
+    )
 
 
 def values(p, g):
@@ -58,7 +69,10 @@ def values(p, g):
     negative numbers a root or a logarithm has several complex values. Points where one is undefined are left out."""
     names, draw = sorted(unknowns(p)), random.Random(repr(g))
     for k in range(6 if names else 1):
-        at = {name: Fraction(draw.randrange(200, 3000), 1000) * (draw.choice((-1, 1)) if k > 2 else 1) for name in names}
+        at = {
+            name: Fraction(draw.randrange(200, 3000), 1000) * (draw.choice((-1, 1)) if k > 2 else 1)
+            for name in names
+        }
         with suppress(Undefined):
             yield value(p, at, PRECISION, k > 2), value(g, at, PRECISION, k > 2), at
 
@@ -103,14 +117,28 @@ def exact_power(a: Fraction, n: Fraction):
 
 def exact_counting(function):
     """A function of whole numbers, not too large; None of others."""
-    return lambda *counts: Fraction(function(*map(int, counts))) if all(n.denominator == 1 and 0 <= n < 3000 for n in counts) else None
+    return lambda *counts: (
+        Fraction(function(*map(int, counts)))
+        if all(n.denominator == 1 and 0 <= n < 3000 for n in counts)
+        else None
+    )
 
 
 EXACT = {
-    "+": lambda *terms: sum(terms), "*": lambda *factors: math.prod(factors), "/": lambda a, b: a / b, "neg": lambda a: -a, "^": exact_power, "abs": abs,
-    "!": exact_counting(math.factorial), "binom": exact_counting(math.comb), "pct": lambda a: a / 100, "floor": lambda a: Fraction(math.floor(a)),
-    "ceil": lambda a: Fraction(math.ceil(a)), "max": lambda *several: max(several), "min": lambda *several: min(several),
-}  # fmt: skip
+    "+": lambda *terms: sum(terms),
+    "*": lambda *factors: math.prod(factors),
+    "/": lambda a, b: a / b,
+    "neg": lambda a: -a,
+    "^": exact_power,
+    "abs": abs,
+    "!": exact_counting(math.factorial),
+    "binom": exact_counting(math.comb),
+    "pct": lambda a: a / 100,
+    "floor": lambda a: Fraction(math.floor(a)),
+    "ceil": lambda a: Fraction(math.ceil(a)),
+    "max": lambda *several: max(several),
+    "min": lambda *several: min(several),
+}
 
 
 @functools.cache
@@ -125,11 +153,18 @@ def operations():
         return lambda *z: getattr(m, f"mpc_{name}")(*z, "n")
 
     def inverse(name):
-        return lambda z, prec: m.mpc_div(m.mpc_one, getattr(m, f"mpc_{name}")(z, prec + 10), prec, "n")
+        return lambda z, prec: m.mpc_div(
+            m.mpc_one, getattr(m, f"mpc_{name}")(z, prec + 10), prec, "n"
+        )
 
     def binomial(n, k, prec):
         factorial = lambda z: m.mpc_factorial(z, prec + 10, "n")
-        return m.mpc_div(factorial(n), m.mpc_mul(factorial(k), factorial(m.mpc_sub(n, k, prec)), prec + 10), prec, "n")
+        return m.mpc_div(
+            factorial(n),
+            m.mpc_mul(factorial(k), factorial(m.mpc_sub(n, k, prec)), prec + 10),
+            prec,
+            "n",
+        )
 
     def root(z, n, prec):
         """The real root of a negative number if n is odd."""
@@ -137,14 +172,46 @@ def operations():
         found = m.mpc_pow(m.mpc_neg(z) if odd else z, m.mpc_div(m.mpc_one, n, prec + 10), prec, "n")
         return m.mpc_neg(found) if odd else found
 
-    many = lambda name: lambda *z: functools.reduce(lambda a, b: getattr(m, f"mpc_{name}")(a, b, z[-1], "n"), z[:-1])
-    turn = lambda z, prec: m.mpc_mul_mpf(z, m.mpf_div(m.mpf_pi(prec + 10), m.from_int(180), prec + 10), prec, "n")
-    functions = {name: named_so(name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "neg")}
-    functions |= {f"arc{name}": named_so(f"a{name}") for name in ("sin", "cos", "tan")} | {"ln": named_so("log"), "!": named_so("factorial")}
-    functions |= {"sec": inverse("cos"), "csc": inverse("sin"), "cot": inverse("tan"), "floor": real(m.mpf_floor), "ceil": real(m.mpf_ceil)}
-    functions |= {"+": many("add"), "*": many("mul"), "/": named_so("div"), "^": named_so("pow"), "root": root, "binom": binomial, "deg": turn}
-    functions |= {"abs": lambda z, prec: (m.mpc_abs(z, prec, "n"), m.fzero), "pct": lambda z, prec: m.mpc_div(z, (m.from_int(100), m.fzero), prec, "n")}
-    constants = {"pi": lambda prec: (m.mpf_pi(prec), m.fzero), "e": lambda prec: (m.mpf_e(prec), m.fzero), "i": lambda prec: (m.fzero, m.fone)}
+    many = lambda name: (
+        lambda *z: functools.reduce(
+            lambda a, b: getattr(m, f"mpc_{name}")(a, b, z[-1], "n"), z[:-1]
+        )
+    )
+    turn = lambda z, prec: m.mpc_mul_mpf(
+        z, m.mpf_div(m.mpf_pi(prec + 10), m.from_int(180), prec + 10), prec, "n"
+    )
+    functions = {
+        name: named_so(name) for name in ("sin", "cos", "tan", "sinh", "cosh", "tanh", "exp", "neg")
+    }
+    functions |= {f"arc{name}": named_so(f"a{name}") for name in ("sin", "cos", "tan")} | {
+        "ln": named_so("log"),
+        "!": named_so("factorial"),
+    }
+    functions |= {
+        "sec": inverse("cos"),
+        "csc": inverse("sin"),
+        "cot": inverse("tan"),
+        "floor": real(m.mpf_floor),
+        "ceil": real(m.mpf_ceil),
+    }
+    functions |= {
+        "+": many("add"),
+        "*": many("mul"),
+        "/": named_so("div"),
+        "^": named_so("pow"),
+        "root": root,
+        "binom": binomial,
+        "deg": turn,
+    }
+    functions |= {
+        "abs": lambda z, prec: (m.mpc_abs(z, prec, "n"), m.fzero),
+        "pct": lambda z, prec: m.mpc_div(z, (m.from_int(100), m.fzero), prec, "n"),
+    }
+    constants = {
+        "pi": lambda prec: (m.mpf_pi(prec), m.fzero),
+        "e": lambda prec: (m.mpf_e(prec), m.fzero),
+        "i": lambda prec: (m.fzero, m.fone),
+    }
     return SimpleNamespace(libmp=m, functions=functions, constants=constants)
 
 
@@ -162,6 +229,10 @@ def value(tree, at: dict, prec: int, real: bool = False):
         result = ops.functions[kind](*(value(part, at, prec, real) for part in tree[1:]), prec)
     except (ZeroDivisionError, ValueError):  # 1/0, ln 0, (-1)!
         raise Undefined(kind) from None
-    if any(part[1] == 0 and part[2] != 0 for part in result) or real and result[1] != ops.libmp.fzero:
+    if (
+        any(part[1] == 0 and part[2] != 0 for part in result)
+        or real
+        and result[1] != ops.libmp.fzero
+    ):
         raise Undefined("infinite, or not a number")
     return result

@@ -1,4 +1,5 @@
 """`equivalent`: equal text, equal numbers, equal trees, and only then mathematics, by a process of its own where that might take long."""
+
 from __future__ import annotations
 
 import atexit
@@ -40,14 +41,20 @@ def decide(p: str, g: str, if_slow=None) -> bool:
     """Whether two tidy texts are one answer; if that may take long and there is another way, that one's verdict."""
     try:
         left, right = parse(p), parse(g)
-        return left == right or (if_slow() if if_slow and (slow(left) or slow(right)) else same(left, right))
+        return left == right or (
+            if_slow() if if_slow and (slow(left) or slow(right)) else same(left, right)
+        )
     except (Unparsable, Undefined, RecursionError, OverflowError, MemoryError):
         return False
 
 
 def compact(text: str) -> str:
     """The text without spaces, but "1 2" is not 12; words without regard to case and \\text{}."""
-    text = re.sub(r"([\^_]|\\[a-zA-Z]+)\{(\w)\}(?!\w)", r"\1\2", re.sub(r"(?<!\d) | (?!\d)", "", WRAPPED.sub(r" \2 ", text)))
+    text = re.sub(
+        r"([\^_]|\\[a-zA-Z]+)\{(\w)\}(?!\w)",
+        r"\1\2",
+        re.sub(r"(?<!\d) | (?!\d)", "", WRAPPED.sub(r" \2 ", text)),
+    )
     return text.casefold() if len(text) > 1 and re.fullmatch(r"[a-zA-Z']+", text) else text
 
 
@@ -89,14 +96,20 @@ class Worker:
     def start(self):
         """The process announces itself when it has imported what it needs, so that the deadline is the comparison's alone."""
         command = [sys.executable, "-c", "from nanotir.answers.verdict import serve; serve()"]
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0)
+        pipes = dict(
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
+        )
         self.process = subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes)
         atexit.register(self.stop)
         self.read(30.0)
 
     def read(self, seconds: float) -> bytes:
         """The next byte, or none if it does not come in time."""
-        return self.process.stdout.read(1) if select.select([self.process.stdout], [], [], seconds)[0] else b""
+        return (
+            self.process.stdout.read(1)
+            if select.select([self.process.stdout], [], [], seconds)[0]
+            else b""
+        )
 
     def stop(self):
         atexit.unregister(self.stop)
@@ -119,5 +132,8 @@ def serve():
     os.write(1, b"?")
     for line in sys.stdin:
         p, g, deadline = json.loads(line)
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + deadline) + 1, resource.RLIM_INFINITY))
+        resource.setrlimit(
+            resource.RLIMIT_CPU,
+            (math.ceil(time.process_time() + deadline) + 1, resource.RLIM_INFINITY),
+        )
         os.write(1, b"1" if decide(p, g) else b"0")

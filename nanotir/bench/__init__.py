@@ -1,4 +1,5 @@
 """Measurements of speed: `python -m nanotir.bench`."""
+
 import statistics
 import time
 

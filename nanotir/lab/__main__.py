@@ -1,9 +1,10 @@
 """The laboratory's command: run experiments, print their tables, write their reports.
 
-    python -m nanotir.lab                       what there is
-    python -m nanotir.lab NAME [--quick]        run it: minutes, and it goes on where it was stopped; results in runs/lab/NAME/
-    python -m nanotir.lab --table               the README's table, from the committed results alone
+python -m nanotir.lab                       what there is
+python -m nanotir.lab NAME [--quick]        run it: minutes, and it goes on where it was stopped; results in runs/lab/NAME/
+python -m nanotir.lab --table               the README's table, from the committed results alone
 """
+
 from __future__ import annotations
 
 import importlib
@@ -40,7 +41,10 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     except ValueError as error:
         parser.error(str(error))
     except BrokenProcessPool:
-        print("a worker was killed, perhaps for want of memory; the cells that are done stand, the same command goes on", file=sys.stderr)
+        print(
+            "a worker was killed, perhaps for want of memory; the cells that are done stand, the same command goes on",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:
         print("\ninterrupted; the cells that are done stand, the same command goes on")
@@ -50,13 +54,33 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
 
 def make_parser() -> Parser:
     parser = Parser(prog="python -m nanotir.lab", description="Measure what each idea buys.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run, or all; without one, a list of them")
-    parser.add_argument("--seeds", type=int, help=f"1 to {MAX_SEEDS} seeds, from 0 on (default: 3, with --quick 1)")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="experiments to run, or all; without one, a list of them",
+    )
+    parser.add_argument(
+        "--seeds", type=int, help=f"1 to {MAX_SEEDS} seeds, from 0 on (default: 3, with --quick 1)"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer steps, to see it work")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes, one core each; 0 for none but this one (default: all cores)")
-    parser.add_argument("--keep", action="store_true", help="write the results to nanotir/lab/results/ as well, to be committed")
-    parser.add_argument("--table", action="store_true", help="print the table of committed results, in Markdown")
-    parser.add_argument("--write", metavar="FILE", help="with --table: put it between the lab markers of this file")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="processes, one core each; 0 for none but this one (default: all cores)",
+    )
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="write the results to nanotir/lab/results/ as well, to be committed",
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of committed results, in Markdown"
+    )
+    parser.add_argument(
+        "--write", metavar="FILE", help="with --table: put it between the lab markers of this file"
+    )
     return parser
 
 
@@ -75,34 +99,59 @@ def check(options, experiments):
 
 def run_experiments(source: str, experiments, options) -> dict:
     """Compute what is missing, then report every experiment that is complete. What failed is returned, and told last, to be seen."""
-    metrics, seeds = {experiment.name: experiment.metrics[0] for experiment in experiments}, range(options.seeds)
-    failures = run_cells(source, missing(experiments, seeds, options.quick), metrics.get, options.quick, options.workers)
+    metrics, seeds = (
+        {experiment.name: experiment.metrics[0] for experiment in experiments},
+        range(options.seeds),
+    )
+    failures = run_cells(
+        source,
+        missing(experiments, seeds, options.quick),
+        metrics.get,
+        options.quick,
+        options.workers,
+    )
     for experiment in experiments:
         cells = read_cells(experiment, seeds, options.quick)
         if cells:
             results = summarise(experiment, cells, options.quick)
             save(results, options.keep)
             print(f"{summary(results)}\n{LAB / experiment.name / 'report.html'}\n")
-    keys = {(experiment.name, name): arm.key for experiment in experiments for name, arm in experiment.arms.items()}
+    keys = {
+        (experiment.name, name): arm.key
+        for experiment in experiments
+        for name, arm in experiment.arms.items()
+    }
     for (name, arm, seed), error in failures.items():
         log = arm_folder(keys[name, arm], seed, options.quick) / "log.txt"
-        print(f"{name}, arm '{arm}', seed {seed} failed: {type(error).__name__}: {error} ({log})", file=sys.stderr)
+        print(
+            f"{name}, arm '{arm}', seed {seed} failed: {type(error).__name__}: {error} ({log})",
+            file=sys.stderr,
+        )
     return failures
 
 
 def save(results: dict, keep: bool):
-    folders = [(LAB / results["name"], "results.json")] + [(RESULTS, f"{results['name']}.json")] * keep
+    folders = [(LAB / results["name"], "results.json")] + [
+        (RESULTS, f"{results['name']}.json")
+    ] * keep
     for folder, name in folders:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / name, lambda temporary: temporary.write_text(layout(results) + "\n"))
-    write_atomically(LAB / results["name"] / "report.html", lambda temporary: temporary.write_text(report(results)))
+        write_atomically(
+            folder / name, lambda temporary: temporary.write_text(layout(results) + "\n")
+        )
+    write_atomically(
+        LAB / results["name"] / "report.html",
+        lambda temporary: temporary.write_text(report(results)),
+    )
 
 
 def layout(value, indent: str = "") -> str:
     """JSON with a line for each entry of a dictionary and lists on one: committed, it is to stay short and show what changed."""
     if not isinstance(value, dict) or not value:
         return json.dumps(value)
-    lines = ",\n".join(f"{indent} {json.dumps(key)}: {layout(item, indent + ' ')}" for key, item in value.items())
+    lines = ",\n".join(
+        f"{indent} {json.dumps(key)}: {layout(item, indent + ' ')}" for key, item in value.items()
+    )
     return f"{{\n{lines}\n{indent}}}"
 
 
@@ -111,7 +160,11 @@ def number(value, sign: str = "") -> str:
 
 
 def with_interval(mean, low, high, sign: str = "") -> str:
-    return number(mean, sign) if low is None else f"{number(mean, sign)} [{number(low, sign)}, {number(high, sign)}]"
+    return (
+        number(mean, sign)
+        if low is None
+        else f"{number(mean, sign)} [{number(low, sign)}, {number(high, sign)}]"
+    )
 
 
 def summary(results: dict) -> str:
@@ -119,15 +172,38 @@ def summary(results: dict) -> str:
     rows = [["", *results["metrics"]]]
     for arm, described in results["arms"].items():
         name = f"{arm} (control)" if arm == results["control"] else arm
-        rows.append([name, *(with_interval(*described["mean"].get(metric, [None] * 3)) for metric in results["metrics"])])
+        rows.append(
+            [
+                name,
+                *(
+                    with_interval(*described["mean"].get(metric, [None] * 3))
+                    for metric in results["metrics"]
+                ),
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([f"{results['name']}: {results['claim']}", *lines, *map(part_line, results["parts"]), verdict_line(results)])
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
+    return "\n".join(
+        [
+            f"{results['name']}: {results['claim']}",
+            *lines,
+            *map(part_line, results["parts"]),
+            verdict_line(results),
+        ]
+    )
 
 
 def part_line(part: dict) -> str:
-    metric = part["metric"] if part["metric"] == part["metric_worse"] else f"{part['metric']} against {part['metric_worse']}"
-    aim = " (lower is better)" * part["lower"] + f" (not worse by {part['margin']})" * bool(part["margin"])
+    metric = (
+        part["metric"]
+        if part["metric"] == part["metric_worse"]
+        else f"{part['metric']} against {part['metric_worse']}"
+    )
+    aim = " (lower is better)" * part["lower"] + f" (not worse by {part['margin']})" * bool(
+        part["margin"]
+    )
     why = {0: " (undefined)", 1: " (one seed has no interval)"}.get(part["seeds"], "")
     gain = with_interval(part["difference"], part["low"], part["high"], "+")
     return f"{part['better']} better than {part['worse']}, {metric}{aim}: {gain} {part['verdict']}{why}"
@@ -145,11 +221,17 @@ def listing(experiments) -> str:
     kept = {results["name"]: results["verdict"] for results in committed()}
     ordered = sorted(experiments.values(), key=lambda experiment: experiment.number)
     width = max((len(experiment.name) for experiment in ordered), default=0)
-    return "\n".join(f"{e.number:>2} {e.name:{width}}  {e.claim} [{kept.get(e.name, 'no committed results')}]" for e in ordered)
+    return "\n".join(
+        f"{e.number:>2} {e.name:{width}}  {e.claim} [{kept.get(e.name, 'no committed results')}]"
+        for e in ordered
+    )
 
 
 def committed() -> list[dict]:
-    return sorted((json.loads(path.read_text()) for path in RESULTS.glob("*.json")), key=lambda results: (results["number"], results["name"]))
+    return sorted(
+        (json.loads(path.read_text()) for path in RESULTS.glob("*.json")),
+        key=lambda results: (results["number"], results["name"]),
+    )
 
 
 def markdown(all_results) -> str:
@@ -157,13 +239,23 @@ def markdown(all_results) -> str:
     lines = ["| # | claim | source | published | ours | verdict |", "|---|---|---|---|---|---|"]
     for results in all_results:
         ours = "; ".join(map(ours_against, results["parts"])) + f" ({effort(results)})"
-        cells = (str(results["number"]), results["claim"], results["source"], results["published"], ours, results["verdict"])
+        cells = (
+            str(results["number"]),
+            results["claim"],
+            results["source"],
+            results["published"],
+            ours,
+            results["verdict"],
+        )
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def ours_against(part: dict) -> str:
-    (b, w), same = (number(part["better_mean"]), number(part["worse_mean"])), part["metric"] == part["metric_worse"]
+    (b, w), same = (
+        (number(part["better_mean"]), number(part["worse_mean"])),
+        part["metric"] == part["metric_worse"],
+    )
     against = f"{part['worse']} {w}" if same else f"{part['worse']} {part['metric_worse']} {w}"
     return f"{part['metric']}: {part['better']} {b}, {against}, difference {with_interval(part['difference'], part['low'], part['high'], '+')}"
 
@@ -177,8 +269,15 @@ def publish(table: str, file: str | None):
     except OSError as error:
         raise ValueError(f"cannot read '{file}': {error.strerror}") from None
     if not MARKERS.search(text):
-        raise ValueError(f"'{file}' has no lines <!-- lab --> and <!-- /lab --> to put the table between")
-    write_atomically(file, lambda temporary: temporary.write_text(MARKERS.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)))
+        raise ValueError(
+            f"'{file}' has no lines <!-- lab --> and <!-- /lab --> to put the table between"
+        )
+    write_atomically(
+        file,
+        lambda temporary: temporary.write_text(
+            MARKERS.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Cells: one arm at one seed, computed once, kept in a file, and shared by all experiments that name it.
 
-    runs/lab/cells/KEY-SEED.json    its metrics and the seconds they took; delete it to have it computed again
-    runs/lab/arms/KEY-SEED/         the arm's own files, and what it printed: log.txt
-    runs/lab/quick/, quick-arms/    the same for --quick, so that the two never mix
+runs/lab/cells/KEY-SEED.json    its metrics and the seconds they took; delete it to have it computed again
+runs/lab/arms/KEY-SEED/         the arm's own files, and what it printed: log.txt
+runs/lab/quick/, quick-arms/    the same for --quick, so that the two never mix
 """
+
 from __future__ import annotations
 
 import importlib
@@ -38,10 +39,17 @@ def arm_folder(key: str, seed: int, quick: bool) -> Path:
 
 def read_cells(experiment: Experiment, seeds, quick: bool) -> dict | None:
     """{arm: {seed: cell}}, or None while one is missing."""
-    paths = {(arm, seed): cell_path(experiment.arms[arm].key, seed, quick) for arm in experiment.arms for seed in seeds}
+    paths = {
+        (arm, seed): cell_path(experiment.arms[arm].key, seed, quick)
+        for arm in experiment.arms
+        for seed in seeds
+    }
     if not all(path.exists() for path in paths.values()):
         return None
-    return {arm: {seed: json.loads(paths[arm, seed].read_text()) for seed in seeds} for arm in experiment.arms}
+    return {
+        arm: {seed: json.loads(paths[arm, seed].read_text()) for seed in seeds}
+        for arm in experiment.arms
+    }
 
 
 def missing(experiments, seeds, quick: bool) -> list[tuple]:
@@ -66,11 +74,21 @@ def run_cell(source: str, experiment: str, arm: str, seed: int, quick: bool) -> 
     with open(folder / "log.txt", "w", buffering=1) as log, redirect_stdout(log):
         try:
             metrics = found.run(seed, quick, folder)
-            assert all(v is None or isinstance(v, (int, float, list)) for v in metrics.values()), f"neither a number, None nor a curve: {metrics}"
+            assert all(v is None or isinstance(v, (int, float, list)) for v in metrics.values()), (
+                f"neither a number, None nor a curve: {metrics}"
+            )
         except BaseException:
             traceback.print_exc(file=log)
             raise
-    write_json(path, cell := {"key": found.key, "seed": seed, "seconds": round(time.time() - started, 2), "metrics": metrics})
+    write_json(
+        path,
+        cell := {
+            "key": found.key,
+            "seed": seed,
+            "seconds": round(time.time() - started, 2),
+            "metrics": metrics,
+        },
+    )
     return cell
 
 
@@ -80,11 +98,15 @@ def run_cells(source: str, tasks, metric_of, quick: bool, workers: int) -> dict:
     with tqdm(total=len(tasks), desc="cells", dynamic_ncols=True, disable=not tasks) as bar:
         for task, outcome in outcomes(source, tasks, quick, workers):
             experiment, arm, seed = task
-            if isinstance(outcome, BaseException):  # not only Exception: an arm may call a command, which exits
+            if isinstance(
+                outcome, BaseException
+            ):  # not only Exception: an arm may call a command, which exits
                 failures[task] = outcome
                 bar.set_postfix_str(f"{experiment} {arm} seed {seed} failed")
             else:
-                bar.set_postfix_str(f"{arm} seed {seed}: {metric_of(experiment)} {shorten(outcome['metrics'].get(metric_of(experiment)), 3)}")
+                bar.set_postfix_str(
+                    f"{arm} seed {seed}: {metric_of(experiment)} {shorten(outcome['metrics'].get(metric_of(experiment)), 3)}"
+                )
             bar.update()
     return failures
 
@@ -98,11 +120,15 @@ def outcomes(source: str, tasks, quick: bool, workers: int):
             except Exception as error:
                 yield task, error
         return
-    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported: too late for this process's bar, in time for the workers'
+    os.environ["TQDM_DISABLE"] = (
+        "1"  # read when tqdm is imported: too late for this process's bar, in time for the workers'
+    )
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
         yield from finished(pool, source, tasks, quick, workers)
-    except BaseException:  # Ctrl-C: cells take minutes, and what they have not written is lost anyway
+    except (
+        BaseException
+    ):  # Ctrl-C: cells take minutes, and what they have not written is lost anyway
         for process in multiprocessing.active_children():
             process.terminate()
         raise
@@ -116,7 +142,9 @@ def finished(pool, source: str, tasks, quick: bool, workers: int):
     while waiting or running:
         while waiting and len(running) < workers:
             task = waiting.pop(0)
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the worker this may start: Ctrl-C is ours to deal with
+            handler = signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # inherited by the worker this may start: Ctrl-C is ours to deal with
             running[pool.submit(run_cell, source, *task, quick)] = task
             signal.signal(signal.SIGINT, handler)
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -126,7 +154,9 @@ def finished(pool, source: str, tasks, quick: bool, workers: int):
 def start_worker():
     threading.Thread(target=follow_parent, daemon=True).start()
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system, left behind by a worker that is terminated
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own would be a semaphore of the system, left behind by a worker that is terminated
 
 
 def follow_parent():

@@ -1,47 +1,85 @@
 """What TAPO's reward buys in calls, against the exact match alone, OTC's product, and a bonus for calls."""
+
 from __future__ import annotations
 
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, curve, mean_of, measure, trained
 
 COLD = {
-    "data": "generated:mul,power,det,parity,last,fact,cost", "tools": "python,search", "format": "grammar", "teacher.quality": 0.6,
-    "teacher.twice": 0.4, "sft.steps": 350, "sampler.max_new_tokens": 96, "sampler.last_turn": True, "rl.steps": 0, "rl.refills": 0,
-}  # fmt: skip
+    "data": "generated:mul,power,det,parity,last,fact,cost",
+    "tools": "python,search",
+    "format": "grammar",
+    "teacher.quality": 0.6,
+    "teacher.twice": 0.4,
+    "sft.steps": 350,
+    "sampler.max_new_tokens": 96,
+    "sampler.last_turn": True,
+    "rl.steps": 0,
+    "rl.refills": 0,
+}
 PLAIN = {"rl.steps": 24, "rl.dynamic": False, "reward.length": 0.0}
-TAPO = {"rl.steps": 24, "reward.length": 0.4, "reward.grammar": 0.4, "reward.max_completion_len": 72, "reward.soft_punish_cache": 60}
+TAPO = {
+    "rl.steps": 24,
+    "reward.length": 0.4,
+    "reward.grammar": 0.4,
+    "reward.max_completion_len": 72,
+    "reward.soft_punish_cache": 60,
+}
 CONTROL = "random rewards"
 
 
 def arm(key: str, settings: dict) -> Arm:
     def run_arm(seed, quick, folder):
         start = cold_start("tapo", COLD, seed, quick)
-        with trained(folder, "tapo", COLD | settings | {"init": start, "sft.steps": 0}, seed, quick) as run:
+        with trained(
+            folder, "tapo", COLD | settings | {"init": start, "sft.steps": 0}, seed, quick
+        ) as run:
             result, accuracies, calls = measure(run), curve(run, "accuracy"), curve(run, "calls")
-            sampled = {"sampled_accuracy": mean_of(accuracies, 0.25), "sampled_calls": mean_of(calls, 0.25)}
+            sampled = {
+                "sampled_accuracy": mean_of(accuracies, 0.25),
+                "sampled_calls": mean_of(calls, 0.25),
+            }
             return {
-                "accuracy": result["accuracy"], "calls_per_correct": result["calls_per_correct"], "calls": result["calls_per_problem"],
-                "new_tokens": result["mean_new_tokens"], "accuracy by step": accuracies, "calls by step": calls, **sampled,
-                "sampled_calls_per_correct": sampled["sampled_calls"] / sampled["sampled_accuracy"] if sampled["sampled_accuracy"] else None,
-            }  # fmt: skip
+                "accuracy": result["accuracy"],
+                "calls_per_correct": result["calls_per_correct"],
+                "calls": result["calls_per_problem"],
+                "new_tokens": result["mean_new_tokens"],
+                "accuracy by step": accuracies,
+                "calls by step": calls,
+                **sampled,
+                "sampled_calls_per_correct": sampled["sampled_calls"] / sampled["sampled_accuracy"]
+                if sampled["sampled_accuracy"]
+                else None,
+            }
 
     return Arm(f"tapo-{key}", run_arm)
 
 
 EXPERIMENTS = [
     Experiment(
-        11, "calls", "TAPO",
+        11,
+        "calls",
+        "TAPO",
         "TAPO's reward needs fewer calls per right answer than the exact match alone, at no lower accuracy; a bonus for calls is collected by calling.",
-        "Wu et al. 2025; OTC (Wang et al. 2025)", "TAPO: none known. OTC-PPO 7B: 1.04 calls instead of 3.28 at equal exact match",
+        "Wu et al. 2025; OTC (Wang et al. 2025)",
+        "TAPO: none known. OTC-PPO 7B: 1.04 calls instead of 3.28 at equal exact match",
         "calls per right answer, accuracy and calls of what was sampled in the last quarter of RL (greedy hides habits that are rare)",
         "calls per right answer: OTC < TAPO < exact match < bonus",
         {
-            "TAPO": arm("tapo", TAPO), "exact match": arm("exact", PLAIN), "OTC": arm("otc", PLAIN | {"reward.efficiency": 1.0}),
-            "bonus": arm("bonus", PLAIN | {"reward.call_bonus": 0.5}), CONTROL: arm("random", PLAIN | {"reward.coin": True}),
+            "TAPO": arm("tapo", TAPO),
+            "exact match": arm("exact", PLAIN),
+            "OTC": arm("otc", PLAIN | {"reward.efficiency": 1.0}),
+            "bonus": arm("bonus", PLAIN | {"reward.call_bonus": 0.5}),
+            CONTROL: arm("random", PLAIN | {"reward.coin": True}),
         },
-        (Compare("TAPO", "exact match", "sampled_calls_per_correct", lower=True), Compare("TAPO", "exact match", "sampled_accuracy", margin=0.05),
-         Compare("bonus", "exact match", "sampled_calls"), Compare("OTC", "exact match", "sampled_calls_per_correct", lower=True)),
-        control=CONTROL, figure=("calls by step", "accuracy by step"),
+        (
+            Compare("TAPO", "exact match", "sampled_calls_per_correct", lower=True),
+            Compare("TAPO", "exact match", "sampled_accuracy", margin=0.05),
+            Compare("bonus", "exact match", "sampled_calls"),
+            Compare("OTC", "exact match", "sampled_calls_per_correct", lower=True),
+        ),
+        control=CONTROL,
+        figure=("calls by step", "accuracy by step"),
         tuned="A teacher who makes four calls in ten twice, so that there are needless calls to unlearn.",
     ),
-]  # fmt: skip
+]

@@ -1,4 +1,5 @@
 """Problems from files: GSM8K, MATH, and plain JSON lines. A bad line stops everything, with its file and number."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +13,9 @@ def read(source: str, path: str) -> list[dict]:
     """The fields of every problem in a file of one of the READERS' formats. ValueError in one line for anything that is wrong."""
     if source not in READERS:
         near = get_close_matches(source, [*READERS, "generated"], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"there are generated, {', '.join(READERS)}"
+        hint = (
+            f"did you mean '{near[0]}'?" if near else f"there are generated, {', '.join(READERS)}"
+        )
         raise ValueError(f"no data source '{source}': {hint}")
     return read_lines(READERS[source], path)
 
@@ -21,11 +24,19 @@ def read_lines(reader, path: str) -> list[dict]:
     """What `reader` makes of every JSON line of a file."""
     try:
         with open(path, encoding="utf-8") as lines:
-            rows = [_row(reader, line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+            rows = [
+                _row(reader, line, f"{path}:{number}")
+                for number, line in enumerate(lines, 1)
+                if line.strip()
+            ]
     except OSError as error:
-        raise ValueError(f"cannot read {reader.__name__} data: {error.strerror}: '{path}'") from None
+        raise ValueError(
+            f"cannot read {reader.__name__} data: {error.strerror}: '{path}'"
+        ) from None
     except UnicodeDecodeError:
-        raise ValueError(f"cannot read {reader.__name__} data: '{path}' is not UTF-8 text") from None
+        raise ValueError(
+            f"cannot read {reader.__name__} data: '{path}' is not UTF-8 text"
+        ) from None
     if not rows:
         raise ValueError(f"no problems in '{path}'")
     return rows
@@ -51,7 +62,11 @@ def _row(reader, line: str, where: str) -> dict:
 
 def _text(record: dict, field: str) -> str:
     value = record[field]
-    if not isinstance(value, (str, int, float)) or isinstance(value, bool) or not str(value).strip():
+    if (
+        not isinstance(value, (str, int, float))
+        or isinstance(value, bool)
+        or not str(value).strip()
+    ):
         raise ValueError(f"field '{field}' is not text")
     return str(value)
 
@@ -64,12 +79,20 @@ def gsm8k(record: dict) -> dict:
     worked, marker, answer = _text(record, "answer").rpartition("####")
     if not marker:
         raise ValueError("the answer does not end in '#### ...'")
-    words = MARK.split(worked.strip() + "\n")  # text, expression, value, text, expression, value, ..., text
+    words = MARK.split(
+        worked.strip() + "\n"
+    )  # text, expression, value, text, expression, value, ..., text
     pieces = [("text", words[0])]
     for expression, after in zip(words[1::3], words[3::3]):
         pieces += [("python", expression.strip()), ("text", after)]
     solution = tuple((kind, text) for kind, text in pieces if text)
-    return dict(question=_text(record, "question"), answer=answer.strip(), family="gsm8k", solution=solution, rationale=MARK.sub("", worked).strip())
+    return dict(
+        question=_text(record, "question"),
+        answer=answer.strip(),
+        family="gsm8k",
+        solution=solution,
+        rationale=MARK.sub("", worked).strip(),
+    )
 
 
 def math(record: dict) -> dict:
@@ -85,7 +108,12 @@ def math(record: dict) -> dict:
 def jsonl(record: dict) -> dict:
     """{"question", "answer"}, and "family" and "rationale" if there are any."""
     question, answer = _text(record, "question"), _text(record, "answer")
-    return dict(question=question, answer=answer, family=str(record.get("family", "file")), rationale=str(record.get("rationale", "")))
+    return dict(
+        question=question,
+        answer=answer,
+        family=str(record.get("family", "file")),
+        rationale=str(record.get("rationale", "")),
+    )
 
 
 READERS = {"gsm8k": gsm8k, "math": math, "jsonl": jsonl}
@@ -98,7 +126,11 @@ def transcript(record: dict) -> dict:
     if not isinstance(code, str):
         raise ValueError("field 'code' is not a list of texts")
     verdict = record.get("report", [None])[0]
-    return dict(transcript=code, answer=answer, recorded=_same_number(prediction, answer) if verdict is None else bool(verdict))
+    return dict(
+        transcript=code,
+        answer=answer,
+        recorded=_same_number(prediction, answer) if verdict is None else bool(verdict),
+    )
 
 
 def _same_number(a: str, b: str) -> bool:

@@ -5,6 +5,7 @@ up in a made-up world, E the tool's output is not yet the answer and has to be p
 
 A question belongs to the training or to the test split by a checksum of its own text, so the two can never share one.
 """
+
 from __future__ import annotations
 
 import math
@@ -20,7 +21,9 @@ TEST_SHARE = 10  # one question in ten belongs to the test split
 ROUND = "ABCADE"  # the kinds' turns; A has half of all families
 
 
-def generate(n: int, split: str = "train", seed: int = 0, families=None, level: int = 1) -> list[dict]:
+def generate(
+    n: int, split: str = "train", seed: int = 0, families=None, level: int = 1
+) -> list[dict]:
     """The fields of n problems of one split: kinds as in ROUND, and of each kind its families in turn. ValueError for an unknown family.
 
     Problem i depends on (seed, split, i) alone, so the same arguments give the same problems, and fewer give the first of them.
@@ -29,11 +32,17 @@ def generate(n: int, split: str = "train", seed: int = 0, families=None, level: 
     for name in names:
         if name not in FAMILIES:
             raise ValueError(f"no family '{name}'; there are {', '.join(FAMILIES)}")
-    return [_draw(name, random.Random(f"{seed} {split} {i}"), split, level) for i, name in enumerate(islice(_turns(names), n))]
+    return [
+        _draw(name, random.Random(f"{seed} {split} {i}"), split, level)
+        for i, name in enumerate(islice(_turns(names), n))
+    ]
 
 
 def _turns(names):
-    of_kind = {kind: cycle([name for name in names if FAMILIES[name][0] == kind]) for kind in {FAMILIES[name][0] for name in names}}
+    of_kind = {
+        kind: cycle([name for name in names if FAMILIES[name][0] == kind])
+        for kind in {FAMILIES[name][0] for name in names}
+    }
     for kind in cycle(ROUND):
         if kind in of_kind:
             yield next(of_kind[kind])
@@ -48,7 +57,14 @@ def _draw(name: str, rng: random.Random, split: str, level: int) -> dict:
     while True:
         question, answer, solution, rationale = make(rng, level)
         if split_of(question) == split:
-            return dict(question=question, answer=str(answer), family=name, kind=kind, solution=tuple(solution), rationale=rationale)
+            return dict(
+                question=question,
+                answer=str(answer),
+                family=name,
+                kind=kind,
+                solution=tuple(solution),
+                rationale=rationale,
+            )
 
 
 # A family is a function (rng, level) -> question, answer, solution, rationale.
@@ -81,7 +97,12 @@ def power(rng, level):
     for _ in range(min(e, 8) - 1):
         rest = rest * a % m
         steps.append(f"{rest}")
-    return f"What is {a}^{e} mod {m}?", pow(a, e, m), program("I take the power.", f"pow({a},{e},{m})"), f"The powers mod {m} go {', '.join(steps)}."
+    return (
+        f"What is {a}^{e} mod {m}?",
+        pow(a, e, m),
+        program("I take the power.", f"pow({a},{e},{m})"),
+        f"The powers mod {m} go {', '.join(steps)}.",
+    )
 
 
 def gcd(rng, level):
@@ -89,17 +110,31 @@ def gcd(rng, level):
     common = rng.randrange(2, 13)
     a, b = common * number(rng, level), common * number(rng, level)
     code = f"import math\nmath.{name}({a},{b})"
-    return f"What is the {name} of {a} and {b}?", f(a, b), program(f"I find the {name}.", code), f"{a} = {common} * {a // common} and {b} = {common} * {b // common}."
+    return (
+        f"What is the {name} of {a} and {b}?",
+        f(a, b),
+        program(f"I find the {name}.", code),
+        f"{a} = {common} * {a // common} and {b} = {common} * {b // common}.",
+    )
 
 
 SYMBOL = "from sympy import *\nx=symbols('x')\n"
 
 
 def lin(rng, level):
-    a, x, b = rng.randrange(2, 10 * level), rng.randrange(-9 * level, 10 * level), rng.randrange(1, 30 * level)
+    a, x, b = (
+        rng.randrange(2, 10 * level),
+        rng.randrange(-9 * level, 10 * level),
+        rng.randrange(1, 30 * level),
+    )
     c = a * x + b
     steps = f"{a}x = {c} - {b} = {c - b}, so x = {c - b} / {a}."
-    return f"Solve {a}x + {b} = {c}.", x, program("I solve for x.", SYMBOL + f"solve({a}*x+{b}-({c}),x)"), steps
+    return (
+        f"Solve {a}x + {b} = {c}.",
+        x,
+        program("I solve for x.", SYMBOL + f"solve({a}*x+{b}-({c}),x)"),
+        steps,
+    )
 
 
 def quad(rng, level):
@@ -107,7 +142,12 @@ def quad(rng, level):
     b, c = -(p + q), p * q
     code = SYMBOL + f"solve(x**2{b:+}*x{c:+},x)"
     steps = f"Two numbers with sum {p + q} and product {c}."
-    return f"What are the roots of x^2{signed(b, 'x')}{signed(c)}?", f"{p}, {q}", program("I find the roots.", code), steps
+    return (
+        f"What are the roots of x^2{signed(b, 'x')}{signed(c)}?",
+        f"{p}, {q}",
+        program("I find the roots.", code),
+        steps,
+    )
 
 
 def system(rng, level):
@@ -133,7 +173,12 @@ def deriv(rng, level):
     x = sympy.Symbol("x")
     steps = " and ".join(f"{a}x^{n} gives {a * n}x^{n - 1}" for a, n in terms) + "."
     answer = sympy.diff(sum(a * x**n for a, n in terms), x)
-    return f"What is the derivative of {text}?", answer, program("I differentiate.", SYMBOL + f"diff({code},x)"), steps
+    return (
+        f"What is the derivative of {text}?",
+        answer,
+        program("I differentiate.", SYMBOL + f"diff({code},x)"),
+        steps,
+    )
 
 
 def integ(rng, level):
@@ -141,20 +186,35 @@ def integ(rng, level):
     top = rng.randrange(1, 3 + level)
     steps = " and ".join(f"{a}x^{n} gives {a}/{n + 1} x^{n + 1}" for a, n in terms) + f", at {top}."
     answer = sum(Fraction(a * top ** (n + 1), n + 1) for a, n in terms)
-    return f"Integrate {text} from 0 to {top}.", answer, program("I integrate.", SYMBOL + f"integrate({code},(x,0,{top}))"), steps
+    return (
+        f"Integrate {text} from 0 to {top}.",
+        answer,
+        program("I integrate.", SYMBOL + f"integrate({code},(x,0,{top}))"),
+        steps,
+    )
 
 
 def det(rng, level):
     a, b, c, d = (rng.randrange(1, 10 * level) for _ in range(4))
     code = f"from sympy import *\nMatrix([[{a},{b}],[{c},{d}]]).det()"
-    return f"What is the determinant of [[{a}, {b}], [{c}, {d}]]?", a * d - b * c, program("I take the determinant.", code), f"{a} * {d} - {b} * {c} = {a * d} - {b * c}."
+    return (
+        f"What is the determinant of [[{a}, {b}], [{c}, {d}]]?",
+        a * d - b * c,
+        program("I take the determinant.", code),
+        f"{a} * {d} - {b} * {c} = {a * d} - {b * c}.",
+    )
 
 
 def choose(rng, level):
     n = rng.randrange(6, 12 + 8 * level)
     k = rng.randrange(2, n - 1)
     code = f"import math\nmath.comb({n},{k})"
-    return f"How many ways are there to choose {k} of {n}?", math.comb(n, k), program("I count.", code), f"{n}! / ({k}! {n - k}!)."
+    return (
+        f"How many ways are there to choose {k} of {n}?",
+        math.comb(n, k),
+        program("I count.", code),
+        f"{n}! / ({k}! {n - k}!).",
+    )
 
 
 def chance(rng, level):
@@ -162,15 +222,27 @@ def chance(rng, level):
     n = a + b
     code = f"from sympy import *\nn={a}+{b}\nRational({a},n)*Rational({a}-1,n-1)"
     answer = Fraction(a * (a - 1), n * (n - 1))
-    question = f"A bag has {a} red and {b} blue balls. I draw two. What is the chance that both are red?"
-    return question, answer, program("I multiply the chances.", code), f"{a}/{n} * {a - 1}/{n - 1} = {a * (a - 1)}/{n * (n - 1)}."
+    question = (
+        f"A bag has {a} red and {b} blue balls. I draw two. What is the chance that both are red?"
+    )
+    return (
+        question,
+        answer,
+        program("I multiply the chances.", code),
+        f"{a}/{n} * {a - 1}/{n - 1} = {a * (a - 1)}/{n * (n - 1)}.",
+    )
 
 
 def dist(rng, level):
     a, b, c, d = (rng.randrange(0, 10 * level) for _ in range(4))
     code = f"from sympy import *\nsqrt(({c}-{a})**2+({d}-{b})**2)"
     answer = sympy.sqrt((c - a) ** 2 + (d - b) ** 2)
-    return f"How far is it from ({a}, {b}) to ({c}, {d})?", answer, program("I use Pythagoras.", code), f"{abs(c - a)}^2 + {abs(d - b)}^2 = {(c - a) ** 2 + (d - b) ** 2}."
+    return (
+        f"How far is it from ({a}, {b}) to ({c}, {d})?",
+        answer,
+        program("I use Pythagoras.", code),
+        f"{abs(c - a)}^2 + {abs(d - b)}^2 = {(c - a) ** 2 + (d - b) ** 2}.",
+    )
 
 
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kai Lea Max Nina Otto Pia".split()
@@ -194,17 +266,32 @@ def same(rng, level):
 def parity(rng, level):
     n = number(rng, level + 7)
     answer = "odd" if n % 2 else "even"
-    return f"Is {n} even or odd?", answer, program("I divide by 2.", f"'odd' if {n}%2 else 'even'"), f"It ends in {n % 10}."
+    return (
+        f"Is {n} even or odd?",
+        answer,
+        program("I divide by 2.", f"'odd' if {n}%2 else 'even'"),
+        f"It ends in {n % 10}.",
+    )
 
 
 def last(rng, level):
     n = number(rng, level + 7)
-    return f"What is the last digit of {n}?", n % 10, program("I divide by 10.", f"{n}%10"), f"It ends in {n % 10}."
+    return (
+        f"What is the last digit of {n}?",
+        n % 10,
+        program("I divide by 10.", f"{n}%10"),
+        f"It ends in {n % 10}.",
+    )
 
 
 def first(rng, level):
     n = number(rng, level + 7)
-    return f"What is the first digit of {n}?", str(n)[0], program("I write it out.", f"str({n})[0]"), f"It starts with {str(n)[0]}."
+    return (
+        f"What is the first digit of {n}?",
+        str(n)[0],
+        program("I write it out.", f"str({n})[0]"),
+        f"It starts with {str(n)[0]}.",
+    )
 
 
 def itself(rng, level):
@@ -217,8 +304,12 @@ def cancel(rng, level):
     return f"What is {n} - {n}?", 0, program("I subtract.", f"{n}-{n}"), "Both are the same."
 
 
-SIDES = "North South East West Old New Upper Lower Great Little High Long Red Green White Black".split()
-LANDS = "Ford Hill Mill Wood Lake Port Dale Bay Moor Glen Ridge Stone Brook Marsh Field Cove".split()
+SIDES = (
+    "North South East West Old New Upper Lower Great Little High Long Red Green White Black".split()
+)
+LANDS = (
+    "Ford Hill Mill Wood Lake Port Dale Bay Moor Glen Ridge Stone Brook Marsh Field Cove".split()
+)
 SORTS = "fine raw soft hard dry wet hot cold sweet sour dark pale thick thin light heavy".split()
 GOODS = "wool salt tea corn silk wax oil rope iron tin clay wine rice fish soap glue".split()
 
@@ -227,9 +318,15 @@ GOODS = "wool salt tea corn silk wax oil rope iron tin clay wine rice fish soap 
 def world(seed: int = 0):
     """A made-up world: {place: people living there}, {person: home town}, {good: price}. Its documents are the only way to know it."""
     rng = random.Random(f"world {seed}")
-    population = {f"{side} {land}": number(rng, rng.randrange(3, 5)) for side in SIDES for land in LANDS}
+    population = {
+        f"{side} {land}": number(rng, rng.randrange(3, 5)) for side in SIDES for land in LANDS
+    }
     home = {f"{name} {land}": rng.choice(list(population)) for name in NAMES for land in LANDS}
-    return population, home, {f"{sort} {good}": rng.randrange(11, 99) for sort in SORTS for good in GOODS}
+    return (
+        population,
+        home,
+        {f"{sort} {good}": rng.randrange(11, 99) for sort in SORTS for good in GOODS},
+    )
 
 
 def documents(seed: int = 0) -> list[str]:
@@ -247,13 +344,22 @@ def fact(rng, level):
     subject, table = rng.choice((("population", population), ("price", price)))
     key = rng.choice(list(table))
     query = f"{subject} of {key}"
-    return f"What is the {query}?", table[key], [("text", "I look it up."), ("search", query)], f"I recall that the {query} is {table[key]}."
+    return (
+        f"What is the {query}?",
+        table[key],
+        [("text", "I look it up."), ("search", query)],
+        f"I recall that the {query} is {table[key]}.",
+    )
 
 
 def cost(rng, level):
     price = world()[2]
     good, n = rng.choice(list(price)), rng.randrange(3, 10 * level + 3)
-    solution = [("text", "I look up the price."), ("search", f"price of {good}"), *program("I multiply.", f"{n}*{price[good]}")]
+    solution = [
+        ("text", "I look up the price."),
+        ("search", f"price of {good}"),
+        *program("I multiply.", f"{n}*{price[good]}"),
+    ]
     return f"What do {n} {good} cost?", n * price[good], solution, f"One costs {price[good]}."
 
 
@@ -261,8 +367,18 @@ def home(rng, level):
     population, homes, _ = world()
     person = rng.choice(list(homes))
     place = homes[person]
-    solution = [("text", "I look up the town."), ("search", f"home town of {person}"), ("text", "Then the people."), ("search", f"population of {place}")]
-    return f"How many people live in the home town of {person}?", population[place], solution, f"It is {place}."
+    solution = [
+        ("text", "I look up the town."),
+        ("search", f"home town of {person}"),
+        ("text", "Then the people."),
+        ("search", f"population of {place}"),
+    ]
+    return (
+        f"How many people live in the home town of {person}?",
+        population[place],
+        solution,
+        f"It is {place}.",
+    )
 
 
 def gap(rng, level):
@@ -270,29 +386,67 @@ def gap(rng, level):
     a, b = rng.sample(list(population), 2)
     a, b = (a, b) if population[a] >= population[b] else (b, a)
     solution = [
-        ("text", "I look up both."), ("search", f"population of {a}"), ("text", "And"), ("search", f"population of {b}"),
+        ("text", "I look up both."),
+        ("search", f"population of {a}"),
+        ("text", "And"),
+        ("search", f"population of {b}"),
         *program("I subtract.", f"{population[a]}-{population[b]}"),
-    ]  # fmt: skip
-    return f"How many more people live in {a} than in {b}?", population[a] - population[b], solution, f"{population[a]} - {population[b]}."
+    ]
+    return (
+        f"How many more people live in {a} than in {b}?",
+        population[a] - population[b],
+        solution,
+        f"{population[a]} - {population[b]}.",
+    )
 
 
 def quot(rng, level):
     a, b = number(rng, level + 2), number(rng, level)
     b = max(b, 2)
     question = f"Divide {a} by {b}, with remainder."
-    return question, f"quotient {a // b} remainder {a % b}", program("I divide.", f"divmod({a},{b})"), f"{b} * {a // b} = {a // b * b}."
+    return (
+        question,
+        f"quotient {a // b} remainder {a % b}",
+        program("I divide.", f"divmod({a},{b})"),
+        f"{b} * {a // b} = {a // b * b}.",
+    )
 
 
 def clock(rng, level):
     n = rng.randrange(61, 400 * (level + 1))
     question = f"How long is {n} minutes in hours and minutes?"
-    return question, f"{n // 60} hours {n % 60} minutes", program("I divide by 60.", f"divmod({n},60)"), f"{n // 60} * 60 = {n // 60 * 60}."
+    return (
+        question,
+        f"{n // 60} hours {n % 60} minutes",
+        program("I divide by 60.", f"divmod({n},60)"),
+        f"{n // 60} * 60 = {n // 60 * 60}.",
+    )
 
 
 FAMILIES = {
-    "mul": ("A", mul), "power": ("A", power), "gcd": ("A", gcd), "lin": ("A", lin), "quad": ("A", quad), "system": ("A", system),
-    "deriv": ("A", deriv), "integ": ("A", integ), "det": ("A", det), "choose": ("A", choose), "chance": ("A", chance), "dist": ("A", dist),
-    "queue": ("B", queue), "same": ("B", same), "parity": ("C", parity), "first": ("C", first), "last": ("C", last),
-    "itself": ("C", itself), "cancel": ("C", cancel),
-    "fact": ("D", fact), "cost": ("D", cost), "home": ("D", home), "gap": ("D", gap), "quot": ("E", quot), "clock": ("E", clock),
-}  # fmt: skip
+    "mul": ("A", mul),
+    "power": ("A", power),
+    "gcd": ("A", gcd),
+    "lin": ("A", lin),
+    "quad": ("A", quad),
+    "system": ("A", system),
+    "deriv": ("A", deriv),
+    "integ": ("A", integ),
+    "det": ("A", det),
+    "choose": ("A", choose),
+    "chance": ("A", chance),
+    "dist": ("A", dist),
+    "queue": ("B", queue),
+    "same": ("B", same),
+    "parity": ("C", parity),
+    "first": ("C", first),
+    "last": ("C", last),
+    "itself": ("C", itself),
+    "cancel": ("C", cancel),
+    "fact": ("D", fact),
+    "cost": ("D", cost),
+    "home": ("D", home),
+    "gap": ("D", gap),
+    "quot": ("E", quot),
+    "clock": ("E", clock),
+}

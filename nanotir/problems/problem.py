@@ -1,4 +1,5 @@
 """What a problem is, and `load`: one door to generated problems and to files."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ class Problem:
     rationale: str = ""
 
 
-def load(spec: str, split: str = "train", n: int | None = None, seed: int = 0, level: int = 1) -> list[Problem]:
+def load(
+    spec: str, split: str = "train", n: int | None = None, seed: int = 0, level: int = 1
+) -> list[Problem]:
     """Problems by name: "generated", "generated:lin,mul", "gsm8k:PATH", "math:PATH" or "jsonl:PATH".
 
     Generated problems are made on demand (n of them, 1000 by default, `level` sets how hard), and the two splits share no question.
@@ -30,7 +33,13 @@ def load(spec: str, split: str = "train", n: int | None = None, seed: int = 0, l
     """
     source, _, rest = spec.partition(":")
     if source == "generated":
-        rows = generate.generate(1000 if n is None else n, split, seed, families=rest.split(",") if rest else None, level=level)
+        rows = generate.generate(
+            1000 if n is None else n,
+            split,
+            seed,
+            families=rest.split(",") if rest else None,
+            level=level,
+        )
     else:
         rows = files.read(source, rest)[:n]
     return [Problem(**row) for row in rows]

@@ -17,6 +17,7 @@ E-step, 2-3 rounds, eps = 0.2, alpha infinite in the first version and not known
 `autocode.method` chooses the baselines at the same number of rollouts: sft (imitation alone), rl (the same clipped policy gradient on
 free decisions, a group a problem). `autocode.base words` starts from words alone, which is the paper's "base + RL".
 """
+
 from __future__ import annotations
 
 import math
@@ -37,19 +38,30 @@ from nanotir.sampler import Sampler
 from nanotir.trajectory import micro_batches
 
 DECISIONS = ("<think>", "<python>")
-SETTINGS = {"tools": "python", "data": "generated:mul,power,det,queue,same,parity,last,first", "sft.steps": 300, "rl.steps": 24, "rl.updates": 2}
+SETTINGS = {
+    "tools": "python",
+    "data": "generated:mul,power,det,queue,same,parity,last,first",
+    "sft.steps": 300,
+    "rl.steps": 24,
+    "rl.updates": 2,
+}
 
 
 @dataclass
 class AutoCodeConfig:
-    method: str = "em"  # em; its baselines rl (the decision is sampled like any id) and sft (imitation alone)
+    method: str = (
+        "em"  # em; its baselines rl (the decision is sampled like any id) and sft (imitation alone)
+    )
     base: str = "both"  # what is imitated first: both decisions for each problem, or words alone
     samples: int = 4  # forced rollouts of each decision a problem (K)
     alpha: float = 0.0  # how sharply s* prefers the better decision; 0 stands for infinity
     posterior: bool = False  # s* proportional to pi Q, as EM derives it, instead of exp(alpha pi Q)
 
     def __post_init__(self):
-        for what, name, known in (("method", self.method, ("em", "rl", "sft")), ("base", self.base, ("both", "words"))):
+        for what, name, known in (
+            ("method", self.method, ("em", "rl", "sft")),
+            ("base", self.base, ("both", "words")),
+        ):
             if name not in known:
                 raise ValueError(f"no autocode.{what} '{name}'; there are {', '.join(known)}")
         if self.samples < 2 or self.alpha < 0:
@@ -89,22 +101,39 @@ def maximise(run):
     """rl.steps rounds of an E-step on rl.problems problems and an M-step of rl.updates optimiser steps."""
     model, settings = run.model, run.config.rl
     sampler = Sampler(model, run.tokenizer, run.tools, run.format, run.config.sampler)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
     first = run.restore("em", [optimizer]) if settings.steps else None
-    for step in tqdm(range(first, settings.steps) if first is not None else (), desc="em", dynamic_ncols=True):
-        sft.set_learning_rate([optimizer], sft.learning_rate(step, settings.steps, settings.warmup, settings.decay))
+    for step in tqdm(
+        range(first, settings.steps) if first is not None else (), desc="em", dynamic_ncols=True
+    ):
+        sft.set_learning_rate(
+            [optimizer], sft.learning_rate(step, settings.steps, settings.warmup, settings.decay)
+        )
         explored = explore(run, sampler, step)
-        rescore(model, [t for row in explored for rollouts in row["rollouts"] for t in rollouts], settings, sampler)
+        rescore(
+            model,
+            [t for row in explored for rollouts in row["rollouts"] for t in rollouts],
+            settings,
+            sampler,
+        )
         drawn = subsample(explored, run, step)
         shares = split(list(range(len(drawn))), settings.updates, run.config.seed, step)
-        updates = [m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler) for rows in shares]
-        run.finish_step(step + 1, describe(explored) | updates[-1], [optimizer], last=step + 1 == settings.steps)
+        updates = [
+            m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler) for rows in shares
+        ]
+        run.finish_step(
+            step + 1, describe(explored) | updates[-1], [optimizer], last=step + 1 == settings.steps
+        )
 
 
 def explore(run, sampler, step: int) -> list[dict]:
     """E-step: for each problem the prior pi(c|x), Q(x, c), s*(c|x), and the rollouts and their advantages by decision."""
     config = run.config
-    problems = random.Random(f"em {config.seed} {step}").sample(run.problems, min(config.rl.problems, len(run.problems)))
+    problems = random.Random(f"em {config.seed} {step}").sample(
+        run.problems, min(config.rl.problems, len(run.problems))
+    )
     explored = force(run, sampler, problems, config.autocode.samples, hash_of(config.seed, step))
     for row in explored:
         row["target"] = strategy(row["prior"], row["Q"], config.autocode)
@@ -113,17 +142,28 @@ def explore(run, sampler, step: int) -> list[dict]:
 
 def force(run, sampler, problems, K: int, seed: int) -> list[dict]:
     """K answers a problem that begin with each decision, as one row a problem: what they were paid for is Q, what is true is accuracy."""
-    explored = [{"problem": problem, "rollouts": [], "logps": [], "Q": [], "accuracy": [], "advantages": []} for problem in problems]
+    explored = [
+        {"problem": problem, "rollouts": [], "logps": [], "Q": [], "accuracy": [], "advantages": []}
+        for problem in problems
+    ]
     for i, decision in enumerate(DECISIONS):
-        rows = sampler.generate([p.question for p in problems], K, seed + i, force=[run.tokenizer.tags[decision]])
-        rewards, parts = score(rows, [p for p in problems for _ in range(K)], run.tokenizer, run.config.reward)
+        rows = sampler.generate(
+            [p.question for p in problems], K, seed + i, force=[run.tokenizer.tags[decision]]
+        )
+        rewards, parts = score(
+            rows, [p for p in problems for _ in range(K)], run.tokenizer, run.config.reward
+        )
         for n, found in enumerate(explored):
             group = slice(n * K, (n + 1) * K)
             found["rollouts"].append(rows[group])
-            found["logps"].append(rows[n * K].logps[rows[n * K].trained.index(1)])  # log pi(c|x), the same in all K
+            found["logps"].append(
+                rows[n * K].logps[rows[n * K].trained.index(1)]
+            )  # log pi(c|x), the same in all K
             found["Q"].append(sum(parts["outcome"][group]) / K)
             found["accuracy"].append(sum(parts["accuracy"][group]) / K)
-            found["advantages"].append(group_advantages(rewards[group], K, run.config.rl.scale).tolist())
+            found["advantages"].append(
+                group_advantages(rewards[group], K, run.config.rl.scale).tolist()
+            )
     for found in explored:
         found["prior"] = torch.tensor(found["logps"]).softmax(0).tolist()
     return explored
@@ -145,7 +185,9 @@ def subsample(explored, run, step: int) -> list[tuple]:
     for row in explored:
         pools = [list(zip(*both)) for both in zip(row["rollouts"], row["advantages"])]
         for _ in range(run.config.autocode.samples):
-            pool = rng.choices(pools, [share if pool else 0.0 for share, pool in zip(row["target"], pools)])[0]
+            pool = rng.choices(
+                pools, [share if pool else 0.0 for share, pool in zip(row["target"], pools)]
+            )[0]
             drawn.append((*pool.pop(rng.randrange(len(pool))), row["target"]))
     return drawn
 
@@ -154,15 +196,26 @@ def m_step(model, optimizer, drawn, settings, sampler) -> dict:
     """One optimiser step on the clipped policy gradient of the ids after the decision, and on the cross-entropy of the decision."""
     trajectories, advantages, targets = zip(*drawn)
     device = next(model.parameters()).device
-    advantages, targets = torch.tensor(advantages, device=device), torch.tensor(targets, device=device)
-    options = {"epsilon": settings.epsilon, "epsilon_high": settings.epsilon_high, "num_active_tokens": sum(t.new_tokens - 1 for t in trajectories)}
+    advantages, targets = (
+        torch.tensor(advantages, device=device),
+        torch.tensor(targets, device=device),
+    )
+    options = {
+        "epsilon": settings.epsilon,
+        "epsilon_high": settings.epsilon_high,
+        "num_active_tokens": sum(t.new_tokens - 1 for t in trajectories),
+    }
     losses = {"loss": 0.0, "decision_loss": 0.0}
-    for micro in micro_batches(trajectories, sampler.tokenizer.pad_id, settings.micro_batch_tokens, device):
+    for micro in micro_batches(
+        trajectories, sampler.tokenizer.pad_id, settings.micro_batch_tokens, device
+    ):
         first = micro.mask.int().argmax(1)  # (B,), where the decision stands
         rest = micro.mask.scatter(1, first[:, None], False)
         logps, _ = trained_logps(model, micro.ids, rest, sampler.config.temperature, sampler.banned)
         loss, _ = policy_loss(logps, micro.logps * rest, advantages[micro.rows], rest, **options)
-        decision_loss = -(targets[micro.rows] * decision_logps(model, micro.ids, first, sampler)).sum() / len(trajectories)
+        decision_loss = -(
+            targets[micro.rows] * decision_logps(model, micro.ids, first, sampler)
+        ).sum() / len(trajectories)
         (loss + decision_loss).backward()
         losses["loss"] += loss.item()
         losses["decision_loss"] += decision_loss.item()
@@ -178,7 +231,11 @@ def decision_logps(model, ids, first, sampler):
     Among all ids that can be sampled, not among the two: else nothing would keep the policy deciding at all.
     """
     hidden = model.hidden(ids)[torch.arange(len(ids)), first - 1]  # (B, d)
-    logits = model.head(hidden).float().index_fill(-1, torch.tensor(sampler.banned, device=ids.device), float("-inf"))
+    logits = (
+        model.head(hidden)
+        .float()
+        .index_fill(-1, torch.tensor(sampler.banned, device=ids.device), float("-inf"))
+    )
     return logits.log_softmax(-1)[:, [sampler.tokenizer.tags[c] for c in DECISIONS]]
 
 
@@ -194,12 +251,22 @@ def describe(explored) -> dict:
         "Q_words": mean(row["accuracy"][0] for row in explored),
         "Q_code": mean(row["accuracy"][1] for row in explored),
         "code_rate": mean(row["prior"][1] for row in explored),
-        "decided": mean(sum(map(math.exp, row["logps"])) for row in explored),  # the probability of deciding at all
-        "selection_accuracy": mean(better(row["prior"]) == better(row["accuracy"]) for row in explored),
+        "decided": mean(
+            sum(map(math.exp, row["logps"])) for row in explored
+        ),  # the probability of deciding at all
+        "selection_accuracy": mean(
+            better(row["prior"]) == better(row["accuracy"]) for row in explored
+        ),
     }
 
 
 def look(run, problems, n: int = 8, seed: int = 0) -> list[dict]:
     """How the policy decides, and how often it is right with either decision: n forced rollouts of each, at temperature 1."""
-    sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, replace(run.config.sampler, temperature=1.0))
+    sampler = Sampler(
+        run.model,
+        run.tokenizer,
+        run.tools,
+        run.format,
+        replace(run.config.sampler, temperature=1.0),
+    )
     return force(run, sampler, problems, n, seed)

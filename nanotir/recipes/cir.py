@@ -13,6 +13,7 @@ text, here the spans), exact matching of blocks (`TextSampler`, against a stop s
 
 The paper: 128 problems x 16, 300 steps, learning rate 1e-6, 4,096 ids on Qwen2.5-Math-7B, budget raised at steps 100 and 200 by hand.
 """
+
 from __future__ import annotations
 
 import re
@@ -26,9 +27,17 @@ from nanotir.sampler import Generation, Sampler
 from nanotir.trajectory import Trajectory
 
 SETTINGS = {
-    "tools": "python", "data": "generated:mul,power,gcd,lin,det,choose,quot,clock", "format": "fences", "sft.steps": 400,
-    "rl.budgets": "2,3,4", "sampler.last_turn": True, "rl.scale": "whiten", "rl.dynamic": False, "rl.refills": 0, "reward.length": 0.0,
-}  # fmt: skip
+    "tools": "python",
+    "data": "generated:mul,power,gcd,lin,det,choose,quot,clock",
+    "format": "fences",
+    "sft.steps": 400,
+    "rl.budgets": "2,3,4",
+    "sampler.last_turn": True,
+    "rl.scale": "whiten",
+    "rl.dynamic": False,
+    "rl.refills": 0,
+    "reward.length": 0.0,
+}
 
 
 def train(run):
@@ -89,23 +98,52 @@ def analyse(run) -> dict:
     """What the code was good for, over one sampled answer to each held-out problem; overall, and by family."""
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, run.config.sampler)
     rows = sampler.generate([problem.question for problem in run.held_out], seed=run.config.seed)
-    seen = [(row, is_correct(completion(row, run.tokenizer), problem.answer), problem) for row, problem in zip(rows, run.held_out)]
-    families = {family: [item for item in seen if item[2].family == family] for family in sorted({p.family for p in run.held_out})}
-    return {"all": fate_of_code(seen)} | {family: fate_of_code(members) for family, members in families.items()}
+    seen = [
+        (row, is_correct(completion(row, run.tokenizer), problem.answer), problem)
+        for row, problem in zip(rows, run.held_out)
+    ]
+    families = {
+        family: [item for item in seen if item[2].family == family]
+        for family in sorted({p.family for p in run.held_out})
+    }
+    return {"all": fate_of_code(seen)} | {
+        family: fate_of_code(members) for family, members in families.items()
+    }
 
 
 def fate_of_code(seen) -> dict:
     """Ratios over (trajectory, right, problem); None where nothing is there to be counted. Calls that were cut off count for nothing."""
     share = lambda values: sum(values) / len(values) if values else None
-    calls = lambda wanted: [call.result.ok for row, right, _ in seen if right in wanted for call in row.calls]
-    failed = [(row, right) for row, right, _ in seen if any(not call.result.ok for call in row.calls)]
-    repairs = [b.result.ok for row, _ in failed for a, b in zip(row.calls, row.calls[1:]) if not a.result.ok]
-    misled = [right for row, right, p in seen if row.calls and row.calls[-1].result.ok and not equivalent(row.calls[-1].result.output, p.answer)]
+    calls = lambda wanted: [
+        call.result.ok for row, right, _ in seen if right in wanted for call in row.calls
+    ]
+    failed = [
+        (row, right) for row, right, _ in seen if any(not call.result.ok for call in row.calls)
+    ]
+    repairs = [
+        b.result.ok
+        for row, _ in failed
+        for a, b in zip(row.calls, row.calls[1:])
+        if not a.result.ok
+    ]
+    misled = [
+        right
+        for row, right, p in seen
+        if row.calls
+        and row.calls[-1].result.ok
+        and not equivalent(row.calls[-1].result.output, p.answer)
+    ]
     return {
         "code_ratio": share([bool(row.calls) for row, *_ in seen]),
-        "pass_ratio": share(calls((True, False))), "pass_ratio_right": share(calls((True,))), "pass_ratio_wrong": share(calls((False,))),
-        "repair_rate": share(repairs), "right_after_failure": share([right for _, right in failed]),  # code that did not run
-        "right_after_wrong_value": share(misled),  # code that ran, and printed something else than the answer
-        "tokens_per_correct": sum(row.new_tokens for row, *_ in seen) / max(1, sum(right for _, right, _ in seen)),
+        "pass_ratio": share(calls((True, False))),
+        "pass_ratio_right": share(calls((True,))),
+        "pass_ratio_wrong": share(calls((False,))),
+        "repair_rate": share(repairs),
+        "right_after_failure": share([right for _, right in failed]),  # code that did not run
+        "right_after_wrong_value": share(
+            misled
+        ),  # code that ran, and printed something else than the answer
+        "tokens_per_correct": sum(row.new_tokens for row, *_ in seen)
+        / max(1, sum(right for _, right, _ in seen)),
         "accuracy": share([right for _, right, _ in seen]),
-    }  # fmt: skip
+    }

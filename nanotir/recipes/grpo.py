@@ -14,12 +14,19 @@ temperature 1; its learning rate is 1e-6, for pretrained models. The paper: G 64
 The policy may be a mixture of experts (`--preset tiny-moe`): router and experts learn from the same loss, with the load-balancing and
 router z terms of routing.py. Rewards: any of `nanotir/rewards.py`, weighted by --reward.*.
 """
+
 from __future__ import annotations
 
 from nanotir import rl
 from nanotir.recipes import cold_start
 
-SETTINGS = {"rl.dynamic": False, "rl.refills": 0, "rl.updates": 1, "rl.epsilon_high": 0.2, "reward.length": 0.0}
+SETTINGS = {
+    "rl.dynamic": False,
+    "rl.refills": 0,
+    "rl.updates": 1,
+    "rl.epsilon_high": 0.2,
+    "reward.length": 0.0,
+}
 
 
 def train(run):

@@ -20,6 +20,7 @@ tokens, at most 4 calls, clip 0.2 and 0.28, dual clip 10 (`--rl.delta`), no KL t
 2048 tokens (from the authors' released code). There tool output stays in the loss's denominator (`--rl.observations counted`); here not.
 All rollouts of that code wait for the slowest call of a turn; here decoding goes on meanwhile.
 """
+
 from __future__ import annotations
 
 from nanotir import rl

@@ -13,6 +13,7 @@ by nucleus sampling, here `tora.samples` at the sampler's temperature; a 34B mod
 Imitation there: 3 epochs in batches of 128, learning rate 2e-5, linear, 3% warm-up, on LLaMA-2 and CodeLLaMA. The released training
 script does learn from tool output, against eq. 4; we follow the paper, and `--sft.observations learned` does as the script.
 """
+
 from __future__ import annotations
 
 import json
@@ -64,34 +65,66 @@ def shape(run, tools, corpus) -> list[Trajectory]:
     """Output-space shaping: what the model said right, in other words than the teacher, and what the teacher made of its mistakes."""
     config = run.config
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, config.sampler)
-    rows = sampler.generate([problem.question for problem in run.problems], config.tora.samples, config.seed)
-    grouped = list(zip(run.problems, (rows[i : i + config.tora.samples] for i in range(0, len(rows), config.tora.samples))))
+    rows = sampler.generate(
+        [problem.question for problem in run.problems], config.tora.samples, config.seed
+    )
+    grouped = list(
+        zip(
+            run.problems,
+            (rows[i : i + config.tora.samples] for i in range(0, len(rows), config.tora.samples)),
+        )
+    )
     valid = [[t for t in group if right(t, problem, run.tokenizer)] for problem, group in grouped]
-    wrong = [(problem, t) for (problem, group), good in zip(grouped, valid) for t in group if t not in good]
+    wrong = [
+        (problem, t)
+        for (problem, group), good in zip(grouped, valid)
+        for t in group
+        if t not in good
+    ]
     corrected = correct(wrong, run, tools) if config.tora.correct else {}
     kept, known = [], {tuple(t.ids) for t in corpus}
     for (problem, _), good in zip(grouped, valid):
-        distinct = list({tuple(t.ids): t for t in good + corrected.get(problem, []) if tuple(t.ids) not in known}.values())
-        kept += random.Random(f"shape {config.seed} {problem.question}").sample(distinct, min(config.tora.keep, len(distinct)))
+        distinct = list(
+            {
+                tuple(t.ids): t
+                for t in good + corrected.get(problem, [])
+                if tuple(t.ids) not in known
+            }.values()
+        )
+        kept += random.Random(f"shape {config.seed} {problem.question}").sample(
+            distinct, min(config.tora.keep, len(distinct))
+        )
     return kept
 
 
 def right(trajectory, problem, tokenizer) -> bool:
-    return trajectory.finish_reason == "stop" and is_correct(completion(trajectory, tokenizer), problem.answer)
+    return trajectory.finish_reason == "stop" and is_correct(
+        completion(trajectory, tokenizer), problem.answer
+    )
 
 
 def correct(wrong, run, tools) -> dict:
     """{problem: its wrong answers, completed by the teacher}. What has no good prefix would be the teacher's own answer: left out."""
-    model_answers = act_out([p for p, _ in wrong], [list(p.solution) for p, _ in wrong], run.tokenizer, run.format, tools)
+    model_answers = act_out(
+        [p for p, _ in wrong],
+        [list(p.solution) for p, _ in wrong],
+        run.tokenizer,
+        run.format,
+        tools,
+    )
     problems, scripts, starts = [], [], []
     for (problem, trajectory), model_answer in zip(wrong, model_answers):
         good = good_calls(trajectory, model_answer)
         if good:
             problems.append(problem)
-            scripts.append([*after_calls(problem.solution, good), ("text", answer_sentence(problem.answer))])
+            scripts.append(
+                [*after_calls(problem.solution, good), ("text", answer_sentence(problem.answer))]
+            )
             starts.append(trajectory.first(spans_with_calls(trajectory, good), good))
     completed: dict = {}
-    for problem, trajectory in zip(problems, act_out(problems, scripts, run.tokenizer, run.format, tools, starts)):
+    for problem, trajectory in zip(
+        problems, act_out(problems, scripts, run.tokenizer, run.format, tools, starts)
+    ):
         completed.setdefault(problem, []).append(trajectory)
     return completed
 
@@ -110,7 +143,9 @@ def spans_with_calls(trajectory, calls: int) -> int:
 
 def after_calls(solution, calls: int) -> list:
     """The pieces of a solution that follow so many of its calls."""
-    return list(solution)[[i for i, (kind, _) in enumerate(solution, 1) if kind != "text"][calls - 1] :]
+    return list(solution)[
+        [i for i, (kind, _) in enumerate(solution, 1) if kind != "text"][calls - 1] :
+    ]
 
 
 def base(run) -> dict:
@@ -125,6 +160,8 @@ def remembered(path, make) -> list[Trajectory]:
     """What make() gives, or gave before the run was stopped: by then the model that it came from is gone. Calls are not kept."""
     if not path.exists():
         rows = [json.dumps({**asdict(trajectory), "calls": []}) for trajectory in make()]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(row + "\n" for row in rows)))
+        write_atomically(
+            path, lambda temporary: temporary.write_text("".join(row + "\n" for row in rows))
+        )
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [Trajectory(**{**row, "spans": [Span(**span) for span in row["spans"]]}) for row in rows]

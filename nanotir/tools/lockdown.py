@@ -3,6 +3,7 @@
 None of them needs root, a container or a package; each layer is left out where the kernel refuses it, and a table shows which are in force. No
 layer is enough by itself: Landlock leaves processes and sockets, seccomp leaves files. The numbers are those of the kernel's own headers.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -32,7 +33,11 @@ def namespaces() -> bool:
     uid, gid = os.getuid(), os.getgid()
     if not LINUX or LIBC.unshare(USER | PID | NET | IPC) and LIBC.unshare(PID | NET | IPC):
         return False
-    for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
         with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
             map.write(text)
     return True
@@ -42,32 +47,58 @@ def mount_memory(base: str):
     """A file system of our own for the calls' folders: in memory, no more than 256 MB all together. Nothing, where it is not allowed."""
     if LIBC.unshare(0x00020000) == 0:
         LIBC.mount(None, b"/", None, 1 << 14 | 1 << 18, None)  # private, with all below
-        LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384")  # no set-uid files, no devices
+        LIBC.mount(
+            b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384"
+        )  # no set-uid files, no devices
 
 
 def lock_server(memory_mb: int) -> list[tuple]:
     """Take away for good, once, what no call may have and the server can do without: (layer, whether it is in force, what it stops)."""
     limits = {"FSIZE": 8 * 2**20, "CORE": 0}  # bytes in one file
     if LINUX:  # bytes beyond what is in use already: a growing list ends in MemoryError
-        limits["AS"] = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + memory_mb * 2**20
+        limits["AS"] = (
+            int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            + memory_mb * 2**20
+        )
     limit(**limits)
     if not LINUX:
-        return [("all others", False, "only the limits hold here: no protection of files, network and other processes")]
+        return [
+            (
+                "all others",
+                False,
+                "only the limits hold here: no protection of files, network and other processes",
+            )
+        ]
     no_new_privs = LIBC.prctl(38, 1, 0, 0, 0) == 0
     no_capabilities = LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
-    return [("no_new_privs", no_new_privs, "gaining rights through set-uid programs"), ("capabilities", no_capabilities, "whatever root may do: all of them are dropped")]
+    return [
+        ("no_new_privs", no_new_privs, "gaining rights through set-uid programs"),
+        ("capabilities", no_capabilities, "whatever root may do: all of them are dropped"),
+    ]
 
 
 def lock_child(folder: str, seconds: float) -> list[tuple]:
     """The same for a child that is about to run a program in this folder."""
     # Seconds of processor time, open files, and processes of this user, all calls together: seccomp allows a call none at all.
     limit(CPU=int(seconds) + 1, NOFILE=64, NPROC=1024)
-    limits = ("limits", True, "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole")
+    limits = (
+        "limits",
+        True,
+        "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole",
+    )
     if not LINUX:
         return [limits]
     return [  # in this order: the last one forbids the first
-        ("Landlock", landlock(folder), "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP"),
-        ("seccomp", seccomp(), "sockets, other programs, new processes, signals to others, ptrace, mounts, changed modes and owners, raised limits"),
+        (
+            "Landlock",
+            landlock(folder),
+            "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP",
+        ),
+        (
+            "seccomp",
+            seccomp(),
+            "sockets, other programs, new processes, signals to others, ptrace, mounts, changed modes and owners, raised limits",
+        ),
         limits,
     ]
 
@@ -86,12 +117,27 @@ def landlock(folder: str) -> bool:
     version = LIBC.syscall(444, None, 0, 1)
     if version < 1:
         return False
-    everything = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1  # one bit for each way of using a file
-    READ_FILE, READ_DIR, WRITE_FILE, no = 1 << 2, 1 << 3, 1 << 1, 1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15  # execute, devices, sockets, ioctl
-    attributes = struct.pack("QQQ", everything, 3, 3)  # and TCP from version 4, signals and abstract sockets from version 6
+    everything = (
+        1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
+    ) - 1  # one bit for each way of using a file
+    READ_FILE, READ_DIR, WRITE_FILE, no = (
+        1 << 2,
+        1 << 3,
+        1 << 1,
+        1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15,
+    )  # execute, devices, sockets, ioctl
+    attributes = struct.pack(
+        "QQQ", everything, 3, 3
+    )  # and TCP from version 4, signals and abstract sockets from version 6
     ruleset = LIBC.syscall(444, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
-    readable = [(path, READ_FILE | READ_DIR if is_folder else READ_FILE) for path, is_folder in needed()]
-    for path, access in [*readable, ("/dev/null", READ_FILE | WRITE_FILE), (folder, everything & ~no)]:
+    readable = [
+        (path, READ_FILE | READ_DIR if is_folder else READ_FILE) for path, is_folder in needed()
+    ]
+    for path, access in [
+        *readable,
+        ("/dev/null", READ_FILE | WRITE_FILE),
+        (folder, everything & ~no),
+    ]:
         fd = os.open(path, os.O_PATH)
         LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)
         os.close(fd)
@@ -103,10 +149,23 @@ def landlock(folder: str) -> bool:
 @functools.lru_cache
 def needed() -> list[tuple[str, bool]]:
     """(path, whether it is a folder) of what Python reads: its packages, system libraries, time zones, random numbers."""
-    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
+    system = [
+        "/lib",
+        "/lib64",
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/share/zoneinfo",
+        "/etc/localtime",
+        "/etc/ld.so.cache",
+        "/dev/urandom",
+    ]
     system += [*sys.path, f"{sys.base_prefix}/lib"]
     real = sorted({os.path.realpath(path) for path in system if os.path.exists(path)})
-    return [(path, os.path.isdir(path)) for path in real if not any(path.startswith(f"{other}/") for other in real)]  # one rule holds for all below
+    return [
+        (path, os.path.isdir(path))
+        for path in real
+        if not any(path.startswith(f"{other}/") for other in real)
+    ]  # one rule holds for all below
 
 
 # System calls that model code may not make, with their numbers on x86-64 and arm64. What else needs a capability is refused for lack of one.
@@ -128,28 +187,56 @@ DENIED = """
 @functools.lru_cache
 def filter_program(pid: int = 0xDEADBEEF) -> bytes:
     """The seccomp filter: a little program, in BPF, that the kernel runs on the number and the arguments of every system call."""
-    column, arch = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(platform.machine(), (None, 0))
+    column, arch = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(
+        platform.machine(), (None, 0)
+    )
     if column is None:
         return b""
     LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
     step = lambda code, k, if_true=0, if_false=0: struct.pack("HBBI", code, if_true, if_false, k)
-    KILL, ALLOW, REFUSE = step(RETURN, 0x80000000), step(RETURN, 0x7FFF0000), step(RETURN, 0x00050000 | errno.EPERM)
+    KILL, ALLOW, REFUSE = (
+        step(RETURN, 0x80000000),
+        step(RETURN, 0x7FFF0000),
+        step(RETURN, 0x00050000 | errno.EPERM),
+    )
     argument = lambda i, high=0: step(LOAD, 16 + 8 * i + 4 * high)
-    is_zero = lambda i: argument(i) + step(EQUAL, 0, 0, 3) + argument(i, 1) + step(EQUAL, 0, 0, 1) + ALLOW + REFUSE
-    refuse_if = lambda i, *values: argument(i) + b"".join(step(EQUAL, value, 0, 1) + REFUSE for value in values) + ALLOW
+    is_zero = lambda i: (
+        argument(i) + step(EQUAL, 0, 0, 3) + argument(i, 1) + step(EQUAL, 0, 0, 1) + ALLOW + REFUSE
+    )
+    refuse_if = lambda i, *values: (
+        argument(i) + b"".join(step(EQUAL, value, 0, 1) + REFUSE for value in values) + ALLOW
+    )
     itself = argument(0) + step(EQUAL, pid, 0, 1) + ALLOW + REFUSE
     special = {
-        (56, 220): argument(0) + step(ANY_BIT, 0x10000, 0, 1) + ALLOW + REFUSE,  # clone: threads, no processes
-        (435, 435): step(RETURN, 0x00050000 | errno.ENOSYS),  # clone3: its flags cannot be seen from here, and libc falls back on clone
-        (62, 129): itself, (234, 131): itself,  # kill, tgkill
+        (56, 220): argument(0)
+        + step(ANY_BIT, 0x10000, 0, 1)
+        + ALLOW
+        + REFUSE,  # clone: threads, no processes
+        (435, 435): step(
+            RETURN, 0x00050000 | errno.ENOSYS
+        ),  # clone3: its flags cannot be seen from here, and libc falls back on clone
+        (62, 129): itself,
+        (234, 131): itself,  # kill, tgkill
         (44, 206): is_zero(4),  # sendto: over a connected pair, to no address
         (302, 261): is_zero(2),  # prlimit64: may ask, not set
-        (72, 25): refuse_if(1, 8, 10, 15), (16, 29): refuse_if(1, 0x8901, 0x8902),  # fcntl, ioctl: no signal to others when a socket stirs
+        (72, 25): refuse_if(1, 8, 10, 15),
+        (16, 29): refuse_if(
+            1, 0x8901, 0x8902
+        ),  # fcntl, ioctl: no signal to others when a socket stirs
         (157, 167): refuse_if(0, 1),  # prctl: it dies with the server
-    }  # fmt: skip
+    }
     words = DENIED.split()
-    denied = [int(numbers[column]) for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"]
-    program = step(LOAD, 4) + step(EQUAL, arch, 1, 0) + KILL + step(LOAD, 0) + step(AT_LEAST, 0x40000000, 0, 1) + KILL  # other calling conventions
+    denied = [
+        int(numbers[column]) for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"
+    ]
+    program = (
+        step(LOAD, 4)
+        + step(EQUAL, arch, 1, 0)
+        + KILL
+        + step(LOAD, 0)
+        + step(AT_LEAST, 0x40000000, 0, 1)
+        + KILL
+    )  # other calling conventions
     for numbers, then in special.items():
         program += step(EQUAL, numbers[column], 0, len(then) // 8) + then
     for left, number in zip(range(len(denied), 0, -1), denied):
@@ -160,4 +247,8 @@ def filter_program(pid: int = 0xDEADBEEF) -> bytes:
 def seccomp() -> bool:
     program = filter_program().replace(struct.pack("I", 0xDEADBEEF), struct.pack("I", os.getpid()))
     code = ctypes.create_string_buffer(program)
-    return bool(program) and LIBC.prctl(22, 2, struct.pack("HP", len(program) // 8, ctypes.addressof(code)), 0, 0) == 0
+    return (
+        bool(program)
+        and LIBC.prctl(22, 2, struct.pack("HP", len(program) // 8, ctypes.addressof(code)), 0, 0)
+        == 0
+    )

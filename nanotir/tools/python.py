@@ -1,4 +1,5 @@
 """PythonTool: runs model-written Python in another process, never in ours. The client of the fork server in sandbox.py."""
+
 from __future__ import annotations
 
 import contextlib
@@ -29,8 +30,13 @@ class PythonConfig:
     workers: int = 16  # calls that run at the same time; more wait
 
     def __post_init__(self):
-        if min(self.timeout, self.memory_mb, self.max_output_chars, self.workers) <= 0 or self.workers > 256:
-            raise ValueError("the python tool needs timeout, memory_mb, max_output_chars and workers above 0, and at most 256 workers")
+        if (
+            min(self.timeout, self.memory_mb, self.max_output_chars, self.workers) <= 0
+            or self.workers > 256
+        ):
+            raise ValueError(
+                "the python tool needs timeout, memory_mb, max_output_chars and workers above 0, and at most 256 workers"
+            )
 
 
 class ForkServer:
@@ -42,9 +48,19 @@ class ForkServer:
         self.base = tempfile.mkdtemp(prefix="nanotir-")
         keep = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
         threads = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        command = [sys.executable, "-s", "-m", "nanotir.tools.sandbox", "warm" if warm else "bare", self.base, str(memory_mb)]
+        command = [
+            sys.executable,
+            "-s",
+            "-m",
+            "nanotir.tools.sandbox",
+            "warm" if warm else "bare",
+            self.base,
+            str(memory_mb),
+        ]
         try:
-            self.process = subprocess.Popen(command, env=keep | threads, cwd=PROJECT, start_new_session=True, stdin=theirs)
+            self.process = subprocess.Popen(
+                command, env=keep | threads, cwd=PROJECT, start_new_session=True, stdin=theirs
+            )
         except OSError:
             os.rmdir(self.base)
             raise
@@ -69,7 +85,9 @@ class ForkServer:
         with ours:
             with theirs:
                 socket.send_fds(worker, [str(request["timeout"]).encode()], [theirs.fileno()])
-            with contextlib.suppress(ConnectionError):  # the child is gone already: we shall be told
+            with contextlib.suppress(
+                ConnectionError
+            ):  # the child is gone already: we shall be told
                 ours.sendall(json.dumps(request).encode())
                 ours.shutdown(socket.SHUT_WR)
             said, missing = listen(ours, 4 * request["max_output_chars"])
@@ -83,7 +101,9 @@ class ForkServer:
         with contextlib.suppress(OSError):  # it is dead
             self.control.shutdown(socket.SHUT_RDWR)
         self.process.wait()
-        subprocess.run(["rm", "-rf", self.base], check=False)  # where it was killed; else it has done so itself
+        subprocess.run(
+            ["rm", "-rf", self.base], check=False
+        )  # where it was killed; else it has done so itself
 
 
 def listen(end: socket.socket, room: int) -> tuple[bytes, int]:
@@ -107,14 +127,20 @@ class PythonTool(Tool):
     """
 
     name = "python"
-    deterministic = True  # but for what it asks the clock or the system: every call starts from the same state
+    deterministic = (
+        True  # but for what it asks the clock or the system: every call starts from the same state
+    )
 
     def __init__(self, **settings):
         self.config = PythonConfig(**settings)
         self.threads = self.config.workers
         self._room, self._lock = threading.Semaphore(self.config.workers), threading.Lock()
-        self._servers: dict[bool, ForkServer] = {}  # whether it has the libraries -> a server; another dict after each close()
-        self._sessions: dict[object, tuple[list[str], float]] = {}  # session -> its earlier cells, the seconds that all of them took
+        self._servers: dict[
+            bool, ForkServer
+        ] = {}  # whether it has the libraries -> a server; another dict after each close()
+        self._sessions: dict[
+            object, tuple[list[str], float]
+        ] = {}  # session -> its earlier cells, the seconds that all of them took
 
     def run(self, text: str, session=None) -> ToolResult:
         return self._run(self._servers, text, session)
@@ -133,13 +159,26 @@ class PythonTool(Tool):
         except Exception as error:  # whatever it is, the model gets an answer
             return ToolResult(f"The sandbox has ended, or cannot start: {error}", False, "crash")
         if session is not None and ending["replayable"]:
-            self._sessions[session] = [*history, text], min(ending["seconds"], seconds + self.config.timeout)
-        output, truncated = cut_middle(said.decode("utf-8", "replace"), self.config.max_output_chars, missing)
-        return ToolResult(output.rstrip("\n"), ending["status"] == "ok", ending["status"], ending["seconds"], truncated)
+            self._sessions[session] = (
+                [*history, text],
+                min(ending["seconds"], seconds + self.config.timeout),
+            )
+        output, truncated = cut_middle(
+            said.decode("utf-8", "replace"), self.config.max_output_chars, missing
+        )
+        return ToolResult(
+            output.rstrip("\n"),
+            ending["status"] == "ok",
+            ending["status"],
+            ending["seconds"],
+            truncated,
+        )
 
     def _call(self, servers: dict, request: dict) -> tuple[dict, bytes, int]:
         """Where a server dies, its calls are sent once more, to another; where the tool was closed meanwhile, they are not."""
-        warm = any(re.search("sympy|numpy", cell) for cell in [request["code"], *request["history"]])
+        warm = any(
+            re.search("sympy|numpy", cell) for cell in [request["code"], *request["history"]]
+        )
         for last in (False, True):
             with self._room:
                 with self._lock:
@@ -159,7 +198,11 @@ class PythonTool(Tool):
 
     def _start(self, servers: dict):
         """Start what is missing of the two servers, side by side, each with a worker that waits for the first call."""
-        missing = {warm: ForkServer(warm, self.config.memory_mb) for warm in (False, True) if warm not in servers}
+        missing = {
+            warm: ForkServer(warm, self.config.memory_mb)
+            for warm in (False, True)
+            if warm not in servers
+        }
         try:
             for server in missing.values():
                 server.idle.append(server.worker())

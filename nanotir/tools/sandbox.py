@@ -11,6 +11,7 @@ loses before it runs anything is in lockdown.py. The verdict rests on how the ch
 
     python -m nanotir.tools.sandbox        which layers are in force on this machine, and what each stops
 """
+
 from __future__ import annotations
 
 import ast
@@ -27,9 +28,23 @@ import sys
 import time
 import traceback
 
-from nanotir.tools.lockdown import LIBC, LINUX, die_with_parent, filter_program, lock_child, lock_server, mount_memory, namespaces, needed
+from nanotir.tools.lockdown import (
+    LIBC,
+    LINUX,
+    die_with_parent,
+    filter_program,
+    lock_child,
+    lock_server,
+    mount_memory,
+    namespaces,
+    needed,
+)
 
-OK, ERROR, MEMORY = 101, 102, 103  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
+OK, ERROR, MEMORY = (
+    101,
+    102,
+    103,
+)  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
 
 
 def main():
@@ -44,7 +59,9 @@ def main():
     if apart:
         mount_memory(base)
     os.chdir(base)
-    sys.path[:] = [path for path in sys.path if path != sys.path[0]]  # where nanotir lies: no call may read it
+    sys.path[:] = [
+        path for path in sys.path if path != sys.path[0]
+    ]  # where nanotir lies: no call may read it
     if how == "show":
         show_layers(apart, int(memory_mb))
     else:
@@ -53,18 +70,27 @@ def main():
 
 def show_layers(apart: bool, memory_mb: int):
     """A table of the layers, each tried on this process, which ends with it."""
-    rows = [("namespaces", apart, "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)")]
-    for layer, in_force, stops in rows + lock_server(memory_mb) + lock_child(os.getcwd(), seconds=60):
+    rows = [
+        (
+            "namespaces",
+            apart,
+            "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)",
+        )
+    ]
+    for layer, in_force, stops in (
+        rows + lock_server(memory_mb) + lock_child(os.getcwd(), seconds=60)
+    ):
         print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
 
 
 def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
     """Make a worker for every socket that the trainer sends, until it hangs up."""
-    import decimal, fractions  # noqa: E401, F401: what a call may well ask for
 
     if warm:
         warm_up()
-    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # None: the trainer has closed it
+    for stream in filter(
+        None, (sys.stdin, sys.stdout, sys.stderr)
+    ):  # None: the trainer has closed it
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write("1000")  # where the machine runs out of memory, we and our children go first
@@ -72,7 +98,9 @@ def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
     os.environ["HOME"] = os.environ["TMPDIR"] = "."  # a call's folder is where it is
     lock_server(memory_mb)
     filter_program(), needed()  # once, for all
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended, and it leaves no zombie
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_IGN
+    )  # nobody asks how a worker ended, and it leaves no zombie
     gc.collect()
     gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
     while end := receive(trainer)[1]:
@@ -84,12 +112,25 @@ def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
 def warm_up():
     """Load both libraries once: a child then finds them in memory. Their lazy parts are touched here."""
     import numpy
-    import numpy.fft, numpy.linalg, numpy.polynomial, numpy.random  # noqa: E401
+    import numpy.fft  # noqa: E401
+    import numpy.linalg
+    import numpy.polynomial
+    import numpy.random
     import sympy
 
     x = sympy.Symbol("x")
-    sympy.solve(x**3 - 6 * x**2 + 11 * x - 6, x), sympy.solve(x**3 + x + 1, x), sympy.nsolve(x**3 - 2, 1), sympy.series(sympy.sin(x), x)
-    sympy.integrate(x * sympy.sin(x), x), sympy.simplify((x**2 - 1) / (x - 1)), sympy.factorint(1001), sympy.limit(sympy.sin(x) / x, x, 0)
+    (
+        sympy.solve(x**3 - 6 * x**2 + 11 * x - 6, x),
+        sympy.solve(x**3 + x + 1, x),
+        sympy.nsolve(x**3 - 2, 1),
+        sympy.series(sympy.sin(x), x),
+    )
+    (
+        sympy.integrate(x * sympy.sin(x), x),
+        sympy.simplify((x**2 - 1) / (x - 1)),
+        sympy.factorint(1001),
+        sympy.limit(sympy.sin(x) / x, x, 0),
+    )
     sympy.Matrix([[2, 1], [1, 3]]).eigenvals(), numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
     numpy.random.seed(0)
     if LINUX:
@@ -103,7 +144,9 @@ def use_huge_pages():
         start, end = (int(address, 16) for address in ends.split("-"))
         start, end = (start + 2**21 - 1) >> 21 << 21, end >> 21 << 21
         if access == "rw-p" and inode == "0" and start < end:
-            LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)  # MADV_COLLAPSE: a hint, the kernel may refuse
+            LIBC.madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25
+            )  # MADV_COLLAPSE: a hint, the kernel may refuse
 
 
 def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
@@ -146,17 +189,32 @@ def stand_by(folder: str) -> tuple[int, str, socket.socket]:
     return pid, folder, ours
 
 
-def oversee(trainer: socket.socket, timeout: bytes, call: socket.socket, pid: int, folder: str, child: socket.socket, next_folder: str) -> tuple:
+def oversee(
+    trainer: socket.socket,
+    timeout: bytes,
+    call: socket.socket,
+    pid: int,
+    folder: str,
+    child: socket.socket,
+    next_folder: str,
+) -> tuple:
     """Hand a call on to the child that stands by for it, fork the next one meanwhile, kill it when its time is up, say how it ended."""
 
     def kill(*_):
-        for send in (os.killpg, os.kill):  # the child leads its own group, its children among it; but not in its first moments
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # the latter on macOS, where it has just died
+        for send in (
+            os.killpg,
+            os.kill,
+        ):  # the child leads its own group, its children among it; but not in its first moments
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # the latter on macOS, where it has just died
                 send(pid, signal.SIGKILL)
 
     started, timeout = time.monotonic(), float(timeout)
     signal.signal(signal.SIGALRM, kill)
-    signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)  # again and again: the first alarm may come a moment before the wait begins
+    signal.setitimer(
+        signal.ITIMER_REAL, timeout, 0.1
+    )  # again and again: the first alarm may come a moment before the wait begins
     with child, contextlib.suppress(ConnectionError):  # it is dead already: so says its ending
         socket.send_fds(child, [b"!"], [call.fileno()])
     spare = stand_by(next_folder)
@@ -169,7 +227,9 @@ def oversee(trainer: socket.socket, timeout: bytes, call: socket.socket, pid: in
     replayable = code in (OK, ERROR)  # a cell that was killed, or left, would do so again
     with call, contextlib.suppress(OSError):  # nobody listens any more
         call.shutdown(socket.SHUT_RDWR)  # whoever else has it: here ends what there is to read
-    trainer.sendall(json.dumps({"status": status, "replayable": replayable, "seconds": seconds}).encode())
+    trainer.sendall(
+        json.dumps({"status": status, "replayable": replayable, "seconds": seconds}).encode()
+    )
     return spare
 
 
@@ -186,16 +246,31 @@ def remove(folder: str):
     except FileNotFoundError:
         return
     except OSError:
-        for command in (["/bin/chmod", "-R", "u+rwX"], ["/bin/rm", "-rf"]):  # it may have made folders that nobody may list
-            with contextlib.suppress(OSError):  # no more room for a process, or for files to say so: the trainer will see to it
-                os.waitpid(os.posix_spawn(command[0], [*command, folder], {}, file_actions=[(os.POSIX_SPAWN_DUP2, 1, 2)]), 0)
+        for command in (
+            ["/bin/chmod", "-R", "u+rwX"],
+            ["/bin/rm", "-rf"],
+        ):  # it may have made folders that nobody may list
+            with contextlib.suppress(
+                OSError
+            ):  # no more room for a process, or for files to say so: the trainer will see to it
+                os.waitpid(
+                    os.posix_spawn(
+                        command[0],
+                        [*command, folder],
+                        {},
+                        file_actions=[(os.POSIX_SPAWN_DUP2, 1, 2)],
+                    ),
+                    0,
+                )
 
 
 def make(folder: str):
     """Make a call's folder. Where other calls have left no room, it waits until they are gone, while its clock runs."""
     while True:
         with contextlib.suppress(OSError):
-            return os.makedirs(folder)  # where Landlock is missing, a call may have deleted the base
+            return os.makedirs(
+                folder
+            )  # where Landlock is missing, a call may have deleted the base
         time.sleep(0.01)
 
 

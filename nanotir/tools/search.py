@@ -1,4 +1,5 @@
 """SearchTool: full-text search over short documents. SQLite's FTS5 index with BM25 ranking, from Python's own sqlite3."""
+
 from __future__ import annotations
 
 import json
@@ -38,12 +39,18 @@ class SearchTool(Tool):
 
     def __init__(self, documents=None, path: str = "", **settings):
         self.config = SearchConfig(str(path), **settings)
-        assert not isinstance(documents, str), "one text is not a list of documents; a file is given as path="
+        assert not isinstance(documents, str), (
+            "one text is not a list of documents; a file is given as path="
+        )
         documents = read_documents(path) if path else list(documents or [])
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
-        self._database.execute("create virtual table passages using fts5(text, tokenize='porter unicode61')")
-        self._database.executemany("insert into passages values (?)", ((text,) for text in documents))
+        self._database.execute(
+            "create virtual table passages using fts5(text, tokenize='porter unicode61')"
+        )
+        self._database.executemany(
+            "insert into passages values (?)", ((text,) for text in documents)
+        )
 
     def run(self, text: str, session=None) -> ToolResult:
         start = time.perf_counter()
@@ -52,13 +59,16 @@ class SearchTool(Tool):
         words = re.findall(r"\w+", text.encode("utf-8", "ignore").decode("utf-8"))[:64]
         query = " OR ".join(f'"{term}"' for term in [" ".join(words), *words])
         passages = self._best(query) if words else []
-        output, truncated = cut_middle("\n".join(passages) or NOTHING_FOUND, self.config.max_output_chars)
+        output, truncated = cut_middle(
+            "\n".join(passages) or NOTHING_FOUND, self.config.max_output_chars
+        )
         return ToolResult(output, seconds=time.perf_counter() - start, truncated=truncated)
 
     def _best(self, query: str) -> list[str]:
         with self._lock:  # rank is BM25 (Robertson and Zaragoza 2009, eq. 3.15); ties go to the document that came first
             rows = self._database.execute(
-                "select text from passages where passages match ? order by rank, rowid limit ?", (query, self.config.top_k)
+                "select text from passages where passages match ? order by rank, rowid limit ?",
+                (query, self.config.top_k),
             )
             return [text for (text,) in rows]
 
@@ -74,13 +84,19 @@ def read_documents(path) -> list[str]:
         raise ValueError(f"cannot read documents: {error.strerror}: '{path}'") from None
     except UnicodeDecodeError:
         raise ValueError(f"cannot read documents: '{path}' is not UTF-8 text") from None
-    read = (lambda line, number: _document(line, f"{path}:{number}")) if Path(path).suffix == ".jsonl" else (lambda line, number: line)
+    read = (
+        (lambda line, number: _document(line, f"{path}:{number}"))
+        if Path(path).suffix == ".jsonl"
+        else (lambda line, number: line)
+    )
     return [read(line.strip(), number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _document(line: str, where: str) -> str:
     try:
         record = json.loads(line)
-        return ". ".join(str(record[key]) for key in ("title", "text") if key in record or key == "text")
+        return ". ".join(
+            str(record[key]) for key in ("title", "text") if key in record or key == "text"
+        )
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f'{where}: not a JSON object with a "text"') from None

@@ -1,4 +1,5 @@
 """What a tool is: a name, and `run(text) -> ToolResult`. Whatever the text says, the answer is a result, never an exception."""
+
 from __future__ import annotations
 
 import threading
@@ -24,10 +25,14 @@ class DeadTool(Exception):
 
 def check_alive(name: str, results, share: float = 0.9, least: int = 32):
     """DeadTool, with the commonest reason, where more than `share` of at least `least` calls have failed."""
-    failed = Counter(f"{result.status}: {result.output[:100]}" for result in results if not result.ok)
+    failed = Counter(
+        f"{result.status}: {result.output[:100]}" for result in results if not result.ok
+    )
     if len(results) >= least and failed.total() > share * len(results):
         (why, times), *_ = failed.most_common(1)
-        raise DeadTool(f"the tool '{name}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'")
+        raise DeadTool(
+            f"the tool '{name}' failed on {failed.total()} of {len(results)} calls; {times} times with '{why}'"
+        )
 
 
 class Tool:
@@ -48,7 +53,9 @@ class Tool:
 
     def _later(self, function, *arguments) -> Future:
         with self._pooling:
-            self._pool = self._pool or ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
+            self._pool = self._pool or ThreadPoolExecutor(
+                self.threads, thread_name_prefix=self.name
+            )
             return self._pool.submit(function, *arguments)
 
     def end_session(self, session):

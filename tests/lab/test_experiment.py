@@ -3,7 +3,16 @@ import math
 
 import pytest
 
-from nanotir.lab.experiment import QUANTILES, Arm, Compare, Experiment, interval, judge, overall, summarise
+from nanotir.lab.experiment import (
+    QUANTILES,
+    Arm,
+    Compare,
+    Experiment,
+    interval,
+    judge,
+    overall,
+    summarise,
+)
 
 
 def experiment(*compare, arms=("a", "b"), **settings) -> Experiment:
@@ -15,7 +24,10 @@ def experiment(*compare, arms=("a", "b"), **settings) -> Experiment:
 def cells(**arms) -> dict:
     """{arm: one dict of metrics a seed, or one accuracy a seed} as cells of 60 seconds each."""
     metrics = lambda value: value if isinstance(value, dict) else {"accuracy": value}
-    return {arm: {seed: {"seconds": 60.0, "metrics": metrics(value)} for seed, value in enumerate(row)} for arm, row in arms.items()}
+    return {
+        arm: {seed: {"seconds": 60.0, "metrics": metrics(value)} for seed, value in enumerate(row)}
+        for arm, row in arms.items()
+    }
 
 
 def verdict(compare: Compare, a, b) -> str:
@@ -24,15 +36,27 @@ def verdict(compare: Compare, a, b) -> str:
 
 def test_the_interval_is_the_one_computed_by_hand():
     mean, low, high = interval([1.0, 2.0, 3.0])  # s = 1, so 4.303 * 1 / sqrt(3)
-    assert mean == 2.0 and high - mean == pytest.approx(2.4843, abs=1e-4) and mean - low == pytest.approx(high - mean)
+    assert (
+        mean == 2.0
+        and high - mean == pytest.approx(2.4843, abs=1e-4)
+        and mean - low == pytest.approx(high - mean)
+    )
 
 
 def test_the_quantiles_are_those_of_students_distribution():
     def cdf(t, df, n=4000):  # Simpson's rule on the density
-        density = lambda x: math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2)) * (1 + x * x / df) ** (-(df + 1) / 2)
-        return 0.5 + t / n / 3 * sum((1 if i in (0, n) else 4 if i % 2 else 2) * density(t * i / n) for i in range(n + 1))
+        density = lambda x: (
+            math.gamma((df + 1) / 2)
+            / (math.sqrt(df * math.pi) * math.gamma(df / 2))
+            * (1 + x * x / df) ** (-(df + 1) / 2)
+        )
+        return 0.5 + t / n / 3 * sum(
+            (1 if i in (0, n) else 4 if i % 2 else 2) * density(t * i / n) for i in range(n + 1)
+        )
 
-    assert [cdf(t, df) for df, t in enumerate(QUANTILES, 1)] == pytest.approx([0.975] * 10, abs=2e-5)
+    assert [cdf(t, df) for df, t in enumerate(QUANTILES, 1)] == pytest.approx(
+        [0.975] * 10, abs=2e-5
+    )
 
 
 def test_one_value_has_no_interval_and_undefined_ones_do_not_count():
@@ -40,20 +64,26 @@ def test_one_value_has_no_interval_and_undefined_ones_do_not_count():
     assert interval([1.0, None, 3.0]) == interval([1.0, 3.0])
 
 
-@pytest.mark.parametrize("a, b, expected", [
-    ([0.80, 0.81, 0.82], [0.5, 0.5, 0.5], "shown"),
-    ([0.50, 0.51, 0.52], [0.8, 0.8, 0.8], "reversed"),
-    ([0.90, 0.10, 0.80], [0.5, 0.5, 0.5], "not shown"),
-    ([0.50, 0.50, 0.50], [0.5, 0.5, 0.5], "not shown"),
-    ([0.90], [0.1], "not shown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "a, b, expected",
+    [
+        ([0.80, 0.81, 0.82], [0.5, 0.5, 0.5], "shown"),
+        ([0.50, 0.51, 0.52], [0.8, 0.8, 0.8], "reversed"),
+        ([0.90, 0.10, 0.80], [0.5, 0.5, 0.5], "not shown"),
+        ([0.50, 0.50, 0.50], [0.5, 0.5, 0.5], "not shown"),
+        ([0.90], [0.1], "not shown"),
+    ],
+)
 def test_the_verdict_follows_from_the_interval(a, b, expected):
     assert verdict(Compare("a", "b"), a, b) == expected
 
 
 def test_where_less_is_better_the_verdict_turns_around():
     a, b = [1.0, 1.1, 1.2], [3.0, 3.0, 3.0]
-    assert (verdict(Compare("a", "b", lower=True), a, b), verdict(Compare("a", "b"), a, b)) == ("shown", "reversed")
+    assert (verdict(Compare("a", "b", lower=True), a, b), verdict(Compare("a", "b"), a, b)) == (
+        "shown",
+        "reversed",
+    )
 
 
 def test_a_margin_forgives_a_small_loss_and_no_large_one():
@@ -63,14 +93,19 @@ def test_a_margin_forgives_a_small_loss_and_no_large_one():
 
 
 def test_differences_are_paired_by_seed():
-    a, b = [0.1, 0.5, 0.9], [0.05, 0.44, 0.85]  # the arms vary between seeds far more than they differ
+    a, b = (
+        [0.1, 0.5, 0.9],
+        [0.05, 0.44, 0.85],
+    )  # the arms vary between seeds far more than they differ
     part = judge(experiment(), cells(a=a, b=b))[0]
     assert part["verdict"] == "shown" and part["difference"] == pytest.approx(0.16 / 3, abs=1e-6)
 
 
 def test_two_metrics_of_one_arm_can_be_compared():
     rows = [{"code": 0.9, "text": 0.2}, {"code": 0.8, "text": 0.1}, {"code": 0.9, "text": 0.1}]
-    part = judge(experiment(Compare("a", "a", "code", metric_worse="text")), cells(a=rows, b=rows))[0]
+    part = judge(experiment(Compare("a", "a", "code", metric_worse="text")), cells(a=rows, b=rows))[
+        0
+    ]
     assert part["verdict"] == "shown" and (part["metric"], part["metric_worse"]) == ("code", "text")
 
 
@@ -89,10 +124,17 @@ def test_a_missing_metric_is_named():
         judge(experiment(Compare("a", "b", "calls")), cells(a=[0.1], b=[0.1]))
 
 
-@pytest.mark.parametrize("parts, expected", [
-    ("shown shown", "shown"), ("shown+not shown", "partly shown"), ("not shown", "not shown"),
-    ("reversed+not shown", "reversed"), ("reversed", "reversed"), ("shown+reversed", "not shown"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "parts, expected",
+    [
+        ("shown shown", "shown"),
+        ("shown+not shown", "partly shown"),
+        ("not shown", "not shown"),
+        ("reversed+not shown", "reversed"),
+        ("reversed", "reversed"),
+        ("shown+reversed", "not shown"),
+    ],
+)
 def test_the_parts_verdicts_make_one(parts, expected):
     assert overall(["shown"] * 2 if parts == "shown shown" else parts.split("+")) == expected
 

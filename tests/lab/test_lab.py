@@ -1,4 +1,5 @@
 """The laboratory's command on arms that only count how often they are run."""
+
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,27 @@ def toy(name="toy", number=1, **arms) -> Experiment:
     """A claim that the first arm beats the second. An arm is (key, function of the seed)."""
     made = {arm: Arm(key, run) for arm, (key, run) in arms.items()}
     better, worse = list(made)[:2]
-    return Experiment(number, name, "none", "good beats bad | always", "nobody", "none known", "counting", "up", made, (Compare(better, worse),))
+    return Experiment(
+        number,
+        name,
+        "none",
+        "good beats bad | always",
+        "nobody",
+        "none known",
+        "counting",
+        "up",
+        made,
+        (Compare(better, worse),),
+    )
 
 
-EXPERIMENTS = {"real": toy("real", good=("good", lambda seed, quick, folder: {"accuracy": 0.9 + seed / 100}),
-                           bad=("bad", lambda seed, quick, folder: {"accuracy": 0.5}))}  # fmt: skip
+EXPERIMENTS = {
+    "real": toy(
+        "real",
+        good=("good", lambda seed, quick, folder: {"accuracy": 0.9 + seed / 100}),
+        bad=("bad", lambda seed, quick, folder: {"accuracy": 0.5}),
+    )
+}
 
 
 class Bench:
@@ -26,11 +43,19 @@ class Bench:
 
     def __init__(self, monkeypatch):
         self.calls, self.experiments, self.broken = [], {}, {}
-        monkeypatch.setitem(__import__("sys").modules, "toy_experiments", SimpleNamespace(EXPERIMENTS=self.experiments))
+        monkeypatch.setitem(
+            __import__("sys").modules,
+            "toy_experiments",
+            SimpleNamespace(EXPERIMENTS=self.experiments),
+        )
 
     def add(self, name, number=1, **arms):
         """arms: {name: (key, accuracy)}."""
-        self.experiments[name] = toy(name, number, **{arm: (key, self.counted(key, value)) for arm, (key, value) in arms.items()})
+        self.experiments[name] = toy(
+            name,
+            number,
+            **{arm: (key, self.counted(key, value)) for arm, (key, value) in arms.items()},
+        )
 
     def counted(self, key, value):
         def run(seed, quick, folder):
@@ -60,7 +85,9 @@ def bench(monkeypatch, tmp_path):
 
 def test_a_cell_is_computed_once_however_often_it_is_asked_for(bench):
     assert (bench.run("toy"), bench.run("toy")) == (0, 0)
-    assert sorted(bench.calls) == sorted((key, seed, False) for key in ("good", "bad") for seed in range(3))
+    assert sorted(bench.calls) == sorted(
+        (key, seed, False) for key in ("good", "bad") for seed in range(3)
+    )
 
 
 def test_two_experiments_share_the_cells_of_one_key(bench):
@@ -81,7 +108,10 @@ def test_a_failing_arm_stops_no_other_and_is_told(bench, capsys):
     said = capsys.readouterr().err
     assert "arm 'bad', seed 1 failed: ZeroDivisionError: nothing to divide by" in said
     assert "Traceback" in cells.arm_folder("bad", 1, False).joinpath("log.txt").read_text()
-    assert cells.cell_path("good", 1, False).exists() and not (cells.LAB / "toy" / "results.json").exists()
+    assert (
+        cells.cell_path("good", 1, False).exists()
+        and not (cells.LAB / "toy" / "results.json").exists()
+    )
 
 
 def test_after_a_failure_only_what_is_missing_is_computed(bench):
@@ -95,13 +125,20 @@ def test_after_a_failure_only_what_is_missing_is_computed(bench):
 def test_ctrl_c_leaves_what_is_done(bench, capsys):
     bench.broken["bad"] = KeyboardInterrupt()
     assert bench.run("toy") == 130
-    assert cells.cell_path("good", 0, False).exists() and capsys.readouterr().out.strip().startswith("interrupted")
+    assert cells.cell_path(
+        "good", 0, False
+    ).exists() and capsys.readouterr().out.strip().startswith("interrupted")
 
 
 def test_quick_and_full_cells_do_not_mix(bench):
     bench.run("toy", "--quick")
     bench.run("toy", "--seeds", "1")
-    assert bench.calls == [("good", 0, True), ("bad", 0, True), ("good", 0, False), ("bad", 0, False)]
+    assert bench.calls == [
+        ("good", 0, True),
+        ("bad", 0, True),
+        ("good", 0, False),
+        ("bad", 0, False),
+    ]
     assert cells.cell_path("good", 0, True) != cells.cell_path("good", 0, False)
 
 
@@ -109,14 +146,20 @@ def test_what_an_arm_prints_goes_to_its_folder(bench, capsys):
     bench.run("toy", "--quick")
     assert "working" not in capsys.readouterr().out
     folder = cells.arm_folder("good", 0, True)
-    assert folder.joinpath("log.txt").read_text() == "working\n" and folder.joinpath("own.txt").exists()
+    assert (
+        folder.joinpath("log.txt").read_text() == "working\n"
+        and folder.joinpath("own.txt").exists()
+    )
 
 
 def test_a_run_prints_arms_comparison_and_verdict(bench, capsys):
     bench.run("toy")
     said = capsys.readouterr().out
     assert "good  0.910 [0.885, 0.935]" in said
-    assert "good better than bad, accuracy: +0.400 [+0.400, +0.400] shown" in said and "verdict: shown (3 seeds" in said
+    assert (
+        "good better than bad, accuracy: +0.400 [+0.400, +0.400] shown" in said
+        and "verdict: shown (3 seeds" in said
+    )
 
 
 def test_one_seed_is_told_to_have_no_interval(bench, capsys):
@@ -126,16 +169,22 @@ def test_one_seed_is_told_to_have_no_interval(bench, capsys):
 
 def test_kept_results_are_those_of_the_run(bench):
     bench.run("toy", "--keep")
-    kept, ran = (lab.RESULTS / "toy.json").read_text(), (cells.LAB / "toy" / "results.json").read_text()
+    kept, ran = (
+        (lab.RESULTS / "toy.json").read_text(),
+        (cells.LAB / "toy" / "results.json").read_text(),
+    )
     assert kept == ran and json.loads(kept)["verdict"] == "shown"
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["toy", "--quick", "--keep"], "leave out --quick"),
-    (["tog"], "no experiment 'tog': did you mean 'toy'?"),
-    (["toy", "--seeds", "12"], "--seeds must be 1 to 11"),
-    (["--write", "README.md"], "--write goes with --table"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["toy", "--quick", "--keep"], "leave out --quick"),
+        (["tog"], "no experiment 'tog': did you mean 'toy'?"),
+        (["toy", "--seeds", "12"], "--seeds must be 1 to 11"),
+        (["--write", "README.md"], "--write goes with --table"),
+    ],
+)
 def test_a_mistake_is_one_line_and_runs_nothing(bench, capsys, arguments, message):
     assert bench.run(*arguments) == 2
     said = capsys.readouterr().err
@@ -148,7 +197,12 @@ def test_the_list_says_what_is_committed(bench, capsys):
     capsys.readouterr()
     lab.main([], "toy_experiments")
     first, second = capsys.readouterr().out.splitlines()
-    assert "1 toy" in first and "no committed results" in first and "2 other" in second and "[shown]" in second
+    assert (
+        "1 toy" in first
+        and "no committed results" in first
+        and "2 other" in second
+        and "[shown]" in second
+    )
 
 
 def test_the_table_is_made_from_the_committed_files_alone(bench, capsys):
@@ -157,8 +211,13 @@ def test_the_table_is_made_from_the_committed_files_alone(bench, capsys):
     capsys.readouterr()
     lab.main(["--table"], "toy_experiments")
     row = capsys.readouterr().out.splitlines()[2]
-    assert row.startswith("| 1 | good beats bad \\| always | nobody | none known |") and row.endswith("| shown |")
-    assert "accuracy: good 0.910, bad 0.510, difference +0.400 [+0.400, +0.400] (3 seeds, 0.0 min)" in row
+    assert row.startswith(
+        "| 1 | good beats bad \\| always | nobody | none known |"
+    ) and row.endswith("| shown |")
+    assert (
+        "accuracy: good 0.910, bad 0.510, difference +0.400 [+0.400, +0.400] (3 seeds, 0.0 min)"
+        in row
+    )
 
 
 def test_the_table_replaces_what_is_between_the_markers(bench, tmp_path):
@@ -168,13 +227,18 @@ def test_the_table_replaces_what_is_between_the_markers(bench, tmp_path):
     for _ in range(2):  # the second time changes nothing
         lab.main(["--table", "--write", str(readme)], "toy_experiments")
         text = readme.read_text()
-        assert text == f"before\n<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->\nafter\n"
+        assert (
+            text == f"before\n<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->\nafter\n"
+        )
 
 
 def test_a_file_without_markers_is_left_alone(bench, tmp_path, capsys):
     (tmp_path / "README.md").write_text("no table here\n")
     assert bench.run("--table", "--write", "README.md") == 2
-    assert "to put the table between" in capsys.readouterr().err and (tmp_path / "README.md").read_text() == "no table here\n"
+    assert (
+        "to put the table between" in capsys.readouterr().err
+        and (tmp_path / "README.md").read_text() == "no table here\n"
+    )
 
 
 def test_dictionaries_take_a_line_an_entry_and_lists_one():
@@ -188,9 +252,14 @@ def test_worker_processes_find_the_arms_by_name(monkeypatch, tmp_path):
     with pytest.raises(SystemExit) as exit:
         lab.main(["real", "--workers", "1", "--seeds", "2"], __name__)
     assert exit.value.code == 0
-    assert json.loads((cells.LAB / "real" / "results.json").read_text())["parts"][0]["difference"] == pytest.approx(0.405)
+    assert json.loads((cells.LAB / "real" / "results.json").read_text())["parts"][0][
+        "difference"
+    ] == pytest.approx(0.405)
 
 
 def test_the_readmes_table_is_that_of_the_committed_results():
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert lab.MARKERS.search(readme)[0] == f"<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->"
+    assert (
+        lab.MARKERS.search(readme)[0]
+        == f"<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->"
+    )

@@ -16,7 +16,9 @@ def test_no_test_question_occurs_in_training(name):
     train = {row["question"] for seed in range(3) for row in generate(100, "train", seed, [name])}
     test = {row["question"] for seed in range(3) for row in generate(20, "test", seed, [name])}
     assert train and test and not train & test
-    assert {split_of(question) for question in train} == {"train"} and {split_of(question) for question in test} == {"test"}
+    assert {split_of(question) for question in train} == {"train"} and {
+        split_of(question) for question in test
+    } == {"test"}
 
 
 @pytest.mark.parametrize("name, level", SEVERAL)
@@ -31,7 +33,9 @@ def test_the_taught_solution_leads_to_the_gold_answer(name, level, python, searc
             assert not calls and row["answer"] in row["solution"][-1][1]
         else:
             parts = re.findall(r"\d+", row["answer"]) if row["kind"] == "E" else [row["answer"]]
-            assert all(re.search(rf"(?<!\d){re.escape(part)}(?!\d)", results[-1].output) for part in parts), (row, results)
+            assert all(
+                re.search(rf"(?<!\d){re.escape(part)}(?!\d)", results[-1].output) for part in parts
+            ), (row, results)
 
 
 def test_what_is_looked_up_reaches_the_program(search):
@@ -46,7 +50,13 @@ def test_kinds_call_the_tools_they_are_named_for():
     tools_of = {row["kind"]: set() for row in generate(200)}
     for row in generate(200):
         tools_of[row["kind"]] |= {kind for kind, _ in row["solution"]} - {"text"}
-    assert tools_of == {"A": {"python"}, "B": set(), "C": {"python"}, "D": {"python", "search"}, "E": {"python"}}
+    assert tools_of == {
+        "A": {"python"},
+        "B": set(),
+        "C": {"python"},
+        "D": {"python", "search"},
+        "E": {"python"},
+    }
 
 
 def test_problems_depend_on_seed_split_and_number_alone():
@@ -55,7 +65,10 @@ def test_problems_depend_on_seed_split_and_number_alone():
 
 
 def test_a_higher_level_is_harder():
-    length = lambda level: sum(len(row["answer"]) for row in generate(200, families=["mul", "det", "quot", "lin"], level=level))
+    length = lambda level: sum(
+        len(row["answer"])
+        for row in generate(200, families=["mul", "det", "quot", "lin"], level=level)
+    )
     assert length(1) < length(2) < length(3)
 
 

@@ -7,17 +7,35 @@ from nanotir.checkpoint import Stopped, open_run
 from nanotir.config import PRESETS, build
 from nanotir.logps import trained_logps
 from nanotir.recipes import autocode
-from nanotir.recipes.autocode import AutoCodeConfig, both_ways, decision_logps, describe, explore, better, m_step, strategy, subsample
+from nanotir.recipes.autocode import (
+    AutoCodeConfig,
+    better,
+    both_ways,
+    decision_logps,
+    describe,
+    explore,
+    m_step,
+    strategy,
+    subsample,
+)
 from nanotir.sampler import Sampler
 from nanotir.tokenizer import ASSISTANT
 from nanotir.trajectory import collate
-
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
 
 
 def config(tmp_path, **settings):
-    values = {**autocode.SETTINGS, **PRESETS["probe"], "recipe": "autocode", "sft.steps": 4, "rl.steps": 4, "rl.problems": 2, "problems": 30, "out": str(tmp_path / "run")}
+    values = {
+        **autocode.SETTINGS,
+        **PRESETS["probe"],
+        "recipe": "autocode",
+        "sft.steps": 4,
+        "rl.steps": 4,
+        "rl.problems": 2,
+        "problems": 30,
+        "out": str(tmp_path / "run"),
+    }
     return build(values | {name.replace("__", "."): value for name, value in settings.items()})
 
 
@@ -33,7 +51,9 @@ def sampler_of(run):
 
 def test_with_alpha_infinite_the_better_decision_wins_and_words_win_a_tie():
     assert strategy([0.9, 0.1], [0.25, 0.5], AutoCodeConfig()) == [0.0, 1.0]
-    assert strategy([0.1, 0.9], [0.5, 0.5], AutoCodeConfig()) == [1.0, 0.0] and better([0.5, 0.5]) == 0
+    assert (
+        strategy([0.1, 0.9], [0.5, 0.5], AutoCodeConfig()) == [1.0, 0.0] and better([0.5, 0.5]) == 0
+    )
 
 
 def test_with_finite_alpha_the_strategy_is_the_softmax_of_alpha_pi_q():
@@ -43,7 +63,9 @@ def test_with_finite_alpha_the_strategy_is_the_softmax_of_alpha_pi_q():
 
 
 def test_the_posterior_is_proportional_to_pi_q_and_the_prior_where_nothing_is_right():
-    assert strategy([0.2, 0.8], [1.0, 0.5], AutoCodeConfig(posterior=True)) == pytest.approx([1 / 3, 2 / 3])
+    assert strategy([0.2, 0.8], [1.0, 0.5], AutoCodeConfig(posterior=True)) == pytest.approx(
+        [1 / 3, 2 / 3]
+    )
     assert strategy([0.2, 0.8], [0.0, 0.0], AutoCodeConfig(posterior=True)) == [0.2, 0.8]
 
 
@@ -60,7 +82,9 @@ def test_each_decision_is_forced_on_k_rollouts_and_its_prior_is_the_models(run):
         logits = run.model(prompt)[0, -1][[run.tokenizer.tags[c] for c in autocode.DECISIONS]]
         assert row["prior"] == pytest.approx(logits.softmax(0).tolist(), abs=1e-5)
         for decision, rollouts in zip(autocode.DECISIONS, row["rollouts"]):
-            assert len(rollouts) == K and {t.ids[t.trained.index(1)] for t in rollouts} == {run.tokenizer.tags[decision]}
+            assert len(rollouts) == K and {t.ids[t.trained.index(1)] for t in rollouts} == {
+                run.tokenizer.tags[decision]
+            }
 
 
 def test_forced_code_is_run(run):
@@ -69,38 +93,55 @@ def test_forced_code_is_run(run):
     assert all(t.calls for t in closed)
 
 
-def test_k_rollouts_a_problem_are_drawn_without_repetition_and_only_of_decisions_that_the_strategy_allows(run):
+def test_k_rollouts_a_problem_are_drawn_without_repetition_and_only_of_decisions_that_the_strategy_allows(
+    run,
+):
     explored = explore(run, sampler_of(run), 0)
     for row in explored:
         row["target"] = [0.0, 1.0]
     drawn = subsample(explored, run, 0)
-    assert len(drawn) == run.config.autocode.samples * len(explored) and len({id(t) for t, *_ in drawn}) == len(drawn)
+    assert len(drawn) == run.config.autocode.samples * len(explored) and len(
+        {id(t) for t, *_ in drawn}
+    ) == len(drawn)
     assert {t.ids[t.trained.index(1)] for t, *_ in drawn} == {run.tokenizer.tags["<python>"]}
 
 
-def test_the_log_probs_of_decisions_are_read_at_the_end_of_the_prompt_among_all_that_can_be_said(run):
-    sampler, ids = sampler_of(run), torch.randint(100, (2, 9), generator=torch.Generator().manual_seed(0))
+def test_the_log_probs_of_decisions_are_read_at_the_end_of_the_prompt_among_all_that_can_be_said(
+    run,
+):
+    sampler, ids = (
+        sampler_of(run),
+        torch.randint(100, (2, 9), generator=torch.Generator().manual_seed(0)),
+    )
     logits = run.model(ids)
     logits[..., sampler.banned] = float("-inf")
     tags = [run.tokenizer.tags[c] for c in autocode.DECISIONS]
     expected = torch.stack([logits[0, 3], logits[1, 5]]).log_softmax(-1)[:, tags]
-    torch.testing.assert_close(decision_logps(run.model, ids, torch.tensor([4, 6]), sampler), expected)
+    torch.testing.assert_close(
+        decision_logps(run.model, ids, torch.tensor([4, 6]), sampler), expected
+    )
 
 
 def m_step_gradient(run, advantages, targets):
     """The gradient of one M-step on the explored rollouts, by name, without the step."""
     sampler, taken = sampler_of(run), {}
     explored = explore(run, sampler, 0)
-    rollouts = [t for row in explored for group in row["rollouts"] for t in group][: len(advantages)]
+    rollouts = [t for row in explored for group in row["rollouts"] for t in group][
+        : len(advantages)
+    ]
 
     class Optimizer:
         def step(self):
-            taken.update({name: weight.grad.clone() for name, weight in run.model.named_parameters()})
+            taken.update(
+                {name: weight.grad.clone() for name, weight in run.model.named_parameters()}
+            )
 
         def zero_grad(self):
             run.model.zero_grad()
 
-    losses = m_step(run.model, Optimizer(), list(zip(rollouts, advantages, targets)), run.config.rl, sampler)
+    losses = m_step(
+        run.model, Optimizer(), list(zip(rollouts, advantages, targets)), run.config.rl, sampler
+    )
     return taken, losses, rollouts
 
 
@@ -109,7 +150,9 @@ def test_without_advantages_the_m_step_is_the_cross_entropy_of_the_decision(run)
     batch = collate(rollouts, run.tokenizer.pad_id)
     logps = decision_logps(run.model, batch.ids, batch.mask.int().argmax(1), sampler_of(run))
     expected = -(torch.tensor([0.25, 0.75]) * logps).sum(1).mean()
-    assert losses["decision_loss"] == pytest.approx(expected.item(), abs=1e-5) and losses["loss"] == pytest.approx(0.0, abs=1e-6)
+    assert losses["decision_loss"] == pytest.approx(expected.item(), abs=1e-5) and losses[
+        "loss"
+    ] == pytest.approx(0.0, abs=1e-6)
     expected.backward()
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.rl.grad_clip)
     assert norm > 0
@@ -119,7 +162,9 @@ def test_without_advantages_the_m_step_is_the_cross_entropy_of_the_decision(run)
 
 def test_the_policy_gradient_leaves_the_decision_id_alone(run, monkeypatch):
     masks = []
-    spied = lambda model, ids, mask, *rest, **options: masks.append((ids, mask)) or trained_logps(model, ids, mask, *rest, **options)
+    spied = lambda model, ids, mask, *rest, **options: (
+        masks.append((ids, mask)) or trained_logps(model, ids, mask, *rest, **options)
+    )
     monkeypatch.setattr(autocode, "trained_logps", spied)
     m_step_gradient(run, [1.0, -1.0, 0.5, -0.5], [[1.0, 0.0]] * 4)
     for ids, mask in masks:
@@ -132,7 +177,10 @@ def test_em_moves_the_policy_towards_the_decision_that_answers(tmp_path, monkeyp
     right = {"think": 0.0, "python": 1.0}
 
     def graded(trajectories, problems, tokenizer, reward):
-        values = [right["python" if t.ids[t.trained.index(1)] == tokenizer.tags["<python>"] else "think"] for t in trajectories]
+        values = [
+            right["python" if t.ids[t.trained.index(1)] == tokenizer.tags["<python>"] else "think"]
+            for t in trajectories
+        ]
         return values, {"outcome": values, "accuracy": values}
 
     monkeypatch.setattr(autocode, "score", graded)
@@ -172,5 +220,7 @@ def test_stopped_and_resumed_expectation_maximisation_is_the_same(tmp_path):
 def test_a_coin_decides_what_em_learns_and_not_what_is_reported(tmp_path):
     with open_run(config(tmp_path, reward__coin=True)) as run:
         explored = explore(run, sampler_of(run), 0)
-    assert any(0 < q for row in explored for q in row["Q"]) and all(row["accuracy"] == [0.0, 0.0] for row in explored)
+    assert any(0 < q for row in explored for q in row["Q"]) and all(
+        row["accuracy"] == [0.0, 0.0] for row in explored
+    )
     assert describe(explored)["accuracy"] == 0.0

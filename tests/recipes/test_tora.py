@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nanotir.checkpoint import open_run
-from nanotir.config import RECIPES, PRESETS, build
+from nanotir.config import PRESETS, RECIPES, build
 from nanotir.demonstrate import TeacherConfig, demonstrate
 from nanotir.problems import load
 from nanotir.recipes import tora
@@ -29,9 +29,13 @@ def tools(python, search):
 def test_a_prefix_is_good_as_far_as_its_calls_say_what_the_teachers_say(tokenizer, tools):
     teacher = demonstration(HOME, tokenizer, tools)
     assert tora.good_calls(teacher, teacher) == len(teacher.calls) == 2
-    lost = demonstration(HOME, tokenizer, tools, [*HOME.solution[:3], ("search", "price of fine wool")])
+    lost = demonstration(
+        HOME, tokenizer, tools, [*HOME.solution[:3], ("search", "price of fine wool")]
+    )
     assert tora.good_calls(lost, teacher) == 1
-    astray = demonstration(HOME, tokenizer, tools, [("search", "price of fine wool"), *HOME.solution])
+    astray = demonstration(
+        HOME, tokenizer, tools, [("search", "price of fine wool"), *HOME.solution]
+    )
     assert tora.good_calls(astray, teacher) == 0
 
 
@@ -43,7 +47,9 @@ class Bench:
 
 
 def test_a_wrong_answer_is_completed_from_its_longest_good_prefix(tokenizer, tools):
-    wrong = demonstration(HOME, tokenizer, tools, [*HOME.solution[:3], ("search", "price of fine wool")])
+    wrong = demonstration(
+        HOME, tokenizer, tools, [*HOME.solution[:3], ("search", "price of fine wool")]
+    )
     (completed,) = tora.correct([(HOME, wrong)], Bench(tokenizer), tools)[HOME]
     kept = wrong.spans[2].end  # prompt, words and first call, its output
     assert [s.kind for s in completed.spans[:4]] == ["prompt", "text", "search", "output"]
@@ -56,7 +62,9 @@ def test_a_misread_result_is_completed_by_the_answer_alone(tokenizer, tools):
     problem = load("generated:mul", n=1)[0]
     wrong = demonstration(replace(problem, answer="1"), tokenizer, tools)
     (completed,) = tora.correct([(problem, wrong)], Bench(tokenizer), tools)[problem]
-    assert is_correct(completion(completed, tokenizer), problem.answer) and len(completed.calls) == 1
+    assert (
+        is_correct(completion(completed, tokenizer), problem.answer) and len(completed.calls) == 1
+    )
 
 
 def test_an_answer_without_a_good_prefix_is_left_alone(tokenizer, tools):
@@ -65,7 +73,16 @@ def test_an_answer_without_a_good_prefix_is_left_alone(tokenizer, tools):
 
 
 def probe(tmp_path, **settings):
-    values = {**tora.SETTINGS, **PRESETS["probe"], "sft.steps": 4, "problems": 40, "tora.samples": 2, "recipe": "tora", "data": "generated:mul", "out": str(tmp_path / "run")}
+    values = {
+        **tora.SETTINGS,
+        **PRESETS["probe"],
+        "sft.steps": 4,
+        "problems": 40,
+        "tora.samples": 2,
+        "recipe": "tora",
+        "data": "generated:mul",
+        "out": str(tmp_path / "run"),
+    }
     return build(values | {name.replace("__", "."): value for name, value in settings.items()})
 
 
@@ -90,13 +107,19 @@ def test_the_model_is_retrained_from_its_base_not_from_the_cold_start(tmp_path):
         torch.testing.assert_close(run.model.state_dict(), start, atol=1e-6, rtol=0)
 
 
-def test_the_control_learns_from_as_many_demonstrations_and_from_no_answer_of_the_model(tmp_path, monkeypatch, always_right):
+def test_the_control_learns_from_as_many_demonstrations_and_from_no_answer_of_the_model(
+    tmp_path, monkeypatch, always_right
+):
     seen = []
-    monkeypatch.setattr(tora.sft, "train", lambda run, demonstrations, phase="sft": seen.append(demonstrations))
+    monkeypatch.setattr(
+        tora.sft, "train", lambda run, demonstrations, phase="sft": seen.append(demonstrations)
+    )
     with open_run(probe(tmp_path, tora__control=True)) as run:
         tora.train(run)
     corpus, all_of_it = seen
-    shaped = [json.loads(line) for line in (tmp_path / "run" / "shaped.jsonl").read_text().splitlines()]
+    shaped = [
+        json.loads(line) for line in (tmp_path / "run" / "shaped.jsonl").read_text().splitlines()
+    ]
     assert len(all_of_it) == len(corpus) + len(shaped) > len(corpus) == round(0.83 * 40)
     known = {tuple(t.ids) for t in corpus}
     assert all(tuple(t.ids) in known for t in all_of_it)
@@ -107,7 +130,9 @@ def test_a_stopped_run_remembers_what_it_had_shaped(tmp_path, always_right):
         shaped = tora.shape(run, {tool.name: tool for tool in run.tools}, [])
         first = tora.remembered(run.out / "shaped.jsonl", lambda: shaped)
         again = tora.remembered(run.out / "shaped.jsonl", lambda: pytest.fail("shaped anew"))
-    assert [t.ids for t in again] == [t.ids for t in shaped] == [t.ids for t in first] and [t.spans for t in again] == [t.spans for t in shaped]
+    assert [t.ids for t in again] == [t.ids for t in shaped] == [t.ids for t in first] and [
+        t.spans for t in again
+    ] == [t.spans for t in shaped]
 
 
 def test_every_recipe_is_a_file_with_settings_and_train():

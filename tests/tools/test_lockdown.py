@@ -1,4 +1,5 @@
 """What a program may not do, whoever runs it. Linux only: elsewhere most layers are missing, and the table says so."""
+
 import json
 import os
 import re
@@ -22,7 +23,11 @@ def tool():
 
 
 def test_the_table_names_every_layer(layers):
-    assert list(layers) == ["namespaces", "no_new_privs", "capabilities", "Landlock", "seccomp", "limits"] and layers["limits"]
+    assert (
+        list(layers)
+        == ["namespaces", "no_new_privs", "capabilities", "Landlock", "seccomp", "limits"]
+        and layers["limits"]
+    )
 
 
 REFUSED = {  # what a program tries, and a layer that forbids it
@@ -66,25 +71,55 @@ REFUSED = {  # what a program tries, and a layer that forbids it
 def test_what_is_not_allowed_is_an_error_that_the_model_can_read(tool, needs, code):
     needs(REFUSED[code])
     result = tool.run(code)
-    assert result.status == "error" and re.search("PermissionError|not permitted|not allowed", result.output)
-    assert not any(os.path.exists(f"/{folder}/nanotir-{name}") for folder in ("tmp", "dev/shm") for name in ("was-here", "fifo"))
+    assert result.status == "error" and re.search(
+        "PermissionError|not permitted|not allowed", result.output
+    )
+    assert not any(
+        os.path.exists(f"/{folder}/nanotir-{name}")
+        for folder in ("tmp", "dev/shm")
+        for name in ("was-here", "fifo")
+    )
 
 
-@pytest.mark.parametrize("call", ["57", "58", "56, 17", "435, 0, 0", "101, 16, 1, 0, 0", "165, 0, 0, 0, 0, 0", "272, 0x10000000", "425, 8, 0", "321, 0, 0, 0", "59, 0, 0, 0",
-                                  "463, 0, 0, 0, 0, 0, 0", "469, 0, 0, 0, 0, 0", "30, 0, 0, 0", "31, 0, 13, 0"])  # fmt: skip
+@pytest.mark.parametrize(
+    "call",
+    [
+        "57",
+        "58",
+        "56, 17",
+        "435, 0, 0",
+        "101, 16, 1, 0, 0",
+        "165, 0, 0, 0, 0, 0",
+        "272, 0x10000000",
+        "425, 8, 0",
+        "321, 0, 0, 0",
+        "59, 0, 0, 0",
+        "463, 0, 0, 0, 0, 0, 0",
+        "469, 0, 0, 0, 0, 0",
+        "30, 0, 0, 0",
+        "31, 0, 13, 0",
+    ],
+)
 def test_a_raw_system_call_is_refused_as_well(tool, needs, call):
     """fork, vfork, clone, clone3, ptrace, mount, unshare, io_uring, bpf, execve, setxattrat, file_setattr, shmat and shmctl by number, past Python's
     own functions."""
     needs("seccomp")
     if os.uname().machine != "x86_64":
         pytest.skip("the numbers are x86-64's")
-    result = tool.run(f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syscall({call}), ctypes.get_errno())")
+    result = tool.run(
+        f"import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\nprint(libc.syscall({call}), ctypes.get_errno())"
+    )
     assert result.output in ("-1 1", "-1 38")  # EPERM, or ENOSYS for clone3
 
 
 def test_a_shell_through_libc_runs_nothing(tool, needs, tmp_path):
     needs("seccomp")
-    assert tool.run(f"import ctypes\nctypes.CDLL(None).system(b'touch {tmp_path}/mine /tmp/nanotir-shell')").output != "0"
+    assert (
+        tool.run(
+            f"import ctypes\nctypes.CDLL(None).system(b'touch {tmp_path}/mine /tmp/nanotir-shell')"
+        ).output
+        != "0"
+    )
     assert not list(tmp_path.iterdir()) and not os.path.exists("/tmp/nanotir-shell")
 
 
@@ -92,8 +127,15 @@ def test_files_of_the_trainer_can_be_neither_read_changed_nor_removed(tool, need
     needs("Landlock")
     key = tmp_path / "answers.txt"
     key.write_text("the answer is 42")
-    for code in (f"open({str(key)!r}).read()", f"open({str(key)!r}, 'w')", f"import os\nos.remove({str(key)!r})", f"import os\nos.rename({str(key)!r}, 'x')",
-                 f"import os\nos.link({str(key)!r}, 'x')", f"import os\nos.symlink({str(key)!r}, 'x')\nopen('x').read()", f"import os\nos.truncate({str(key)!r}, 0)"):  # fmt: skip
+    for code in (
+        f"open({str(key)!r}).read()",
+        f"open({str(key)!r}, 'w')",
+        f"import os\nos.remove({str(key)!r})",
+        f"import os\nos.rename({str(key)!r}, 'x')",
+        f"import os\nos.link({str(key)!r}, 'x')",
+        f"import os\nos.symlink({str(key)!r}, 'x')\nopen('x').read()",
+        f"import os\nos.truncate({str(key)!r}, 0)",
+    ):
         result = tool.run(code)
         assert result.status == "error" and "42" not in result.output
     assert key.read_text() == "the answer is 42" and list(tmp_path.iterdir()) == [key]
@@ -110,18 +152,42 @@ def test_nobody_can_be_reached(tool, needs):
             server.accept()
 
 
-@pytest.mark.parametrize("code, output", [
-    ("import threading\nt = threading.Thread(target=print, args=('hi',))\nt.start()\nt.join()", "hi"),
-    ("from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(3).map(abs, [-1, -2]))", "[1, 2]"),
-    ("import asyncio\nasync def f():\n  await asyncio.sleep(0)\n  return 5\nasyncio.run(f())", "5"),
-    ("import tempfile\nwith tempfile.TemporaryFile() as f:\n  print(f.write(b'abc'))", "3"),
-    ("import os\nos.mkdir('a')\nopen('a/b', 'w').write('x')\nos.rename('a/b', 'c')\nsorted(os.listdir('.'))", "['a', 'c']"),
-    ("import sqlite3\nsqlite3.connect(':memory:').execute('select 1+1').fetchone()", "(2,)"),
-    ("import zoneinfo, decimal, statistics, fractions, itertools, json, re, csv, html\nstatistics.mean([1, 2, 3])", "2"),
-    ("import numpy as np\nnp.linalg.eigvalsh(np.array([[2., 1], [1, 2]])).round(6).tolist()", "[1.0, 3.0]"),
-    ("import signal, os\nsignal.signal(10, lambda *_: print('caught'))\nos.kill(os.getpid(), 10)", "caught"),
-    ("import os, random\nlen(os.urandom(4)), random.SystemRandom().random() < 1", "(4, True)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, output",
+    [
+        (
+            "import threading\nt = threading.Thread(target=print, args=('hi',))\nt.start()\nt.join()",
+            "hi",
+        ),
+        (
+            "from concurrent.futures import ThreadPoolExecutor\nlist(ThreadPoolExecutor(3).map(abs, [-1, -2]))",
+            "[1, 2]",
+        ),
+        (
+            "import asyncio\nasync def f():\n  await asyncio.sleep(0)\n  return 5\nasyncio.run(f())",
+            "5",
+        ),
+        ("import tempfile\nwith tempfile.TemporaryFile() as f:\n  print(f.write(b'abc'))", "3"),
+        (
+            "import os\nos.mkdir('a')\nopen('a/b', 'w').write('x')\nos.rename('a/b', 'c')\nsorted(os.listdir('.'))",
+            "['a', 'c']",
+        ),
+        ("import sqlite3\nsqlite3.connect(':memory:').execute('select 1+1').fetchone()", "(2,)"),
+        (
+            "import zoneinfo, decimal, statistics, fractions, itertools, json, re, csv, html\nstatistics.mean([1, 2, 3])",
+            "2",
+        ),
+        (
+            "import numpy as np\nnp.linalg.eigvalsh(np.array([[2., 1], [1, 2]])).round(6).tolist()",
+            "[1.0, 3.0]",
+        ),
+        (
+            "import signal, os\nsignal.signal(10, lambda *_: print('caught'))\nos.kill(os.getpid(), 10)",
+            "caught",
+        ),
+        ("import os, random\nlen(os.urandom(4)), random.SystemRandom().random() < 1", "(4, True)"),
+    ],
+)
 def test_what_honest_programs_do_still_works(tool, code, output):
     assert tool.run(code).output == output
 
@@ -146,7 +212,9 @@ def test_an_ordinary_user_has_the_same_protection_and_no_less_room(needs, tmp_pa
     key = tmp_path / "key.txt"
     key.write_text("42")
     script = ORDINARY.format(root=str(ROOT), key=str(key))
-    shown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
     read, fork, connect, hidden, threads, last = json.loads(shown.stdout)
     assert all("PermissionError" in output for output in (read, fork, connect))
     assert hidden == ["ok"] * 6 and threads == ["all"] * 16 and last == "42"

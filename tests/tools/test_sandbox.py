@@ -1,4 +1,5 @@
 """Processes that end badly, servers that die, trainers that leave: what they leave behind is nothing. Linux only: looks into /proc."""
+
 import contextlib
 import json
 import os
@@ -13,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
-
 from conftest import SHARED
-from nanotir.tools import STATUSES, PythonTool
+
+from nanotir.tools import STATUSES, PythonTool, sandbox
 from nanotir.tools import python as client
-from nanotir.tools import sandbox
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
@@ -52,7 +52,9 @@ def fresh(mortal):
 
 
 def test_a_program_that_closes_its_output_and_goes_on_is_timed_out(impatient):
-    assert impatient.run("import os\nos.close(1)\nos.close(2)\nwhile True: pass").status == "timeout"
+    assert (
+        impatient.run("import os\nos.close(1)\nos.close(2)\nwhile True: pass").status == "timeout"
+    )
 
 
 def test_a_flood_of_output_is_cut_and_does_not_hold_up_the_others(impatient):
@@ -94,17 +96,28 @@ def folders_of_calls(tool) -> list[str]:
 def test_a_call_that_finds_the_disk_full_waits_for_room(needs):
     needs("namespaces")
     with PythonTool(workers=2) as tool:
-        assert [future.result().ok for future in [tool.submit("import time\ntime.sleep(0.3)") for _ in range(2)]] == [True] * 2
+        assert [
+            future.result().ok
+            for future in [tool.submit("import time\ntime.sleep(0.3)") for _ in range(2)]
+        ] == [True] * 2
         greedy = "import time\ntry:\n  for i in range(20_000): open(str(i), 'w')\nexcept OSError as error: print(error.strerror, flush=True)\ntime.sleep(0.5)"
         first = tool.submit(greedy)
         time.sleep(0.5)  # all that the file system can hold is taken
         second = tool.submit("open('mine', 'w').write('abc')")
-        assert first.result(timeout=30).output == "No space left on device" and second.result(timeout=30).output == "3"
+        assert (
+            first.result(timeout=30).output == "No space left on device"
+            and second.result(timeout=30).output == "3"
+        )
 
 
 def test_a_deep_tree_of_folders_is_removed(tool):
-    assert tool.run("import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')").status in ("ok", "error")
-    assert folders_of_calls(tool) == [] and tool.run("import os\nos.path.basename(os.getcwd()) in os.getcwd()").output == "True"
+    assert tool.run(
+        "import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')"
+    ).status in ("ok", "error")
+    assert (
+        folders_of_calls(tool) == []
+        and tool.run("import os\nos.path.basename(os.getcwd()) in os.getcwd()").output == "True"
+    )
 
 
 def test_the_servers_own_descriptors_are_closed_however_many_files_the_trainer_has_open(tmp_path):
@@ -135,7 +148,15 @@ def everything_at_once():
     from test_python import test_a_program_that_does_not_end_well_has_a_status as ends
 
     killers = [code for code, _ in ends.pytestmark[0].args[1]]
-    return [*REFUSED, *killers, "import os\nos.closerange(0, 99)", "raise SystemExit(3)", "def f(): f()\nf()", "'(' * 10**6", "print('\\x00' * 99)"]
+    return [
+        *REFUSED,
+        *killers,
+        "import os\nos.closerange(0, 99)",
+        "raise SystemExit(3)",
+        "def f(): f()\nf()",
+        "'(' * 10**6",
+        "print('\\x00' * 99)",
+    ]
 
 
 def test_all_hostile_programs_at_once_in_any_order_leave_a_tool_that_answers():
@@ -150,7 +171,10 @@ def test_all_hostile_programs_at_once_in_any_order_leave_a_tool_that_answers():
             assert tool.run("6 * 7").output == "42"
 
 
-@pytest.mark.skipif(not (SHARED / "checks" / "hostile.jsonl").exists(), reason="the public hostile programs are not here")
+@pytest.mark.skipif(
+    not (SHARED / "checks" / "hostile.jsonl").exists(),
+    reason="the public hostile programs are not here",
+)
 def test_the_public_hostile_programs_end_as_they_should_in_parallel(needs):
     needs("namespaces", "no_new_privs", "Landlock", "capabilities", "seccomp")
     cases = [json.loads(line) for line in open(SHARED / "checks" / "hostile.jsonl")]
@@ -159,10 +183,18 @@ def test_the_public_hostile_programs_end_as_they_should_in_parallel(needs):
         futures = [(case, tool.submit(case["code"])) for case in cases]
         for case, future in futures:
             result, expected = future.result(timeout=120), case["check"]
-            allowed = {{"killed": "crash", "output": "ok"}.get(name, name) for name in expected.get("status", STATUSES)}
+            allowed = {
+                {"killed": "crash", "output": "ok"}.get(name, name)
+                for name in expected.get("status", STATUSES)
+            }
             allowed |= {"refused", "memory", "error"} if "error" in allowed else set()
-            assert result.status in allowed | ({"timeout"} if result.seconds > 4 else set()), case["id"]
-            assert all(text in result.output for text in expected.get("has", [])) or result.status == "timeout", case["id"]
+            assert result.status in allowed | ({"timeout"} if result.seconds > 4 else set()), case[
+                "id"
+            ]
+            assert (
+                all(text in result.output for text in expected.get("has", []))
+                or result.status == "timeout"
+            ), case["id"]
             assert not any(text in result.output for text in expected.get("lacks", [])), case["id"]
 
 
@@ -181,7 +213,11 @@ def below(pid: int) -> list[int]:
 
 
 def resident_mb(pids) -> float:
-    return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return (
+        sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
+        * os.sysconf("SC_PAGE_SIZE")
+        / 2**20
+    )
 
 
 def test_the_first_call_starts_all_that_calls_one_by_one_will_need():
@@ -228,7 +264,12 @@ tool.run("import time\\ntime.sleep(60)")
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(number):
-    caller = subprocess.Popen([sys.executable, "-c", CALLER.format(root=str(ROOT))], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALLER.format(root=str(ROOT))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     bases = caller.stdout.readline().split()
     time.sleep(0.2)  # the long call is running
     offspring = below(caller.pid)
@@ -243,13 +284,18 @@ def test_a_caller_that_is_interrupted_or_killed_leaves_no_orphan_and_no_folder(n
 
 def server_of(tool) -> int:
     """The fork server: process 1 of its own namespace, where it has one, else the process that was started."""
-    number_inside = lambda pid: re.search(r"NSpid:.*\t(\d+)\n", Path(f"/proc/{pid}/status").read_text())[1]
+    number_inside = lambda pid: re.search(
+        r"NSpid:.*\t(\d+)\n", Path(f"/proc/{pid}/status").read_text()
+    )[1]
     started = tool._servers[False].process.pid
     return next((pid for pid in below(started) if number_inside(pid) == "1"), started)
 
 
 def test_the_calls_of_a_server_that_dies_are_sent_once_more_and_none_is_lost(fresh):
-    base, futures = base_of(fresh), [fresh.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)]
+    base, futures = (
+        base_of(fresh),
+        [fresh.submit(f"import time\ntime.sleep(0.4)\n{i}") for i in range(12)],
+    )
     time.sleep(0.1)
     os.kill(server_of(fresh), signal.SIGKILL)
     assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(12)]
@@ -320,7 +366,9 @@ def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others(tool):
     futures = [tool.submit("import time\ntime.sleep(0.2)\n5") for _ in range(3)]
     time.sleep(0.1)
     assert not futures[0].cancel()
-    assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run("6").output == "6"
+    assert [future.result(timeout=30).output for future in futures] == ["5"] * 3 and tool.run(
+        "6"
+    ).output == "6"
 
 
 def test_a_worker_that_dies_costs_its_server_and_no_call(fresh):
@@ -379,7 +427,9 @@ def test_a_trainer_that_has_too_many_files_open_gets_a_crash_and_leaks_none():
         assert tool.run("1").ok
         before = len(os.listdir("/proc/self/fd"))
         try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1]))
+            resource.setrlimit(
+                resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, limits[1])
+            )
             with contextlib.suppress(OSError):
                 while True:
                     files.append(open(os.devnull))
@@ -396,11 +446,16 @@ def test_closing_while_another_server_starts_and_others_wait_for_their_turn_leav
     tool, others = PythonTool(workers=2), children(os.getpid())
     assert tool.run("1").ok
     with ThreadPoolExecutor(7) as pool:
-        asked = [pool.submit(tool.run, code) for code in ("import sympy", *["import time\ntime.sleep(30)"] * 6)]
+        asked = [
+            pool.submit(tool.run, code)
+            for code in ("import sympy", *["import time\ntime.sleep(30)"] * 6)
+        ]
         time.sleep(0.3)
         tool.close()
         first, *rest = [future.result(timeout=60).status for future in asked]
-        assert first in ("ok", "crash") and rest == ["crash"] * 6  # the first may get its answer before its server hears
+        assert (
+            first in ("ok", "crash") and rest == ["crash"] * 6
+        )  # the first may get its answer before its server hears
     assert set(children(os.getpid())) <= set(others)
     assert tool.run("2").output == "2"
     tool.close()
@@ -421,10 +476,14 @@ def test_closing_ends_what_is_running_works_after_the_servers_death_and_is_not_t
 
 def test_many_threads_may_submit_while_servers_die(fresh):
     with ThreadPoolExecutor(8) as pool:
-        futures = [pool.submit(fresh.run, f"import time\ntime.sleep(0.01)\n{i}") for i in range(120)]
+        futures = [
+            pool.submit(fresh.run, f"import time\ntime.sleep(0.01)\n{i}") for i in range(120)
+        ]
         time.sleep(0.15)
         os.kill(server_of(fresh), signal.SIGKILL)
-        assert [future.result(timeout=60).output for future in futures] == [str(i) for i in range(120)]
+        assert [future.result(timeout=60).output for future in futures] == [
+            str(i) for i in range(120)
+        ]
 
 
 def test_a_cell_that_leaves_without_returning_is_not_replayed(tool):
@@ -440,7 +499,9 @@ def test_earlier_cells_have_their_own_time(impatient):
 def test_the_time_that_earlier_cells_are_given_is_no_more_than_they_could_have_had():
     with PythonTool(timeout=0.6) as tool:
         assert tool.run("import time\ntime.sleep(0.5)", session="a").ok
-        assert tool.run("time.sleep(0.9)", session="a").ok  # its own time, and what the replay left over
+        assert tool.run(
+            "time.sleep(0.9)", session="a"
+        ).ok  # its own time, and what the replay left over
         assert tool._sessions["a"][1] <= 2 * 0.6
 
 

@@ -5,7 +5,12 @@ import pytest
 
 from nanotir.tools import SearchTool
 
-FACTS = ["The population of North Ford is 123.", "The population of South Hill is 9.", "The price of raw silk is 77.", "Silk is soft."]
+FACTS = [
+    "The population of North Ford is 123.",
+    "The population of South Hill is 9.",
+    "The price of raw silk is 77.",
+    "Silk is soft.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +25,12 @@ def test_the_best_passage_comes_first(tool):
 
 
 def test_words_in_their_order_beat_the_same_words_scattered():
-    with SearchTool(["Hill Ada lives in the town of Ada Ford. Home of Ben Hill.", "The home town of Ada Hill is Ben Ford."]) as tool:
+    with SearchTool(
+        [
+            "Hill Ada lives in the town of Ada Ford. Home of Ben Hill.",
+            "The home town of Ada Hill is Ben Ford.",
+        ]
+    ) as tool:
         assert tool.run("home town of Ada Hill").output == "The home town of Ada Hill is Ben Ford."
 
 
@@ -38,9 +48,33 @@ def test_nothing_found_is_said_and_is_no_error(tool):
 
 def test_no_query_is_ever_an_exception(tool):
     rng = random.Random(0)
-    pieces = ["silk", '"', "'", "*", "(", ")", "NEAR(", "AND", "OR", "NOT", "text:", "^", "-", "\x00", "\ud800", "世界", "a" * 1000, "\n", ";", "--", "population"]
+    pieces = [
+        "silk",
+        '"',
+        "'",
+        "*",
+        "(",
+        ")",
+        "NEAR(",
+        "AND",
+        "OR",
+        "NOT",
+        "text:",
+        "^",
+        "-",
+        "\x00",
+        "\ud800",
+        "世界",
+        "a" * 1000,
+        "\n",
+        ";",
+        "--",
+        "population",
+    ]
     for _ in range(500):
-        assert tool.run("".join(rng.choice(pieces) + rng.choice(("", " ")) for _ in range(rng.randrange(12)))).ok
+        assert tool.run(
+            "".join(rng.choice(pieces) + rng.choice(("", " ")) for _ in range(rng.randrange(12)))
+        ).ok
 
 
 def test_long_passages_are_cut_in_the_middle():
@@ -51,10 +85,18 @@ def test_long_passages_are_cut_in_the_middle():
 
 def test_documents_are_read_from_lines_and_from_json_lines(tmp_path):
     (tmp_path / "a.txt").write_text("first document\n\nsecond document\n")
-    (tmp_path / "a.jsonl").write_text('{"title": "Silk", "text": "It is soft."}\n{"text": "plain"}\n')
-    with SearchTool(path=tmp_path / "a.txt") as lines, SearchTool(path=tmp_path / "a.jsonl") as objects:
+    (tmp_path / "a.jsonl").write_text(
+        '{"title": "Silk", "text": "It is soft."}\n{"text": "plain"}\n'
+    )
+    with (
+        SearchTool(path=tmp_path / "a.txt") as lines,
+        SearchTool(path=tmp_path / "a.jsonl") as objects,
+    ):
         assert lines.run("second").output == "second document"
-        assert objects.run("silk").output == "Silk. It is soft." and objects.run("plain").output == "plain"
+        assert (
+            objects.run("silk").output == "Silk. It is soft."
+            and objects.run("plain").output == "plain"
+        )
 
 
 def test_a_bad_file_is_named_with_its_line(tmp_path):
