@@ -1,3 +1,4 @@
-from nanotir.problems.problem import Problem, load
+from nanotir.problems.problem import Problem
+from nanotir.problems.sources import load
 
 __all__ = ["Problem", "load"]

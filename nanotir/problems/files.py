@@ -1,48 +1,41 @@
-"""Problems from files: GSM8K, MATH, and plain JSON lines. A bad line stops everything, with its file and number."""
+"""Problems from files of JSON lines: GSM8K, MATH, and a plain format of our own.
+
+A reader turns the record of one line into a Problem. To support another format, write a reader and
+add it to READERS. An invalid line raises a ValueError that names the file and the line.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from difflib import get_close_matches
+from collections.abc import Callable
+from itertools import cycle
 
 from nanotir.answers import extract_answer
+from nanotir.problems.problem import Problem
 
 
-def read(source: str, path: str) -> list[dict]:
-    """The fields of every problem in a file of one of the READERS' formats. ValueError in one line for anything that is wrong."""
-    if source not in READERS:
-        near = get_close_matches(source, [*READERS, "generated"], n=1)
-        hint = (
-            f"did you mean '{near[0]}'?" if near else f"there are generated, {', '.join(READERS)}"
-        )
-        raise ValueError(f"no data source '{source}': {hint}")
-    return read_lines(READERS[source], path)
-
-
-def read_lines(reader, path: str) -> list[dict]:
-    """What `reader` makes of every JSON line of a file."""
+def read_lines(reader: Callable, path: str) -> list:
+    """Apply `reader` to the JSON object on each line of a file. Empty lines are skipped."""
     try:
         with open(path, encoding="utf-8") as lines:
             rows = [
-                _row(reader, line, f"{path}:{number}")
+                _read_line(reader, line, f"{path}:{number}")
                 for number, line in enumerate(lines, 1)
                 if line.strip()
             ]
     except OSError as error:
-        raise ValueError(
-            f"cannot read {reader.__name__} data: {error.strerror}: '{path}'"
-        ) from None
+        message = f"cannot read {reader.__name__} data: {error.strerror}: '{path}'"
+        raise ValueError(message) from None
     except UnicodeDecodeError:
-        raise ValueError(
-            f"cannot read {reader.__name__} data: '{path}' is not UTF-8 text"
-        ) from None
+        message = f"cannot read {reader.__name__} data: '{path}' is not UTF-8 text"
+        raise ValueError(message) from None
     if not rows:
         raise ValueError(f"no problems in '{path}'")
     return rows
 
 
-def _row(reader, line: str, where: str) -> dict:
+def _read_line(reader: Callable, line: str, where: str):
     try:
         record = json.loads(line)
     except ValueError as error:
@@ -50,91 +43,75 @@ def _row(reader, line: str, where: str) -> dict:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object is needed, not {type(record).__name__}")
     try:
-        fields = reader(record)
-        if not fields["answer"].strip():
-            raise ValueError("the answer is empty")  # or a model that says nothing would be right
-        return fields
+        row = reader(record)
+        # With an empty gold answer, a model that says nothing would be right.
+        if not row.answer.strip():
+            raise ValueError("the answer is empty")
+        return row
     except KeyError as missing:
         raise ValueError(f"{where}: no field {missing}") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _text(record: dict, field: str) -> str:
+def text_field(record: dict, field: str) -> str:
+    """The field as text. Numbers are accepted; empty text, booleans and lists are not."""
     value = record[field]
-    if (
-        not isinstance(value, (str, int, float))
-        or isinstance(value, bool)
-        or not str(value).strip()
-    ):
+    is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    if not is_text or not str(value).strip():
         raise ValueError(f"field '{field}' is not text")
     return str(value)
 
 
-MARK = re.compile(r"<<([^<>=]+)=([^<>]*)>>")  # GSM8K's calculator: <<48/2=24>>
+# GSM8K marks each calculation in its solutions: "He has 3*4 = <<3*4=12>>12."
+MARK = re.compile(r"<<([^<>=]+)=[^<>]*>>")
 
 
-def gsm8k(record: dict) -> dict:
-    """{"question", "answer"}: the answer is a worked solution with calculator marks, which become tool calls, and ends in "#### 72"."""
-    worked, marker, answer = _text(record, "answer").rpartition("####")
+def gsm8k(record: dict) -> Problem:
+    """{"question", "answer"}: the answer is a solution in words that ends in "#### 72".
+
+    Its calculator marks become calls of the Python tool. The value in a mark is left out.
+    """
+    worked, marker, answer = text_field(record, "answer").rpartition("####")
     if not marker:
         raise ValueError("the answer does not end in '#### ...'")
-    words = MARK.split(
-        worked.strip() + "\n"
-    )  # text, expression, value, text, expression, value, ..., text
-    pieces = [("text", words[0])]
-    for expression, after in zip(words[1::3], words[3::3]):
-        pieces += [("python", expression.strip()), ("text", after)]
-    solution = tuple((kind, text) for kind, text in pieces if text)
-    return dict(
-        question=_text(record, "question"),
+    return Problem(
+        question=text_field(record, "question"),
         answer=answer.strip(),
         family="gsm8k",
-        solution=solution,
+        solution=tuple(_calls_for_marks(worked.strip() + "\n")),
         rationale=MARK.sub("", worked).strip(),
     )
 
 
-def math(record: dict) -> dict:
-    """{"problem", "solution"} and perhaps "answer": without one, the answer is what the solution boxes last."""
+def _calls_for_marks(worked: str):
+    # Splitting at the marks gives words, an expression, words, an expression, ..., words.
+    for kind, text in zip(cycle(("text", "python")), MARK.split(worked)):
+        if kind == "python":
+            text = text.strip()
+        if text:
+            yield kind, text
+
+
+def math(record: dict) -> Problem:
+    """{"problem", "solution"}, optionally "answer": by default what the solution boxes last."""
     solution = str(record.get("solution", ""))
-    answer = _text(record, "answer") if "answer" in record else extract_answer(solution)
+    answer = text_field(record, "answer") if "answer" in record else extract_answer(solution)
     if answer is None:
         raise ValueError("neither an 'answer' nor a \\boxed{} in the 'solution'")
     family = str(record.get("subject") or record.get("type") or "math")
-    return dict(question=_text(record, "problem"), answer=answer, family=family, rationale=solution)
+    question = text_field(record, "problem")
+    return Problem(question=question, answer=answer, family=family, rationale=solution)
 
 
-def jsonl(record: dict) -> dict:
-    """{"question", "answer"}, and "family" and "rationale" if there are any."""
-    question, answer = _text(record, "question"), _text(record, "answer")
-    return dict(
-        question=question,
-        answer=answer,
+def jsonl(record: dict) -> Problem:
+    """{"question", "answer"}, optionally "family" and "rationale"."""
+    return Problem(
+        question=text_field(record, "question"),
+        answer=text_field(record, "answer"),
         family=str(record.get("family", "file")),
         rationale=str(record.get("rationale", "")),
     )
 
 
 READERS = {"gsm8k": gsm8k, "math": math, "jsonl": jsonl}
-
-
-def transcript(record: dict) -> dict:
-    """{"gt", "code", "pred"}, as ToRA records its answers: the gold one, the whole transcript with fences, the final answer. The last two are
-    lists of samples, of which the first counts. Whether it was right is recorded in "report", else told by the two numbers."""
-    code, answer, prediction = record["code"][0], _text(record, "gt"), str(record["pred"][0])
-    if not isinstance(code, str):
-        raise ValueError("field 'code' is not a list of texts")
-    verdict = record.get("report", [None])[0]
-    return dict(
-        transcript=code,
-        answer=answer,
-        recorded=_same_number(prediction, answer) if verdict is None else bool(verdict),
-    )
-
-
-def _same_number(a: str, b: str) -> bool:
-    try:
-        return abs(float(a.replace(",", "")) - float(b.replace(",", ""))) < 1e-6
-    except ValueError:
-        return a.strip() == b.strip()

@@ -1,0 +1,322 @@
+"""The families of generated problems.
+
+A family is a function of a random generator and a level. It returns one problem, with its answer, a
+solution that uses tools, and a rationale in words. To add a family, write such a function and add
+it to KINDS at the end of this file; its name is the function's name.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from random import Random
+
+import sympy
+
+from nanotir.problems.problem import Problem
+from nanotir.problems.world import NAMES, cost, fact, gap, home
+
+SYMPY = "from sympy import *\n"
+SYMPY_X = SYMPY + "x=symbols('x')\n"
+
+
+def program(thought: str, code: str) -> tuple[tuple[str, str], ...]:
+    """The solution that consists of a thought and a program."""
+    return (("text", thought), ("python", code))
+
+
+def number(rng: Random, digits: int) -> int:
+    """A random number of so many digits."""
+    return rng.randrange(10 ** (digits - 1), 10**digits)
+
+
+def signed(n: int, symbol: str = "") -> str:
+    """A term inside a sum: " + 3", " - 3x", " + x". Empty for 0 times the symbol."""
+    if symbol and n == 0:
+        return ""
+    size = "" if symbol and abs(n) == 1 else abs(n)
+    sign = "-" if n < 0 else "+"
+    return f" {sign} {size}{symbol}"
+
+
+# Kind A: calculations.
+
+
+def mul(rng: Random, level: int) -> Problem:
+    a = number(rng, level + 2)
+    b = number(rng, level + 2)
+    ones = b % 10
+    tens = b - ones
+    return Problem(
+        question=f"What is {a} * {b}?",
+        answer=str(a * b),
+        solution=program("I multiply.", f"{a}*{b}"),
+        rationale=f"{a} * {tens} = {a * tens} and {a} * {ones} = {a * ones}, together {a * b}.",
+    )
+
+
+def power(rng: Random, level: int) -> Problem:
+    a = rng.randrange(2, 20)
+    e = number(rng, level)
+    m = rng.randrange(11, 100)
+    powers = [str(pow(a, i, m)) for i in range(1, min(e, 8) + 1)]
+    return Problem(
+        question=f"What is {a}^{e} mod {m}?",
+        answer=str(pow(a, e, m)),
+        solution=program("I take the power.", f"pow({a},{e},{m})"),
+        rationale=f"The powers mod {m} go {', '.join(powers)}.",
+    )
+
+
+def gcd(rng: Random, level: int) -> Problem:
+    name = rng.choice(("gcd", "lcm"))
+    common = rng.randrange(2, 13)
+    a = common * number(rng, level)
+    b = common * number(rng, level)
+    return Problem(
+        question=f"What is the {name} of {a} and {b}?",
+        answer=str(getattr(math, name)(a, b)),
+        solution=program(f"I find the {name}.", f"import math\nmath.{name}({a},{b})"),
+        rationale=f"{a} = {common} * {a // common} and {b} = {common} * {b // common}.",
+    )
+
+
+def lin(rng: Random, level: int) -> Problem:
+    a = rng.randrange(2, 10 * level)
+    x = rng.randrange(-9 * level, 10 * level)
+    b = rng.randrange(1, 30 * level)
+    c = a * x + b
+    return Problem(
+        question=f"Solve {a}x + {b} = {c}.",
+        answer=str(x),
+        solution=program("I solve for x.", SYMPY_X + f"solve({a}*x+{b}-({c}),x)"),
+        rationale=f"{a}x = {c} - {b} = {c - b}, so x = {c - b} / {a}.",
+    )
+
+
+def quad(rng: Random, level: int) -> Problem:
+    candidates = [n for n in range(-6 * level, 6 * level + 1) if n != 0]
+    p, q = sorted(rng.sample(candidates, 2))
+    b = -(p + q)
+    c = p * q
+    return Problem(
+        question=f"What are the roots of x^2{signed(b, 'x')}{signed(c)}?",
+        answer=f"{p}, {q}",
+        solution=program("I find the roots.", SYMPY_X + f"solve(x**2{b:+}*x{c:+},x)"),
+        rationale=f"Two numbers with sum {p + q} and product {c}.",
+    )
+
+
+def system(rng: Random, level: int) -> Problem:
+    x = rng.randrange(1, 9 * level)
+    y = rng.randrange(1, 9 * level)
+    a, b, c = (rng.randrange(2, 6) for _ in range(3))
+    d = -rng.randrange(2, 6)
+    e = a * x + b * y
+    f = c * x + d * y
+    left = f"{c}x{signed(d)}y"
+    equations = f"[{a}*x+{b}*y-{e},{c}*x{d:+}*y-({f})]"
+    code = f"{SYMPY}x,y=symbols('x y')\nsolve({equations},x,y)"
+    factor = a * d - b * c
+    return Problem(
+        question=f"Find x: {a}x + {b}y = {e}, {left} = {f}.",
+        answer=str(x),
+        solution=program("I solve both.", code),
+        rationale=f"{d}({a}x + {b}y) - {b}({left}) = {factor}x = {factor * x}.",
+    )
+
+
+def polynomial(rng: Random, level: int) -> tuple[list[tuple[int, int]], str, str]:
+    """Two random terms (coefficient, exponent), as they are written in a sum and in a program."""
+    exponents = sorted(rng.sample(range(1, 3 + level), 2), reverse=True)
+    terms = [(rng.randrange(2, 10), n) for n in exponents]
+    written = " + ".join(f"{a}x^{n}" if n > 1 else f"{a}x" for a, n in terms)
+    code = written.replace(" + ", "+").replace("x", "*x").replace("^", "**")
+    return terms, written, code
+
+
+def deriv(rng: Random, level: int) -> Problem:
+    terms, written, code = polynomial(rng, level)
+    x = sympy.Symbol("x")
+    steps = [f"{a}x^{n} gives {a * n}x^{n - 1}" for a, n in terms]
+    return Problem(
+        question=f"What is the derivative of {written}?",
+        answer=str(sympy.diff(sum(a * x**n for a, n in terms), x)),
+        solution=program("I differentiate.", SYMPY_X + f"diff({code},x)"),
+        rationale=f"{' and '.join(steps)}.",
+    )
+
+
+def integ(rng: Random, level: int) -> Problem:
+    terms, written, code = polynomial(rng, level)
+    top = rng.randrange(1, 3 + level)
+    steps = [f"{a}x^{n} gives {a}/{n + 1} x^{n + 1}" for a, n in terms]
+    return Problem(
+        question=f"Integrate {written} from 0 to {top}.",
+        answer=str(sum(Fraction(a * top ** (n + 1), n + 1) for a, n in terms)),
+        solution=program("I integrate.", SYMPY_X + f"integrate({code},(x,0,{top}))"),
+        rationale=f"{' and '.join(steps)}, at {top}.",
+    )
+
+
+def det(rng: Random, level: int) -> Problem:
+    a, b, c, d = (rng.randrange(1, 10 * level) for _ in range(4))
+    code = f"{SYMPY}Matrix([[{a},{b}],[{c},{d}]]).det()"
+    return Problem(
+        question=f"What is the determinant of [[{a}, {b}], [{c}, {d}]]?",
+        answer=str(a * d - b * c),
+        solution=program("I take the determinant.", code),
+        rationale=f"{a} * {d} - {b} * {c} = {a * d} - {b * c}.",
+    )
+
+
+def choose(rng: Random, level: int) -> Problem:
+    n = rng.randrange(6, 12 + 8 * level)
+    k = rng.randrange(2, n - 1)
+    return Problem(
+        question=f"How many ways are there to choose {k} of {n}?",
+        answer=str(math.comb(n, k)),
+        solution=program("I count.", f"import math\nmath.comb({n},{k})"),
+        rationale=f"{n}! / ({k}! {n - k}!).",
+    )
+
+
+def chance(rng: Random, level: int) -> Problem:
+    red = rng.randrange(2, 8 * level)
+    blue = rng.randrange(2, 8 * level)
+    n = red + blue
+    both_red = red * (red - 1)
+    pairs = n * (n - 1)
+    bag = f"A bag has {red} red and {blue} blue balls."
+    code = f"{SYMPY}n={red}+{blue}\nRational({red},n)*Rational({red}-1,n-1)"
+    return Problem(
+        question=f"{bag} I draw two. What is the chance that both are red?",
+        answer=str(Fraction(both_red, pairs)),
+        solution=program("I multiply the chances.", code),
+        rationale=f"{red}/{n} * {red - 1}/{n - 1} = {both_red}/{pairs}.",
+    )
+
+
+def dist(rng: Random, level: int) -> Problem:
+    a, b, c, d = (rng.randrange(0, 10 * level) for _ in range(4))
+    squares = (c - a) ** 2 + (d - b) ** 2
+    code = f"{SYMPY}sqrt(({c}-{a})**2+({d}-{b})**2)"
+    return Problem(
+        question=f"How far is it from ({a}, {b}) to ({c}, {d})?",
+        answer=str(sympy.sqrt(squares)),
+        solution=program("I use Pythagoras.", code),
+        rationale=f"{abs(c - a)}^2 + {abs(d - b)}^2 = {squares}.",
+    )
+
+
+# Kind B: no tool can help.
+
+
+def queue(rng: Random, level: int) -> Problem:
+    line = rng.sample(NAMES, min(3 + level, len(NAMES)))
+    place, who = rng.choice((("first", line[0]), ("last", line[-1])))
+    steps = f"The {place} is {who}."
+    return Problem(
+        question=f"In line stand {' '.join(line)}. Who is {place}?",
+        answer=who,
+        solution=(("text", steps),),
+        rationale=steps,
+    )
+
+
+def same(rng: Random, level: int) -> Problem:
+    line = rng.sample(NAMES, min(3 + level, len(NAMES)))
+    twice = rng.choice(line)
+    line.insert(rng.randrange(len(line) + 1), twice)
+    steps = f"I see {twice} again."
+    return Problem(
+        question=f"Who is named twice: {' '.join(line)}?",
+        answer=twice,
+        solution=(("text", steps),),
+        rationale=steps,
+    )
+
+
+# Kind C: easy without a tool, although a program would work.
+
+
+def parity(rng: Random, level: int) -> Problem:
+    n = number(rng, level + 7)
+    return Problem(
+        question=f"Is {n} even or odd?",
+        answer="odd" if n % 2 else "even",
+        solution=program("I divide by 2.", f"'odd' if {n}%2 else 'even'"),
+        rationale=f"It ends in {n % 10}.",
+    )
+
+
+def first(rng: Random, level: int) -> Problem:
+    n = number(rng, level + 7)
+    digit = str(n)[0]
+    return Problem(
+        question=f"What is the first digit of {n}?",
+        answer=digit,
+        solution=program("I write it out.", f"str({n})[0]"),
+        rationale=f"It starts with {digit}.",
+    )
+
+
+def last(rng: Random, level: int) -> Problem:
+    n = number(rng, level + 7)
+    return Problem(
+        question=f"What is the last digit of {n}?",
+        answer=str(n % 10),
+        solution=program("I divide by 10.", f"{n}%10"),
+        rationale=f"It ends in {n % 10}.",
+    )
+
+
+def itself(rng: Random, level: int) -> Problem:
+    n = number(rng, level + 7)
+    solution = program("I divide.", f"{n}//{n}")
+    return Problem(f"What is {n} / {n}?", "1", solution=solution, rationale="Both are the same.")
+
+
+def cancel(rng: Random, level: int) -> Problem:
+    n = number(rng, level + 7)
+    solution = program("I subtract.", f"{n}-{n}")
+    return Problem(f"What is {n} - {n}?", "0", solution=solution, rationale="Both are the same.")
+
+
+# Kind E: the output of the program is not yet the answer.
+
+
+def quot(rng: Random, level: int) -> Problem:
+    a = number(rng, level + 2)
+    b = max(number(rng, level), 2)
+    return Problem(
+        question=f"Divide {a} by {b}, with remainder.",
+        answer=f"quotient {a // b} remainder {a % b}",
+        solution=program("I divide.", f"divmod({a},{b})"),
+        rationale=f"{b} * {a // b} = {a // b * b}.",
+    )
+
+
+def clock(rng: Random, level: int) -> Problem:
+    n = rng.randrange(61, 400 * (level + 1))
+    return Problem(
+        question=f"How long is {n} minutes in hours and minutes?",
+        answer=f"{n // 60} hours {n % 60} minutes",
+        solution=program("I divide by 60.", f"divmod({n},60)"),
+        rationale=f"{n // 60} * 60 = {n // 60 * 60}.",
+    )
+
+
+KINDS = {
+    # A calculation that is hard without a program.
+    "A": (mul, power, gcd, lin, quad, system, deriv, integ, det, choose, chance, dist),
+    # A question that no tool can answer.
+    "B": (queue, same),
+    # A question that is easy without a tool: a call would be a waste.
+    "C": (parity, first, last, itself, cancel),
+    # A question about the made-up world, whose facts must be looked up.
+    "D": (fact, cost, home, gap),
+    # A calculation whose output still has to be put into words.
+    "E": (quot, clock),
+}
+FAMILIES = {make.__name__: (kind, make) for kind, makes in KINDS.items() for make in makes}
