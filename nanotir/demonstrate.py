@@ -1,62 +1,66 @@
-"""The scripted teacher: a problem in, a demonstration out. Deliberately mediocre: its flaws are what RL is there to repair.
+"""The scripted teacher: it turns problems into demonstrations for imitation.
 
-The teacher works as the model will: it calls the real tools and quotes what they really answer. At `quality` 1 every demonstration
-is sound: it calls a tool where one helps and reasons in words where the head suffices. Below, the rest have a flaw: a wrong guess instead
-of a call (where the head suffices: a call instead of a thought), a call of the wrong tool, a buggy program that the error message
-helps to repair, or a missing final answer. What is easy tempts to half as many.
+The teacher calls the real tools and quotes their real outputs. At quality 1 each demonstration is
+sound: it calls a tool where a tool helps, and reasons in words where the problem is easy (kind C).
+Below 1, some demonstrations have one of the FLAWS, so that reinforcement learning has something to
+improve:
+
+    guess        a wrong answer without a call; for an easy problem, a call that is not needed
+    wrong tool   a search before the right call
+    bug          a program that fails, and then the correct one
+    no answer    the final answer is missing
+
+Easy problems get half as many flaws.
 """
 
 from __future__ import annotations
 
-import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from random import Random
 
 from tqdm import tqdm
 
 from nanotir.answers import equivalent
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
-from nanotir.tools import check_alive
+from nanotir.tools import Tool, ToolResult, check_alive
 from nanotir.trajectory import Call, Format, Trajectory
 
+Piece = tuple[str, str]  # (kind, text); kind is "text", the name of a tool, "think" or "answer"
+
 FORMATS = ("tool", "rationale", "program")
-FLAWS = {
-    "guess": 0.85,
-    "wrong tool": 0.05,
-    "bug": 0.05,
-    "no answer": 0.05,
-}  # how the flawed demonstrations divide
+FLAWS = {"guess": 0.85, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.05}  # shares of the flawed
 
 
 @dataclass
 class TeacherConfig:
-    quality: float = (
-        0.3  # share of demonstrations without a flaw, in the format tool; the others have none
-    )
-    rationales: float = (
-        0.0  # share of the demonstrations that reason in words alone, whatever the problem
-    )
-    styles: int = 1  # ways, up to 3, in which the teacher writes the same program
-    twice: float = 0.0  # share of the calls that are made once more, to be on the safe side
-    format: str = "tool"  # tool (words and calls), rationale (words only), program (calls only: the last one's output is the answer)
+    quality: float = 0.3  # share of demonstrations without a flaw; only the format tool has flaws
+    rationales: float = 0.0  # share of demonstrations in words alone, whatever the problem
+    styles: int = 1  # number of ways, 1 to 3, in which the teacher writes the same program
+    twice: float = 0.0  # share of calls that are repeated, to make sure
+    format: str = "tool"  # tool: words and calls; rationale: words only; program: calls only
 
     def __post_init__(self):
         if self.format not in FORMATS:
-            raise ValueError(
-                f"no demonstration format '{self.format}'; there are {', '.join(FORMATS)}"
-            )
+            known = ", ".join(FORMATS)
+            raise ValueError(f"no demonstration format '{self.format}'; there are {known}")
         if self.styles not in (1, 2, 3):
             raise ValueError(f"styles is 1, 2 or 3, not {self.styles}")
         for name in ("quality", "rationales", "twice"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share between 0 and 1, not {getattr(self, name)}")
+            share = getattr(self, name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share between 0 and 1, not {share}")
 
 
-def corpus(problems, documents=()):
-    """The texts that a tokenizer should spell well: questions, solutions, answers, and what can be looked up."""
+def corpus(problems: Iterable[Problem], documents: Iterable[str] = ()) -> Iterator[str]:
+    """The texts to train a tokenizer on: questions, solutions, answers and documents."""
     for problem in problems:
         yield problem.question
-        yield from [text for _, text in problem.solution] or [problem.rationale]
+        if problem.solution:
+            yield from (text for _, text in problem.solution)
+        else:
+            yield problem.rationale
         yield answer_sentence(problem.answer)
     yield from documents
 
@@ -66,40 +70,35 @@ def answer_sentence(answer: str) -> str:
 
 
 def demonstrate(
-    problems,
+    problems: list[Problem],
     tokenizer: Tokenizer,
     format: Format,
-    tools: dict,
+    tools: dict[str, Tool],
     config: TeacherConfig,
     seed: int = 0,
 ) -> list[Trajectory]:
-    """One demonstration a problem. Calls run in the tools (many at once); equal calls run once."""
-    scripts = [
-        script(problem, random.Random(f"teacher {seed} {i}"), config)
-        for i, problem in enumerate(problems)
-    ]
-    scripts = [
-        [(kind, text) for kind, text in pieces if kind == "text" or kind in tools]
-        for pieces in scripts
-    ]
-    scripts = [in_grammar(pieces) for pieces in scripts] if format.style == "grammar" else scripts
+    """One demonstration for each problem. Calls of tools that are not in `tools` are left out."""
+    scripts = []
+    for i, problem in enumerate(problems):
+        pieces = script(problem, Random(f"teacher {seed} {i}"), config)
+        pieces = [piece for piece in pieces if piece[0] == "text" or piece[0] in tools]
+        scripts.append(in_grammar(pieces) if format.style == "grammar" else pieces)
     return act_out(problems, scripts, tokenizer, format, tools)
 
 
 def act_out(
-    problems, scripts, tokenizer: Tokenizer, format: Format, tools: dict, starts=None
+    problems: list[Problem],
+    scripts: list[list[Piece]],
+    tokenizer: Tokenizer,
+    format: Format,
+    tools: dict[str, Tool],
+    starts: list[Trajectory] | None = None,
 ) -> list[Trajectory]:
-    """What the scripts say, written down, with their calls run; each goes on from its start, a Trajectory, where there are any."""
-    calls = dict.fromkeys(
-        (kind, text) for pieces in scripts for kind, text in pieces if kind in tools
-    )
-    futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
-    results = {
-        call: future.result()
-        for call, future in tqdm(futures.items(), desc="teacher's calls", leave=False)
-    }
-    for name in tools:
-        check_alive(name, [result for (kind, _), result in results.items() if kind == name])
+    """Run the calls of the scripts and write each script down as a trajectory.
+
+    With `starts`, each script continues a copy of the trajectory at the same place in that list.
+    """
+    results = _run_calls(scripts, tools)
     starts = starts or [None] * len(scripts)
     return [
         _write(problem, pieces, results, tokenizer, format, start)
@@ -107,107 +106,139 @@ def act_out(
     ]
 
 
-def script(problem: Problem, rng: random.Random, config: TeacherConfig) -> list[tuple[str, str]]:
-    """What the teacher says and calls, as (kind, text) pieces; the tools' outputs are still to come."""
-    final = answer_sentence(problem.answer)
-    quality = (1 + config.quality) / 2 if problem.kind == "C" else config.quality
-    flaw = None if rng.random() < quality else rng.choices(list(FLAWS), list(FLAWS.values()))[0]
-    solution = [
-        (kind, restyled(text, rng, config.styles) if kind == "python" else text)
-        for kind, text in problem.solution
-    ]
-    if config.format == "program":
-        return [piece for piece in solution if piece[0] != "text"] or [
-            ("python", repr(problem.answer))
-        ]
-    in_words = config.rationales and rng.random() < config.rationales
-    if config.format == "rationale" or in_words or problem.kind == "C" and flaw is None:
-        return [("text", f"{problem.rationale} {final}")]
-    if flaw == "guess" and problem.kind != "C":
-        return [
-            (
-                "text",
-                final if problem.kind == "B" else answer_sentence(wrong_guess(problem.answer, rng)),
-            )
-        ]
-    pieces = [again for piece in solution for again in repeated(piece, rng, config.twice)]
-    if flaw == "wrong tool":
-        pieces = [("text", "I look it up."), ("search", problem.question.rstrip("?.")), *pieces]
-    elif flaw == "bug":
-        pieces = [bugged for piece in pieces for bugged in with_bug(piece, rng)]
-    return pieces + ([("text", final)] if flaw != "no answer" else [])
+def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece, ToolResult]:
+    # A dict drops equal calls, so each call runs once. The tools run many calls at the same time.
+    calls = dict.fromkeys(
+        (kind, text) for pieces in scripts for kind, text in pieces if kind in tools
+    )
+    futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
+    results = {}
+    for call, future in tqdm(futures.items(), desc="teacher's calls", leave=False):
+        results[call] = future.result()
+
+    # A dead tool would teach its error messages: stop instead.
+    for name in tools:
+        check_alive(name, [result for (kind, _), result in results.items() if kind == name])
+    return results
 
 
-def in_grammar(pieces) -> list[tuple[str, str]]:
-    """Words become thoughts, but for the sentence that states the answer."""
+def _write(
+    problem: Problem,
+    pieces: list[Piece],
+    results: dict[Piece, ToolResult],
+    tokenizer: Tokenizer,
+    format: Format,
+    start: Trajectory | None,
+) -> Trajectory:
     written = []
-    for kind, text in pieces:
-        thought, final, answer = (
-            text.partition("The answer is ") if kind == "text" else ("", "", "")
-        )
-        parts = (
-            (("think", thought.strip()), ("answer", final + answer))
-            if kind == "text"
-            else ((kind, text),)
-        )
-        written += [(part, words) for part, words in parts if words]
-    return written
-
-
-def wrong_guess(answer: str, rng: random.Random) -> str:
-    """The answer with its digits (or, where it has none, its words) replaced: plausible at a glance."""
-    digit = lambda character: rng.choice("123456789") if character.isdigit() else character
-    while True:
-        guess = (
-            "".join(map(digit, answer))
-            if any(map(str.isdigit, answer))
-            else rng.choice(("Ada", "Ben", "Velmo", "Tarn"))
-        )
-        if not equivalent(guess, answer):
-            return guess
-
-
-def restyled(code: str, rng, styles: int) -> str:
-    """The same program: ending in an expression, in a print, or with a name for its value."""
-    head, newline, last = code.rpartition("\n")
-    return (
-        head + newline + rng.choice((last, f"print({last})", f"r={last}\nr")[:styles])
-        if styles > 1
-        else code
-    )
-
-
-def repeated(piece, rng, share: float):
-    """A call, sometimes followed by the same one."""
-    return (
-        [piece, ("text", "To be sure:"), piece]
-        if piece[0] != "text" and share and rng.random() < share
-        else [piece]
-    )
-
-
-def with_bug(piece, rng):
-    """A program that fails, the teacher's remark on the error, and the program as it should have been."""
-    kind, code = piece
-    if kind != "python":
-        return [piece]
-    spoil = rng.choice(
-        (
-            lambda c: c + ")",
-            lambda c: c.replace("import", "inport") if "import" in c else c + "+",
-            lambda c: "(" + c,
-        )
-    )
-    return [(kind, spoil(code)), ("text", "That failed. Again."), piece]
-
-
-def _write(problem, pieces, results, tokenizer, format, start=None) -> Trajectory:
-    written, calls = [], []
+    calls = []
     for kind, text in pieces:
         written.append((kind, text))
-        if result := results.get((kind, text)):
+        if (kind, text) in results:
+            result = results[kind, text]
             written.append(("output", result.output))
             calls.append(Call(kind, text, result))
     trajectory = format.trajectory(tokenizer, problem.question, written, start=start)
     trajectory.calls += calls
     return trajectory
+
+
+def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
+    """What the teacher says and calls, without the outputs of the tools."""
+    # Keep the order of the random draws: it decides which demonstrations a seed gives.
+    flaw = _flaw(problem, rng, config)
+    solution = [_restyled(piece, rng, config.styles) for piece in problem.solution]
+    if config.format == "program":
+        # A solution without a call (kind B) becomes a program that is the answer itself.
+        calls = [piece for piece in solution if piece[0] != "text"]
+        return calls or [("python", repr(problem.answer))]
+
+    in_words = config.rationales > 0 and rng.random() < config.rationales
+    final = answer_sentence(problem.answer)
+    is_easy = problem.kind == "C"
+    if config.format == "rationale" or in_words or (is_easy and flaw is None):
+        return [("text", f"{problem.rationale} {final}")]
+    if flaw == "guess" and not is_easy:
+        # For kind B the answer stays right: only its reasons are missing.
+        if problem.kind != "B":
+            final = answer_sentence(wrong_guess(problem.answer, rng))
+        return [("text", final)]
+
+    pieces = []
+    for piece in solution:
+        pieces += _repeated(piece, rng, config.twice)
+    if flaw == "wrong tool":
+        query = problem.question.rstrip("?.")
+        pieces = [("text", "I look it up."), ("search", query), *pieces]
+    if flaw == "bug":
+        pieces = _with_bugs(pieces, rng)
+    if flaw != "no answer":
+        pieces.append(("text", final))
+    return pieces
+
+
+def _flaw(problem: Problem, rng: Random, config: TeacherConfig) -> str | None:
+    quality = config.quality
+    if problem.kind == "C":
+        quality = (1 + quality) / 2
+    if rng.random() < quality:
+        return None
+    (flaw,) = rng.choices(list(FLAWS), list(FLAWS.values()))
+    return flaw
+
+
+def _restyled(piece: Piece, rng: Random, styles: int) -> Piece:
+    """The same program: it ends in an expression, in a print, or in a name for its value."""
+    kind, code = piece
+    if kind != "python" or styles == 1:
+        return piece
+    head, newline, last = code.rpartition("\n")
+    endings = (last, f"print({last})", f"r={last}\nr")
+    return kind, head + newline + rng.choice(endings[:styles])
+
+
+def _repeated(piece: Piece, rng: Random, share: float) -> list[Piece]:
+    """The piece. If it is a call, then for that share of the calls it is made once more."""
+    if piece[0] != "text" and share > 0 and rng.random() < share:
+        return [piece, ("text", "To be sure:"), piece]
+    return [piece]
+
+
+def _with_bugs(pieces: list[Piece], rng: Random) -> list[Piece]:
+    """Before each program, a version that fails and the teacher's remark on the error."""
+    written = []
+    for kind, text in pieces:
+        if kind == "python":
+            misspelled = text.replace("import", "inport") if "import" in text else text + "+"
+            buggy = rng.choice((text + ")", misspelled, "(" + text))
+            written += [(kind, buggy), ("text", "That failed. Again.")]
+        written.append((kind, text))
+    return written
+
+
+def wrong_guess(answer: str, rng: Random) -> str:
+    """A wrong answer that resembles the right one: other digits or, where it has none, a name."""
+    while True:
+        if any(character.isdigit() for character in answer):
+            guess = "".join(_other_digit(character, rng) for character in answer)
+        else:
+            guess = rng.choice(("Ada", "Ben", "Velmo", "Tarn"))
+        if not equivalent(guess, answer):
+            return guess
+
+
+def _other_digit(character: str, rng: Random) -> str:
+    return rng.choice("123456789") if character.isdigit() else character
+
+
+def in_grammar(pieces: Iterable[Piece]) -> list[Piece]:
+    """Words become pieces of kind "think", except for the answer sentence, an "answer"."""
+    written = []
+    for kind, text in pieces:
+        if kind != "text":
+            written.append((kind, text))
+            continue
+        thought, start, answer = text.partition("The answer is ")
+        written.append(("think", thought.strip()))
+        written.append(("answer", start + answer))
+    return [piece for piece in written if piece[1]]

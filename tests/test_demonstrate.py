@@ -1,32 +1,45 @@
 import copy
-import random
 import re
-from collections import Counter
+from random import Random
 
 import pytest
 
 from nanotir.answers import equivalent, extract_answer
-from nanotir.demonstrate import TeacherConfig, act_out, demonstrate, in_grammar, script, wrong_guess
-from nanotir.problems import load
+from nanotir.demonstrate import (
+    TeacherConfig,
+    act_out,
+    corpus,
+    demonstrate,
+    in_grammar,
+    script,
+    wrong_guess,
+)
+from nanotir.problems import Problem, load
 from nanotir.rewards import completion, grammar_error
 from nanotir.trajectory import Format
 
 PROBLEMS = load("generated", n=230)
+MUL = next(problem for problem in PROBLEMS if problem.family == "mul")
 
 
 @pytest.fixture(scope="module")
-def taught(tokenizer, python, search):
-    def teach(seed=0, **settings):
-        return demonstrate(
-            PROBLEMS,
-            tokenizer,
-            Format(),
-            {"python": python, "search": search},
-            TeacherConfig(**settings),
-            seed,
-        )
+def tools(python, search):
+    return {"python": python, "search": search}
+
+
+@pytest.fixture(scope="module")
+def taught(tokenizer, tools):
+    def teach(style="tags", seed=0, **settings):
+        config = TeacherConfig(**settings)
+        return demonstrate(PROBLEMS, tokenizer, Format(style), tools, config, seed)
 
     return teach
+
+
+@pytest.fixture(scope="module")
+def flawed(taught):
+    """Each problem with its demonstration by a teacher who makes a mistake in each."""
+    return list(zip(PROBLEMS, taught(quality=0.0)))
 
 
 def is_right(trajectory, problem, tokenizer):
@@ -34,89 +47,93 @@ def is_right(trajectory, problem, tokenizer):
     return answer is not None and equivalent(answer, problem.answer)
 
 
-def test_a_perfect_teacher_is_always_right_and_calls_where_it_pays(taught, tokenizer):
+def has_no_answer(trajectory, tokenizer):
+    return extract_answer(completion(trajectory, tokenizer)) is None
+
+
+def test_a_perfect_teacher_is_always_right(taught, tokenizer):
     for problem, trajectory in zip(PROBLEMS, taught(quality=1.0)):
         assert is_right(trajectory, problem, tokenizer)
-        assert all(call.result.ok for call in trajectory.calls) and bool(trajectory.calls) == (
-            problem.kind not in "BC"
-        )
 
 
-def test_a_mediocre_teacher_shows_every_flaw(taught, tokenizer):
-    seen = Counter()
-    for problem, trajectory in zip(PROBLEMS, taught(quality=0.0)):
-        guessed = problem.kind not in "BC" and not trajectory.calls
-        assert not (guessed and is_right(trajectory, problem, tokenizer))
-        seen["guess"] += guessed
-        seen["wrong tool"] += (
-            problem.kind == "A" and bool(trajectory.calls) and trajectory.calls[0].tool == "search"
-        )
-        seen["repaired"] += any(
-            not a.result.ok and b.result.ok for a, b in zip(trajectory.calls, trajectory.calls[1:])
-        )
-        seen["no answer"] += extract_answer(completion(trajectory, tokenizer)) is None
-    assert min(seen[flaw] for flaw in ("guess", "wrong tool", "repaired", "no answer")) > 0
-    assert seen["guess"] > 80
+def test_a_perfect_teacher_calls_only_where_it_pays_and_without_errors(taught):
+    for problem, trajectory in zip(PROBLEMS, taught(quality=1.0)):
+        assert bool(trajectory.calls) == (problem.kind not in "BC")
+        assert all(call.result.ok for call in trajectory.calls)
 
 
-def test_after_a_bug_the_teacher_reads_the_error_and_repairs_the_program(taught, tokenizer):
-    buggy = [t for t in taught(quality=0.0) if any(not call.result.ok for call in t.calls)]
+def test_most_flaws_are_guesses_and_a_guess_is_wrong(flawed, tokenizer):
+    guesses = [(p, t) for p, t in flawed if p.kind not in "BC" and not t.calls]
+    assert len(guesses) > 80
+    assert not any(is_right(t, p, tokenizer) for p, t in guesses)
+
+
+def test_a_mediocre_teacher_sometimes_calls_the_wrong_tool(flawed):
+    calls = [t.calls for p, t in flawed if p.kind == "A" and t.calls]
+    assert any(first.tool == "search" for first, *_ in calls)
+
+
+def test_a_mediocre_teacher_sometimes_gives_no_answer(flawed, tokenizer):
+    assert any(has_no_answer(t, tokenizer) for _, t in flawed)
+
+
+def test_after_a_bug_the_teacher_reads_the_error_and_repairs_the_program(flawed, tokenizer):
+    buggy = [t for _, t in flawed if not all(call.result.ok for call in t.calls)]
     assert buggy
     for trajectory in buggy:
-        failed = next(i for i, call in enumerate(trajectory.calls) if not call.result.ok)
-        assert (
-            "Error" in trajectory.calls[failed].result.output
-            and trajectory.calls[failed + 1].result.ok
-        )
+        failed = [call.result.ok for call in trajectory.calls].index(False)
+        assert "Error" in trajectory.calls[failed].result.output
         assert "Error" in trajectory.texts(tokenizer, "output")[failed]
+        assert trajectory.calls[failed + 1].result.ok
 
 
-def test_a_rationale_has_words_only_and_a_program_has_no_words(taught):
+def test_a_rationale_has_words_only(taught):
     for trajectory in taught(format="rationale"):
         assert {span.kind for span in trajectory.spans} == {"prompt", "text"}
+
+
+def test_a_program_has_no_words_but_the_end_id(taught, tokenizer):
+    for trajectory in taught(format="program"):
+        assert trajectory.calls
+        texts = [span for span in trajectory.spans if span.kind == "text"]
+        assert [trajectory.ids[span.start : span.end] for span in texts] == [[tokenizer.end_id]]
+
+
+def test_the_last_output_of_a_program_contains_the_answer(taught):
     for problem, trajectory in zip(PROBLEMS, taught(format="program")):
-        assert {span.kind for span in trajectory.spans} - {
-            "prompt",
-            "output",
-            "python",
-            "search",
-        } == {"text"}  # the end id alone
-        assert trajectory.spans[-1].end - trajectory.spans[-1].start == 1 and trajectory.calls
         assert problem.kind == "E" or problem.answer in trajectory.calls[-1].result.output
 
 
-def test_the_teachers_ids_are_trained_and_the_tools_are_not(taught, tokenizer):
+def test_the_mask_is_1_on_the_teachers_ids_and_0_on_the_tools(taught):
     for trajectory in taught():
         for span in trajectory.spans:
-            assert set(trajectory.trained[span.start : span.end]) == {
-                int(span.kind not in ("prompt", "output"))
-            }
-        assert trajectory.ids[-1] == tokenizer.end_id and trajectory.trained[-1] == 1
+            mask = trajectory.mask[span.start : span.end]
+            assert set(mask) == {int(span.kind not in ("prompt", "output"))}
 
 
-def made(trajectory):
-    """Its calls, but for the seconds that they took."""
-    return [(call.tool, call.code, call.result.output) for call in trajectory.calls]
+def test_a_demonstration_ends_with_the_end_id_which_is_learned(taught, tokenizer):
+    for trajectory in taught():
+        assert (trajectory.ids[-1], trajectory.mask[-1]) == (tokenizer.end_id, 1)
 
 
-@pytest.fixture(scope="module")
-def in_tags(tokenizer, python, search):
-    return lambda **settings: demonstrate(
-        PROBLEMS,
-        tokenizer,
-        Format("grammar"),
-        {"python": python, "search": search},
-        TeacherConfig(**settings),
-    )
+def test_calls_of_missing_tools_are_left_out(tokenizer, python):
+    config = TeacherConfig(quality=1.0)
+    for trajectory in demonstrate(PROBLEMS, tokenizer, Format(), {"python": python}, config):
+        assert {call.tool for call in trajectory.calls} <= {"python"}
 
 
-def test_in_the_grammar_the_sentence_that_states_the_answer_stands_apart_from_the_thoughts():
-    pieces = [
-        ("text", "I add."),
-        ("python", "1+1"),
-        ("text", "It is even. The answer is \\boxed{2}."),
-    ]
-    assert in_grammar(pieces) == [
+def test_the_same_seed_gives_the_same_demonstrations(taught):
+    once = [t.ids for t in taught(seed=1)]
+    assert once == [t.ids for t in taught(seed=1)]
+
+
+def test_another_seed_gives_other_demonstrations(taught):
+    assert [t.ids for t in taught(seed=1)] != [t.ids for t in taught(seed=2)]
+
+
+def test_in_the_grammar_the_answer_sentence_is_apart_from_the_thoughts():
+    sentence = ("text", "It is even. The answer is \\boxed{2}.")
+    assert in_grammar([("text", "I add."), ("python", "1+1"), sentence]) == [
         ("think", "I add."),
         ("python", "1+1"),
         ("think", "It is even."),
@@ -124,97 +141,140 @@ def test_in_the_grammar_the_sentence_that_states_the_answer_stands_apart_from_th
     ]
 
 
-def test_a_perfect_teacher_keeps_the_grammar_in_every_family_and_is_right(in_tags, tokenizer):
-    assert {problem.family for problem in PROBLEMS} == {
-        problem.family for problem in load("generated", n=2000)
-    }
-    for problem, trajectory in zip(PROBLEMS, in_tags(quality=1.0)):
-        assert grammar_error(trajectory.turns(tokenizer)) is None and is_right(
-            trajectory, problem, tokenizer
-        )
+def test_the_problems_of_these_tests_are_of_all_families():
+    families = {problem.family for problem in PROBLEMS}
+    assert families == {problem.family for problem in load("generated", n=2000)}
+
+
+def test_a_perfect_teacher_keeps_the_grammar_in_every_family_and_is_right(taught, tokenizer):
+    for problem, trajectory in zip(PROBLEMS, taught("grammar", quality=1.0)):
+        assert grammar_error(trajectory.turns(tokenizer)) is None
+        assert is_right(trajectory, problem, tokenizer)
 
 
 @pytest.mark.parametrize("quality", [0.0, 0.3])
 def test_a_mediocre_teacher_breaks_the_grammar_only_where_the_answer_is_missing(
-    in_tags, tokenizer, quality
+    taught, tokenizer, quality
 ):
-    errors = [
-        (grammar_error(t.turns(tokenizer)), extract_answer(completion(t, tokenizer)) is None)
-        for t in in_tags(quality=quality)
-    ]
-    assert set(errors) == {(None, False), ("it must end with an <answer>", True)}
+    errors = set()
+    for trajectory in taught("grammar", quality=quality):
+        error = grammar_error(trajectory.turns(tokenizer))
+        errors.add((error, has_no_answer(trajectory, tokenizer)))
+    assert errors == {(None, False), ("it must end with an <answer>", True)}
 
 
-def test_the_grammar_adds_tags_to_what_the_teacher_says_and_calls_and_changes_no_word(
-    in_tags, taught, tokenizer
-):
-    bare = lambda t: re.sub(
-        r"</?(think|answer)>|\s", "", "".join(text for _, text in t.turns(tokenizer))
-    )
-    for tagged, plain in zip(in_tags(quality=0.5), taught(quality=0.5)):
-        assert bare(tagged) == bare(plain) and made(tagged) == made(plain)
+def words(trajectory, tokenizer):
+    """All that follows the prompt, without the grammar's tags and without white space."""
+    text = "".join(text for _, text in trajectory.turns(tokenizer))
+    return re.sub(r"</?(think|answer)>|\s", "", text)
 
 
-def test_a_script_goes_on_from_its_start_which_stays_as_it_is(tokenizer, python):
-    problems = PROBLEMS[:2]
-    (whole,) = act_out(
-        problems[:1],
-        [[("text", "First."), ("python", "1+1"), ("text", "Wrong.")]],
-        tokenizer,
-        Format(),
-        {"python": python},
-    )
+def test_the_grammar_changes_no_word(taught, tokenizer):
+    for tagged, plain in zip(taught("grammar", quality=0.5), taught(quality=0.5)):
+        assert words(tagged, tokenizer) == words(plain, tokenizer)
+
+
+def made(trajectory):
+    """Its calls, without the seconds that they took."""
+    return [(call.tool, call.code, call.result.output) for call in trajectory.calls]
+
+
+def test_the_grammar_changes_no_call(taught):
+    for tagged, plain in zip(taught("grammar", quality=0.5), taught(quality=0.5)):
+        assert made(tagged) == made(plain)
+
+
+@pytest.fixture
+def continued(tokenizer, tools):
+    """(starts, their copies from before, trajectories that continue them by a script each)"""
+    first = [("text", "First."), ("python", "1+1"), ("text", "Wrong.")]
+    (whole,) = act_out(PROBLEMS[:1], [first], tokenizer, Format(), tools)
     starts = [whole.first(spans=4, calls=1), whole.first(spans=1, calls=0)]
     before = copy.deepcopy(starts)
     scripts = [[("python", "6*7"), ("text", "So 42.")], [("text", "So 3.")]]
-    done = act_out(problems, scripts, tokenizer, Format(), {"python": python}, starts)
-    assert starts == before and [t.ids[: len(start.ids)] for t, start in zip(done, starts)] == [
-        start.ids for start in starts
-    ]
-    after = [tokenizer.decode(t.ids[len(start.ids) :]) for t, start in zip(done, starts)]
+    return starts, before, act_out(PROBLEMS[:2], scripts, tokenizer, Format(), tools, starts)
+
+
+def test_a_script_continues_its_start(continued, tokenizer):
+    starts, _, done = continued
+    for start, trajectory in zip(starts, done):
+        assert trajectory.ids[: len(start.ids)] == start.ids
+    after = [tokenizer.decode(t.ids[len(start.ids) :]) for start, t in zip(starts, done)]
     assert after == ["<python>6*7</python><output>42</output>So 42.<|end|>", "So 3.<|end|>"]
-    assert [[call.result.output for call in t.calls] for t in done] == [["2", "42"], []]
+
+
+def test_the_calls_of_a_script_follow_those_of_its_start(continued):
+    _, _, done = continued
+    outputs = [[output for _, _, output in made(trajectory)] for trajectory in done]
+    assert outputs == [["2", "42"], []]
+
+
+def test_a_start_stays_as_it_is(continued):
+    starts, before, _ = continued
+    assert starts == before
+
+
+def calls_of_scripts(twice, seed=0):
+    """The calls in the script of each problem, by a perfect teacher."""
+    rng = Random(seed)
+    config = TeacherConfig(quality=1.0, twice=twice)
+    scripts = [script(problem, rng, config) for problem in PROBLEMS]
+    return [[piece for piece in pieces if piece[0] != "text"] for pieces in scripts]
+
+
+def test_with_twice_1_every_call_is_made_once_more():
+    for once, always in zip(calls_of_scripts(0.0), calls_of_scripts(1.0)):
+        assert always == [call for call in once for _ in range(2)]
 
 
 def test_twice_is_the_share_of_calls_that_are_made_once_more():
-    calls = lambda twice: [
-        [p for p in script(problem, rng, TeacherConfig(quality=1.0, twice=twice)) if p[0] != "text"]
-        for problem in PROBLEMS
-    ]
-    rng = random.Random(0)
-    once, half, always = calls(0.0), [calls(0.5) for _ in range(5)], calls(1.0)
-    assert always == [[call for call in row for _ in range(2)] for row in once]
-    n = sum(map(len, once))
-    assert (
-        abs(sum(len(row) for rows in half for row in rows) / (5 * n) - 1.5) < 2 / (5 * n) ** 0.5
-    )  # four standard errors
-
-
-def test_the_same_seed_gives_the_same_demonstrations(taught):
-    assert (
-        [t.ids for t in taught(seed=1)]
-        == [t.ids for t in taught(seed=1)]
-        != [t.ids for t in taught(seed=2)]
-    )
+    n = 5 * sum(map(len, calls_of_scripts(0.0)))
+    rows = [row for seed in range(5) for row in calls_of_scripts(0.5, seed)]
+    share = sum(map(len, rows)) / n - 1
+    assert abs(share - 0.5) < 2 / n**0.5  # four standard errors
 
 
 def test_quality_is_the_share_of_flawless_demonstrations():
-    problem = next(p for p in PROBLEMS if p.family == "mul")
-    whole = [*problem.solution, ("text", f"The answer is \\boxed{{{problem.answer}}}.")]
-    rng = random.Random(0)
-    share = (
-        sum(script(problem, rng, TeacherConfig(quality=0.7)) == whole for _ in range(2000)) / 2000
-    )
-    assert abs(share - 0.7) < 0.04  # four standard errors
+    whole = [*MUL.solution, ("text", f"The answer is \\boxed{{{MUL.answer}}}.")]
+    rng = Random(0)
+    config = TeacherConfig(quality=0.7)
+    flawless = sum(script(MUL, rng, config) == whole for _ in range(2000))
+    assert abs(flawless / 2000 - 0.7) < 0.04  # four standard errors
 
 
-def test_a_wrong_guess_is_wrong():
-    rng = random.Random(0)
-    for answer in ("7", "-4, 2", "sqrt(10)", "3/4", "South Ford", "quotient 3 remainder 1", "Ada"):
-        assert all(wrong_guess(answer, rng) != answer for _ in range(200))
+@pytest.mark.parametrize("styles", [1, 2, 3])
+def test_styles_is_the_number_of_ways_to_write_a_program(styles):
+    config = TeacherConfig(quality=1.0, styles=styles)
+    programs = {script(MUL, Random(seed), config)[1] for seed in range(50)}
+    assert len(programs) == styles
 
 
-@pytest.mark.parametrize("settings", [{"format": "tools"}, {"quality": 1.5}, {"twice": 1.5}])
+@pytest.mark.parametrize(
+    "answer", ["7", "-4, 2", "sqrt(10)", "3/4", "South Ford", "quotient 3 remainder 1", "Ada"]
+)
+def test_a_wrong_guess_is_wrong(answer):
+    rng = Random(0)
+    assert all(wrong_guess(answer, rng) != answer for _ in range(200))
+
+
+def test_the_corpus_has_all_texts_of_a_problem_and_the_documents():
+    solved = Problem("q?", "1", solution=(("text", "I add."), ("python", "0+1")), rationale="r")
+    assert list(corpus([solved], ["d"])) == [
+        "q?",
+        "I add.",
+        "0+1",
+        "The answer is \\boxed{1}.",
+        "d",
+    ]
+
+
+def test_without_a_solution_the_corpus_has_the_rationale():
+    assert list(corpus([Problem("q?", "1", rationale="r")]))[1] == "r"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"format": "tools"}, {"quality": 1.5}, {"twice": 1.5}, {"styles": 4}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         TeacherConfig(**settings)

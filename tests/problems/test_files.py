@@ -9,54 +9,79 @@ GSM8K = {
     "question": "How many?",
     "answer": "He has 3*4 = <<3*4=12>>12.\nThen 12+5 = <<12+5=17>>17 left.\n#### 1,017",
 }
+PLAIN = {"question": "q", "answer": "a"}
 
 
 def write(path, *rows):
-    path.write_text(
-        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
-    )
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines))
     return path
 
 
+def load_one(source, path, row):
+    (problem,) = load(f"{source}:{write(path / 'a.jsonl', row)}")
+    return problem
+
+
 def test_marks_of_gsm8k_become_calls_and_the_words_around_them_stay(tmp_path):
-    (problem,) = load(f"gsm8k:{write(tmp_path / 'a.jsonl', GSM8K)}")
-    assert problem.solution == (
+    assert load_one("gsm8k", tmp_path, GSM8K).solution == (
         ("text", "He has 3*4 = "),
         ("python", "3*4"),
         ("text", "12.\nThen 12+5 = "),
         ("python", "12+5"),
         ("text", "17 left.\n"),
     )
-    assert problem.answer == "1,017"
-    assert problem.rationale == "He has 3*4 = 12.\nThen 12+5 = 17 left."
+
+
+def test_a_gsm8k_answer_is_what_follows_the_marker(tmp_path):
+    assert load_one("gsm8k", tmp_path, GSM8K).answer == "1,017"
+
+
+def test_a_gsm8k_rationale_is_the_solution_without_marks(tmp_path):
+    rationale = load_one("gsm8k", tmp_path, GSM8K).rationale
+    assert rationale == "He has 3*4 = 12.\nThen 12+5 = 17 left."
+
+
+def test_words_between_marks_may_be_missing(tmp_path):
+    row = GSM8K | {"answer": "<<1+1=2>><< 2+2 =4>> #### 4"}
+    solution = load_one("gsm8k", tmp_path, row).solution
+    assert solution == (("python", "1+1"), ("python", "2+2"), ("text", "\n"))
 
 
 def test_a_math_answer_is_what_the_solution_boxes_last(tmp_path):
-    row = {
-        "problem": "Halve one.",
-        "solution": "First \\boxed{2}, then \\boxed{\\frac{1}{2}}.",
-        "subject": "Algebra",
-    }
-    (problem,) = load(f"math:{write(tmp_path / 'a.jsonl', row)}")
-    assert (problem.question, problem.answer, problem.family) == (
-        "Halve one.",
-        "\\frac{1}{2}",
-        "Algebra",
-    )
+    solution = "First \\boxed{2}, then \\boxed{\\frac{1}{2}}."
+    problem = load_one("math", tmp_path, {"problem": "Halve one.", "solution": solution})
+    assert (problem.question, problem.answer) == ("Halve one.", "\\frac{1}{2}")
+    assert problem.rationale == solution
 
 
-def test_plain_lines_need_a_question_and_an_answer(tmp_path):
-    path = write(
-        tmp_path / "a.jsonl",
-        {"question": "1+1?", "answer": 2},
-        "",
-        {"question": "q", "answer": "a", "family": "f"},
-    )
-    assert [(p.question, p.answer, p.family) for p in load(f"jsonl:{path}")] == [
-        ("1+1?", "2", "file"),
-        ("q", "a", "f"),
-    ]
-    assert len(load(f"jsonl:{path}", n=1)) == 1
+def test_a_math_answer_of_its_own_comes_before_the_solutions(tmp_path):
+    row = {"problem": "p", "solution": "\\boxed{2}", "answer": "3"}
+    assert load_one("math", tmp_path, row).answer == "3"
+
+
+@pytest.mark.parametrize(
+    "fields, family",
+    [({"subject": "Algebra"}, "Algebra"), ({"type": "Geometry"}, "Geometry"), ({}, "math")],
+)
+def test_a_math_family_is_its_subject(tmp_path, fields, family):
+    row = {"problem": "p", "answer": "3"} | fields
+    assert load_one("math", tmp_path, row).family == family
+
+
+def test_plain_lines_need_only_a_question_and_an_answer(tmp_path):
+    problem = load_one("jsonl", tmp_path, {"question": "1+1?", "answer": 2})
+    assert (problem.question, problem.answer, problem.family) == ("1+1?", "2", "file")
+
+
+def test_plain_lines_may_have_a_family_and_a_rationale(tmp_path):
+    problem = load_one("jsonl", tmp_path, PLAIN | {"family": "f", "rationale": "r"})
+    assert (problem.family, problem.rationale) == ("f", "r")
+
+
+def test_empty_lines_are_skipped(tmp_path):
+    path = write(tmp_path / "a.jsonl", PLAIN, "", "  ", PLAIN)
+    assert len(load(f"jsonl:{path}")) == 2
 
 
 @pytest.mark.parametrize(
@@ -68,18 +93,15 @@ def test_plain_lines_need_a_question_and_an_answer(tmp_path):
         ({"question": "q"}, "no field 'answer'"),
         ({"question": "", "answer": "1"}, "'question' is not text"),
         ({"question": ["q"], "answer": "1"}, "'question' is not text"),
+        ({"question": True, "answer": "1"}, "'question' is not text"),
     ],
 )
 def test_a_bad_line_is_reported_with_file_and_number(tmp_path, bad, word):
-    path = write(
-        tmp_path / "a.jsonl",
-        {"question": "q", "answer": "a"},
-        {"question": "q", "answer": "a"},
-        bad,
-    )
+    path = write(tmp_path / "a.jsonl", PLAIN, PLAIN, bad)
     with pytest.raises(ValueError, match=word) as caught:
         load(f"jsonl:{path}")
-    assert str(caught.value).startswith(f"{path}:3: ") and "\n" not in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:3: ") and "\n" not in message
 
 
 @pytest.mark.parametrize(
@@ -93,26 +115,39 @@ def test_a_bad_line_is_reported_with_file_and_number(tmp_path, bad, word):
 )
 def test_a_line_without_a_gold_answer_is_a_bad_line(tmp_path, source, row):
     with pytest.raises(ValueError, match="a.jsonl:1: "):
-        load(f"{source}:{write(tmp_path / 'a.jsonl', row)}")
+        load_one(source, tmp_path, row)
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "name, word",
+    [("nowhere", "nowhere"), ("", "directory"), ("binary", "UTF-8"), ("empty", "no problems")],
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path, name, word):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for spec, word in (
-        ("jsonl:nowhere.jsonl", "nowhere.jsonl"),
-        (f"jsonl:{tmp_path}", "directory"),
-        (f"jsonl:{tmp_path}/binary", "UTF-8"),
-        (f"jsonl:{write(tmp_path / 'empty')}", "no problems"),
-        ("gsm8q:x", "did you mean 'gsm8k'"),
-    ):
-        with pytest.raises(ValueError, match=word):
-            load(spec)
+    (tmp_path / "empty").write_text("")
+    with pytest.raises(ValueError, match=word):
+        load(f"jsonl:{tmp_path}/{name}")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the real GSM8K is not here")
-def test_the_real_gsm8k_is_read_whole():
-    train, test = (load(f"gsm8k:{SHARED}/data/gsm8k/{split}.jsonl") for split in ("train", "test"))
+@pytest.fixture(scope="module")
+def real_gsm8k():
+    if not SHARED.exists():
+        pytest.skip("the real GSM8K is not here")
+    folder = SHARED / "data" / "gsm8k"
+    return load(f"gsm8k:{folder}/train.jsonl"), load(f"gsm8k:{folder}/test.jsonl")
+
+
+def test_the_real_gsm8k_is_read_whole(real_gsm8k):
+    train, test = real_gsm8k
     assert (len(train), len(test)) == (7473, 1319)
-    calls = [text for problem in train for kind, text in problem.solution if kind == "python"]
-    assert len(calls) == 23716
+
+
+def test_every_mark_of_the_real_gsm8k_becomes_a_call(real_gsm8k):
+    train, _ = real_gsm8k
+    kinds = [kind for problem in train for kind, _ in problem.solution]
+    assert kinds.count("python") == 23716
+
+
+def test_the_splits_of_the_real_gsm8k_share_no_question(real_gsm8k):
+    train, test = real_gsm8k
     assert not {p.question for p in train} & {p.question for p in test}

@@ -1,0 +1,43 @@
+import json
+
+import pytest
+
+from nanotir.problems import load
+from nanotir.problems.generate import generate
+
+
+def test_generated_problems_come_from_the_generator():
+    assert load("generated", "test", 20, seed=3, level=2) == generate(20, "test", 3, None, 2)
+
+
+def test_families_can_be_named():
+    assert load("generated:lin,mul", n=6) == generate(6, families=["lin", "mul"])
+
+
+def test_a_thousand_problems_are_generated_by_default():
+    assert len(load("generated:itself")) == 1000
+
+
+def test_no_problems_are_no_problems():
+    assert load("generated", n=0) == []
+
+
+@pytest.mark.parametrize("n, length", [(None, 3), (2, 2), (9, 3)])
+def test_the_first_n_problems_of_a_file_are_loaded(tmp_path, n, length):
+    path = tmp_path / "a.jsonl"
+    rows = [json.dumps({"question": f"q{i}", "answer": "a"}) for i in range(3)]
+    path.write_text("\n".join(rows))
+    questions = [problem.question for problem in load(f"jsonl:{path}", n=n)]
+    assert questions == ["q0", "q1", "q2"][:length]
+
+
+@pytest.mark.parametrize(
+    "spec, hint",
+    [
+        ("gsm8q:x", "no data source 'gsm8q': did you mean 'gsm8k'"),
+        ("zz:x", "no data source 'zz': there are generated, gsm8k, math, jsonl"),
+    ],
+)
+def test_an_unknown_source_is_named_with_a_hint(spec, hint):
+    with pytest.raises(ValueError, match=hint):
+        load(spec)
