@@ -9,32 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from nanotir.checkpoint import latest_run, load_run
+from nanotir.run import latest_run, load_run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import Stream, show
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="Ask a trained model.")
-    parser.add_argument("question", nargs="?", help="without one: a prompt loop")
-    parser.add_argument("--run", help="run folder (default: the latest in runs/)")
-    parser.add_argument("--n", type=int, default=1, help="answers to each question")
-    parser.add_argument(
-        "--temperature", type=float, help="0 is greedy (default: 0 for one answer, 1 for several)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
-    parser.add_argument("--json", action="store_true", help="one JSON line per answer")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         if options.n < 1:
             raise ValueError(f"--n is the number of answers, at least 1, not {options.n}")
         sampler = make_sampler(options)
-        for question in [options.question] if options.question is not None else ask():
+        for question in ask() if options.question is None else [options.question]:
             answer(sampler, question, options)
     except ValueError as error:
         print(f"sample.py: {error}", file=sys.stderr)
@@ -43,15 +34,30 @@ def main(arguments=None):
         print()
 
 
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Ask a trained model.")
+    parser.add_argument("question", nargs="?", help="without one: a prompt loop")
+    parser.add_argument("--run", help="run folder (default: the latest in runs/)")
+    parser.add_argument("--n", type=int, default=1, help="answers to each question")
+    greedy = "0 is greedy (default: 0 for one answer, 1 for several)"
+    parser.add_argument("--temperature", type=float, help=greedy)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
+    parser.add_argument("--json", action="store_true", help="one JSON line per answer")
+    return parser
+
+
 def make_sampler(options) -> Sampler:
     config, model, tokenizer, format, tools = load_run(options.run or latest_run())
     torch.set_num_threads(config["threads"])
-    temperature = options.temperature if options.temperature is not None else float(options.n > 1)
+    temperature = options.temperature
+    if temperature is None:
+        temperature = float(options.n > 1)
     settings = replace(SamplerConfig(**config["sampler"]), temperature=temperature)
     return Sampler(model, tokenizer, [] if options.no_tools else tools, format, settings)
 
 
-def ask():
+def ask() -> Iterator[str]:
     while True:
         try:
             question = input("question> ")
@@ -62,14 +68,14 @@ def ask():
 
 
 def answer(sampler: Sampler, question: str, options):
-    watch = Stream(sampler.tokenizer) if options.n == 1 and not options.json else None
-    trajectories = sampler.generate([question], options.n, options.seed, watch)
-    for trajectory in trajectories:
+    stream = options.n == 1 and not options.json
+    watch = Stream(sampler.tokenizer) if stream else None
+    for trajectory in sampler.generate([question], options.n, options.seed, watch):
         if options.json:
             print(json.dumps({"question": question, **trajectory.record(sampler.tokenizer)}))
-        elif watch is None:
+        elif not stream:
             print(show(trajectory, sampler.tokenizer))
-    if watch:
+    if stream:
         print()
 
 

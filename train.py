@@ -1,4 +1,4 @@
-"""From random weights to a model that reasons with tools: tokenizer, cold start by imitation, RL with real tool calls, evaluation.
+"""From random weights to a model that reasons with tools.
 
 python train.py                        five to eight minutes on two CPU cores
 python train.py --preset probe         seconds: does everything, learns next to nothing
@@ -9,19 +9,106 @@ python train.py --help                 every setting, its default and what it do
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
-from nanotir.checkpoint import Stopped, open_run, read_config, read_evaluations
+import torch
+
+from nanotir import run, sft
 from nanotir.config import RECIPES, RunConfig, build, parse
+from nanotir.demonstrate import corpus
 from nanotir.evaluate import evaluate_run, table
-from nanotir.tools import DeadTool
+from nanotir.model import Transformer
+from nanotir.problems import load
+from nanotir.tokenizer import Tokenizer
+from nanotir.tools import TOOLS, DeadTool
+from nanotir.trajectory import Format
+
+
+def train(config: RunConfig):
+    """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
+    if config.resume:
+        config = build(run.read_config(config.resume) | {"resume": config.resume})
+        config.out = config.resume
+    config.out = config.out or new_folder(config)
+    device = run.use_device(config.device)
+    torch.set_num_threads(config.threads)
+
+    # Problems with known answers: some to train on, and others, held out, to evaluate on.
+    problems = load(config.data, "train", config.problems, config.seed, config.level)
+    held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
+    check_init(config)
+
+    with ExitStack() as stack:
+        # Tools that the model may call: Python in a sandbox, and search in documents.
+        tools = [stack.enter_context(tool) for tool in run.open_tools(asdict(config))]
+
+        # A tokenizer that spells the problems well, or that of the run that we go on with.
+        tokenizer, config.model = make_tokenizer(config, problems, tools)
+
+        # The policy: a transformer with random weights, or those of another run.
+        model = Transformer(config.model, config.seed).to(device)
+        if config.init:
+            run.load_state(Path(config.init) / "checkpoint", model)
+
+        # The run folder. From here on Ctrl-C saves, and --resume goes on.
+        format = Format(config.format)
+        state = run.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
+        stack.enter_context(state.resume() if config.resume else state.create())
+        size = sum(weight.numel() for weight in model.parameters())
+        print(f"{state.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
+        evaluate_run(state, "before")
+
+        # Cold start: imitate a scripted teacher, which calls the real tools.
+        recipe = RECIPES[config.recipe]
+        if config.sft.steps and "sft" not in state.state["done"]:
+            sft.train(state, recipe.demonstrations(state))
+        evaluate_run(state, "after_sft")
+
+        # Reinforcement learning, or what the recipe does instead.
+        recipe.improve(state)
+        evaluate_run(state, "final")
+
+    print(table(run.read_evaluations(state.out)))
+    ask = "python sample.py 'What is 384 * 927?'"
+    print(f"look at {state.out}/traces.jsonl, or ask it something: {ask}")
+
+
+def check_init(config: RunConfig):
+    """A run can only start from one that writes its calls in the same way."""
+    if config.init:
+        style = run.read_config(config.init).get("format")
+        if style != config.format:
+            differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"
+            raise ValueError(f"{differs}: add --format {style}")
+
+
+def make_tokenizer(config: RunConfig, problems, tools):
+    """(tokenizer, the config of a model that fits it)."""
+    if folder := config.resume or config.init:
+        return run.load_tokenizer(folder), run.read_model_config(folder)
+    documents = []
+    if config.data.startswith("generated") or config.search.path:  # about what is searched, too
+        documents = [text for tool in tools for text in getattr(tool, "documents", ())]
+    texts = corpus(problems, documents)
+    tokenizer = Tokenizer.train(texts, config.model.vocab_size, tools=TOOLS)
+    config.model.vocab_size = len(tokenizer)
+    return tokenizer, config.model
+
+
+def new_folder(config: RunConfig) -> str:
+    number = 1
+    while (folder := Path("runs") / f"{config.recipe}-{config.preset}-{number}").exists():
+        number += 1
+    return str(folder)
 
 
 def main(arguments=None):
     config = parse(arguments)
     try:
         train(config)
-    except Stopped as stopped:
+    except run.Stopped as stopped:
         print(f"{stopped}; go on with: python train.py --resume {config.resume or config.out}")
         sys.exit(130)
     except KeyboardInterrupt:
@@ -30,31 +117,6 @@ def main(arguments=None):
     except (ValueError, OSError, DeadTool) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-def train(config: RunConfig):
-    """The whole run. ValueError for whatever the user can mend, DeadTool where a tool does nothing but fail."""
-    if config.resume:
-        config = build(read_config(config.resume) | {"resume": config.resume, "out": config.resume})
-    config.out = config.out or new_folder(config)
-    with open_run(config) as run:
-        print(
-            f"{run.out}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {len(run.problems)} problems, tools {config.tools}"
-        )
-        evaluate_run(run, "before")
-        RECIPES[config.recipe].train(run)
-        evaluate_run(run, "final")
-    print(table(read_evaluations(run.out)))
-    print(
-        f"look at {run.out}/traces.jsonl, or ask it something: python sample.py 'What is 384 * 927?'"
-    )
-
-
-def new_folder(config: RunConfig) -> str:
-    number = 1
-    while (folder := Path("runs") / f"{config.recipe}-{config.preset}-{number}").exists():
-        number += 1
-    return str(folder)
 
 
 if __name__ == "__main__":

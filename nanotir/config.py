@@ -1,6 +1,7 @@
-"""The settings of a run: the dataclasses of the files that use them, put together, and a command line made of their fields.
+"""The settings of a run: the dataclasses of all files put together, and the command line.
 
-Every field is a flag: `--seed 1`, `--rl.group-size 4`. Its type and default are the field's, its help is the comment beside the field.
+Every field is a flag: `--seed 1`, `--rl.group-size 4`. Its type and default are the field's. Its
+help is the comment beside the field, and on the lines below it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 
+from nanotir.checks import one_of, unknown
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.model import ModelConfig
@@ -27,18 +28,19 @@ from nanotir.tools.search import SearchConfig
 
 @dataclass
 class RunConfig:
-    recipe: str = "tapo"  # which published system: grpo, tora, cir, autocode or tapo, files in nanotir/recipes/
-    preset: str = "tiny"  # tiny (minutes on a CPU), tiny-moe, probe (seconds, learns next to nothing), small (15M parameters), gpu
+    recipe: str = "tapo"  # a published system: grpo, tora, cir, autocode or tapo
+    preset: str = "tiny"  # tiny (minutes on a CPU), tiny-moe, probe (seconds, learns next to
+    # nothing), small (15M parameters), gpu (107M)
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
     seed: int = 0  # every random draw of the run derives from it
-    data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH, math:PATH or jsonl:PATH
-    eval_data: str = (
-        ""  # held-out problems, likewise; by default the test split of what is generated
-    )
+    data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH,
+    # math:PATH or jsonl:PATH
+    eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
     problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
     level: int = 1  # difficulty of generated problems, from 1
     tools: str = "python,search"  # what the model may call
-    format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and the answer as well)
+    format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
+    # the answer as well)
     init: str = ""  # start from this run's weights and tokenizer instead of random ones
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: int = 25  # steps between checkpoints
@@ -57,33 +59,32 @@ class RunConfig:
     autocode: autocode.AutoCodeConfig = field(default_factory=autocode.AutoCodeConfig)
 
     def __post_init__(self):
-        if self.recipe not in RECIPES:
-            raise ValueError(unknown("recipe", self.recipe, RECIPES))
+        one_of("recipe", self.recipe, RECIPES)
         if not self.eval_data and not self.data.startswith("generated"):
-            raise ValueError(
-                f"--data {self.data} needs held-out problems as well: name them by --eval-data"
-            )
+            mend = "needs held-out problems as well: name them by --eval-data"
+            raise ValueError(f"--data {self.data} {mend}")
         self.eval_data = self.eval_data or self.data
         if min(self.level, self.problems, self.save_every, self.threads) < 1:
             raise ValueError("level, problems, save_every and threads must be at least 1")
         if self.rl.observations == "learned" and not self.sampler.forge:
             raise ValueError(
-                "--rl.observations learned needs --sampler.forge true: what is learned as one's own must be sayable"
+                "--rl.observations learned needs --sampler.forge true: the model must be able to "
+                "write what it learns to write"
             )
-        if self.rl.steps and (
-            self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature
-        ):
+        sampling = self.sampler
+        narrowed = sampling.top_p < 1 or sampling.top_k or not sampling.temperature
+        if self.rl.steps and narrowed:
             raise ValueError(
-                "RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must know the probability of what it did"
+                "RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must "
+                "know the probability of what was sampled"
             )
 
 
 RECIPES = {"grpo": grpo, "tora": tora, "cir": cir, "autocode": autocode, "tapo": tapo}
 PRESETS = {
     "tiny": {},  # the defaults
-    "tiny-moe": {
-        "model.n_experts": 8
-    },  # two of eight experts for a token: as many active parameters as tiny, three times as many in all
+    # Two of eight experts for a token: the active parameters of tiny, three times as many in all.
+    "tiny-moe": {"model.n_experts": 8},
     "probe": {
         "model.n_layers": 2,
         "model.d_model": 64,
@@ -121,7 +122,7 @@ PRESETS = {
         "rl.lr": 1e-4,
         "eval.problems": 200,
     },
-    "gpu": {  # the small model on longer diet
+    "gpu": {
         "model.vocab_size": 4096,
         "model.n_layers": 12,
         "model.d_model": 768,
@@ -153,10 +154,12 @@ PRESETS = {
 
 
 def parse(arguments=None) -> RunConfig:
-    """The RunConfig of a command line: defaults, then the recipe's, then the preset, then the flags. Prints one line and exits with 2 on a mistake."""
-    parser = Parser(
-        prog="train.py", description="Train a model that reasons with tools.", allow_abbrev=False
-    )
+    """The RunConfig of a command line: defaults, then the recipe's, the preset's, the flags.
+
+    Prints one line and exits with 2 on a mistake.
+    """
+    about = "Train a model that reasons with tools."
+    parser = Parser(prog="train.py", description=about, allow_abbrev=False)
     for name, (kind, default, comment) in flags().items():
         parser.add_argument(
             dashed(f"--{name}"),
@@ -164,62 +167,74 @@ def parse(arguments=None) -> RunConfig:
             type=boolean if kind is bool else kind,
             default=argparse.SUPPRESS,
             metavar=kind.__name__.upper(),
-            help=f"{comment} (default: {default!r})",
+            help=f"{comment} (default: {default!r})".replace("%", "%%"),
         )
     given = vars(parser.parse_args(arguments))
-    preset, recipe = given.get("preset", "tiny"), given.get("recipe", "tapo")
-    if preset not in PRESETS:
-        parser.error(unknown("preset", preset, PRESETS))
-    if "resume" in given and (others := given.keys() - {"resume"}):
-        parser.error(
-            f"--resume goes on with the run's own settings: leave out {dashed(f'--{min(others)}')}"
-        )
-    if "init" in given and (shape := [name for name in given if name.startswith("model.")]):
-        parser.error(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
     try:
-        return build({**getattr(RECIPES.get(recipe), "SETTINGS", {}), **PRESETS[preset], **given})
+        check_given(given)
+        preset = PRESETS[given.get("preset", "tiny")]
+        recipe = RECIPES.get(given.get("recipe", "tapo"))
+        return build({**getattr(recipe, "SETTINGS", {}), **preset, **given})
     except ValueError as error:
         parser.error(str(error))
 
 
+def check_given(given: dict):
+    """ValueError for flags that do not go together."""
+    one_of("preset", given.get("preset", "tiny"), PRESETS)
+    others = given.keys() - {"resume"}
+    if "resume" in given and others:
+        flag = dashed(f"--{min(others)}")
+        raise ValueError(f"--resume goes on with the run's own settings: leave out {flag}")
+    shape = [name for name in given if name.startswith("model.")]
+    if "init" in given and shape:
+        raise ValueError(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
+
+
 def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
     """{flag: (type, default, comment)} of a settings class and of those inside it, in order."""
-    found, comments = (
-        {},
-        dict(re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(cls), re.MULTILINE)),
-    )
+    found = {}
+    comments = comments_of(cls)
     for item in dataclasses.fields(cls):
-        kind = getattr(item.default_factory, "__mro__", [None])[0]
-        if dataclasses.is_dataclass(kind):
-            found |= flags(kind, f"{item.name}.")
+        section = item.default_factory
+        if dataclasses.is_dataclass(section):
+            found |= flags(section, f"{item.name}.")
         else:
             found[prefix + item.name] = (type(item.default), item.default, comments[item.name])
     return found
 
 
+def comments_of(cls) -> dict[str, str]:
+    """{field: the comment beside it and on the lines below it} from a class's source."""
+    found = {}
+    name = None
+    for line in inspect.getsource(cls).splitlines():
+        if beside := re.match(r"    (\w+): .*?  # (.+)", line):
+            name = beside[1]
+            found[name] = beside[2]
+        elif name and (below := re.match(r"    # (.+)", line)):
+            found[name] += " " + below[1]
+        else:
+            name = None
+    return found
+
+
 def build(values: dict, cls=RunConfig) -> RunConfig:
-    """A RunConfig from {"seed": 1, "rl.steps": 100, ...}, or from the nested dict of a config.json. ValueError for an unknown key."""
+    """A RunConfig from {"rl.steps": 100, ...}, or from the nested dict of a config.json.
+
+    ValueError for an unknown key.
+    """
     nested: dict = {}
     for name, value in values.items():
         section, _, key = name.rpartition(".")
-        (nested.setdefault(section, {}) if section else nested)[key] = value
+        target = nested.setdefault(section, {}) if section else nested
+        target[key] = value
     kinds = {item.name: item.default_factory for item in dataclasses.fields(cls)}
-    for name in nested:
-        if name not in kinds:
-            raise ValueError(unknown("setting", name, kinds))
-    return cls(
-        **{
-            name: build(value, kinds[name]) if isinstance(value, dict) else value
-            for name, value in nested.items()
-        }
-    )
-
-
-def unknown(what: str, name: str, known) -> str:
-    near = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"no {what} '{name}'" + (
-        f": did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}"
-    )
+    for name, value in nested.items():
+        one_of("setting", name, kinds)
+        if isinstance(value, dict):
+            nested[name] = build(value, kinds[name])
+    return cls(**nested)
 
 
 def boolean(text: str) -> bool:
@@ -229,24 +244,24 @@ def boolean(text: str) -> bool:
 
 
 def dashed(argument: str) -> str:
-    """--eval_data as --eval-data: flags are spelled with dashes, and a field's own name will do. Values are left alone."""
+    """--eval_data as --eval-data: a field's own name will do. Values are left alone."""
+    if not argument.startswith("--"):
+        return argument
     flag, equals, value = argument.partition("=")
-    return (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + value
+    return flag.replace("_", "-") + equals + value
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with one line for a mistake, and the nearest flag for an unknown one."""
+    """argparse with one line for a mistake, and the nearest flag for an unknown one."""
 
     def parse_args(self, arguments=None):
         arguments = sys.argv[1:] if arguments is None else arguments
         options, rest = self.parse_known_args([dashed(argument) for argument in arguments])
-        if rest:
+        if rest and rest[0].startswith("-"):
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            self.error(
-                unknown("flag", rest[0].split("=")[0], known)
-                if rest[0].startswith("-")
-                else f"'{rest[0]}' belongs to no flag"
-            )
+            self.error(unknown("flag", rest[0].split("=")[0], known))
+        if rest:
+            self.error(f"'{rest[0]}' belongs to no flag")
         return options
 
     def error(self, message: str):

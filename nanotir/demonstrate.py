@@ -242,3 +242,9 @@ def in_grammar(pieces: Iterable[Piece]) -> list[Piece]:
         written.append(("think", thought.strip()))
         written.append(("answer", start + answer))
     return [piece for piece in written if piece[1]]
+
+
+def demonstrations(run) -> list[Trajectory]:
+    """All problems of a run, demonstrated: what most recipes imitate first."""
+    given = (run.tokenizer, run.format, run.tools_by_name, run.config.teacher, run.config.seed)
+    return demonstrate(run.problems, *given)

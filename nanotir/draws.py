@@ -1,19 +1,26 @@
-"""What the sampler draws with: uniform numbers that depend on nothing but their keys, and the ids that are worth drawing from."""
+"""Uniform random numbers by key, and the ids that are worth drawing from.
+
+What a row samples depends on (seed, row, position) alone, so it does not matter which rows share a
+batch, or when a tool answers.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def uniforms(seed: int, rows, positions) -> np.ndarray:
-    """One number in [0, 1) for every (seed, row, position): splitmix64 (Steele et al. 2014), a stream a row, an element a position.
+    """One number in [0, 1) for every (seed, row, position), by splitmix64 (Steele et al. 2014).
 
-    22 bits, so that u * total < total holds in fp32 and the draw can never fall off the end of the cumulative sum.
+    22 bits, so that u * total < total holds in fp32: a draw never lands beyond the last id.
     """
-    with np.errstate(over="ignore"):
-        streams = _mix(_mix(np.uint64(seed % 2**64)) + np.asarray(rows, dtype=np.uint64))
-        return (_mix(streams + np.asarray(positions, dtype=np.uint64)) >> np.uint64(42)) / 2.0**22
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+        seeded = _mix(np.uint64(seed % 2**64))
+        streams = _mix(seeded + np.asarray(rows, dtype=np.uint64))  # one stream a row
+        mixed = _mix(streams + np.asarray(positions, dtype=np.uint64))
+        return (mixed >> np.uint64(42)) / 2.0**22
 
 
 def _mix(x):
@@ -23,15 +30,16 @@ def _mix(x):
     return x ^ (x >> np.uint64(31))
 
 
-def truncate(probs: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    """Zero all but the top_k likeliest ids, then all but the smallest set with mass top_p (Holtzman et al. 2020). probs (B, V)."""
+def truncate(probs: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Zero all but the top_k likeliest ids, then all but the smallest set with mass top_p.
+
+    Nucleus sampling is by Holtzman et al. 2020. probs (B, V) -> (B, V), not renormalised.
+    """
     if top_p == 1.0 and not 0 < top_k < probs.shape[-1]:
         return probs
     ranked, order = probs.sort(-1, descending=True)
     if top_k:
         ranked[:, top_k:] = 0
-    before = (
-        ranked.cumsum(-1) - ranked
-    )  # mass of all likelier ids: the id that crosses top_p is kept
+    before = ranked.cumsum(-1) - ranked  # mass of all likelier ids: the id that crosses top_p stays
     ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0)
     return torch.zeros_like(probs).scatter(-1, order, ranked)

@@ -1,29 +1,32 @@
-"""What a finished trajectory is worth. A reward function takes lists by keyword, one entry a trajectory, and returns a list of floats:
+"""What a finished trajectory is worth.
 
-completions      the words the model wrote: no code, no tool output, so nobody is paid for what a tool said
-completion_ids   the ids the model wrote, its code included, the tools' excluded, so nobody pays for what a tool said either
-answer           the gold answers
-prompts          the questions; the answers to one follow each other
-calls            how many calls were made
-turns            everything after the prompt as (kind, text) pieces
+A reward function takes lists by keyword, one entry a trajectory, and returns a list of floats:
+
+    completions      the words that the model wrote: no code and no tool output
+    completion_ids   the ids that the model wrote, its code included, tool output excluded
+    answer           the gold answers
+    prompts          the questions; the answers to one question follow each other
+    calls            how many calls were made
+    turns            everything after the prompt as (kind, text)
+    config           the RewardConfig
+
+So the model earns and pays for what it wrote, never for what a tool wrote. A new reward is one
+function and one row in RewardConfig.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from nanotir.answers import equivalent, extract_answer
 from nanotir.trajectory import grammar_error
 
 
-def accuracy_reward(completions, answer, **_) -> list[float]:
-    """1 where the final answer equals the gold one, else 0; a completion without an answer is wrong."""
-    return [
-        float(is_correct(completion, gold))
-        for completion, gold in zip(completions, answer, strict=True)
-    ]
+def accuracy_reward(completions: list[str], answer: list[str], **_) -> list[float]:
+    """1 if the final answer equals the gold one, else 0. No answer is a wrong answer."""
+    return [float(is_correct(*pair)) for pair in zip(completions, answer, strict=True)]
 
 
 def is_correct(completion: str, gold: str) -> bool:
@@ -31,48 +34,62 @@ def is_correct(completion: str, gold: str) -> bool:
     return prediction is not None and equivalent(prediction, gold)
 
 
-def think_format_reward(completions, **_) -> list[float]:
-    """1 where the text starts with <think>, the only one in it, and closes it; else 0."""
+def think_format_reward(completions: list[str], **_) -> list[float]:
+    """1 if the text starts with <think>, the only one in it, and closes it, else 0."""
     return [
-        float(c.startswith("<think>") and c.count("<think>") == 1 and "</think>" in c)
-        for c in completions
+        float(text.startswith("<think>") and text.count("<think>") == 1 and "</think>" in text)
+        for text in completions
     ]
 
 
 def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int):
-    """DAPO (Yu et al. 2025, eq. 13), with L = max_completion_len and c = soft_punish_cache, on n ids that the model wrote:
-    0 while n <= L - c, then (L - c - n) / c, and -1 beyond L."""
+    """DAPO's length penalty on n ids that the model wrote (Yu et al. 2025, eq. 13).
 
-    def soft_overlong_punishment(completion_ids, **_) -> list[float]:
-        free = max_completion_len - soft_punish_cache
-        ramp = lambda n: (free - n) / soft_punish_cache if n <= max_completion_len else -1.0
-        return [0.0 if len(ids) <= free else ramp(len(ids)) for ids in completion_ids]
+    With L = max_completion_len and c = soft_punish_cache: 0 up to n = L - c, then (L - c - n) / c,
+    and -1 beyond L.
+    """
+    free = max_completion_len - soft_punish_cache
+
+    def punishment(n: int) -> float:
+        if n <= free:
+            return 0.0
+        return (free - n) / soft_punish_cache if n <= max_completion_len else -1.0
+
+    def soft_overlong_punishment(completion_ids: list[list[int]], **_) -> list[float]:
+        return [punishment(len(ids)) for ids in completion_ids]
 
     return soft_overlong_punishment
 
 
-def get_repetition_penalty_reward(ngram_size: int = 3, max_penalty: float = -1.0):
-    """max_penalty * the share of n-grams, of the ids that the model wrote, that occurred before (Yeo et al. 2025, appendix C.2)."""
-
-    def repetition_penalty(completion_ids, **_) -> list[float]:
-        ngrams = [list(zip(*(ids[i:] for i in range(ngram_size)))) for ids in completion_ids]
-        return [
-            max_penalty * (1 - len(set(grams)) / len(grams)) if grams else 0.0 for grams in ngrams
-        ]
-
-    return repetition_penalty
+def length_reward(completion_ids: list[list[int]], config: RewardConfig, **_) -> list[float]:
+    """The soft overlong punishment with the lengths of `config`."""
+    punish = get_soft_overlong_punishment(config.max_completion_len, config.soft_punish_cache)
+    return punish(completion_ids)
 
 
-def call_efficiency_reward(completions, answer, prompts, calls, **_) -> list[float]:
-    """What OTC (Wang et al. 2025, arXiv 2504.14870, its form for GRPO) takes off a right answer for calls beyond the fewest, n, that a right sibling made: with
-    weight 1 the reward is accuracy * otc(m, n) for m calls. 0 for a wrong answer: it has nothing to lose."""
+def repetition_reward(completion_ids: list[list[int]], config: RewardConfig, **_) -> list[float]:
+    """Minus the share of n-grams of ids that occurred before (Yeo et al. 2025, appendix C.2)."""
+    return [-repeated_share(ids, config.repetition_ngram) for ids in completion_ids]
+
+
+def repeated_share(ids: list[int], n: int) -> float:
+    ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def efficiency_reward(completions, answer, prompts, calls, **_) -> list[float]:
+    """What OTC takes off a right answer for needless calls (Wang et al. 2025, arXiv 2504.14870).
+
+    The fewest calls n are those of a right answer to the same prompt. With weight 1 the reward is
+    accuracy * otc(m, n) for m calls. 0 for a wrong answer, which has nothing to lose.
+    """
     right = accuracy_reward(completions, answer)
-    fewest = {
-        p: min(m for q, m, r in zip(prompts, calls, right) if r and q == p)
-        for p, r in zip(prompts, right)
-        if r
-    }
-    return [r and otc(m, fewest[p]) - 1.0 for p, m, r in zip(prompts, calls, right)]
+    fewest: dict[str, int] = {}
+    for prompt, m, correct in zip(prompts, calls, right):
+        if correct:
+            fewest[prompt] = min(m, fewest.get(prompt, m))
+    columns = zip(prompts, calls, right)
+    return [otc(m, fewest[p]) - 1.0 if correct else 0.0 for p, m, correct in columns]
 
 
 def otc(m: int, n: int, c: float = 1.0) -> float:
@@ -82,103 +99,99 @@ def otc(m: int, n: int, c: float = 1.0) -> float:
     return math.sin(2 * n * m / (m + n) * math.pi / (2 * n))
 
 
-def get_call_bonus_reward(max_calls: int):
-    """The share of the budget of calls that was used up, right or wrong: the bonus for using tools that invites its own abuse."""
-    return lambda calls, **_: [min(m / max_calls, 1.0) for m in calls]
+def call_bonus_reward(calls: list[int], config: RewardConfig, **_) -> list[float]:
+    """The share of the budget of calls that was used, right or wrong: it invites abuse."""
+    return [min(m / config.max_calls, 1.0) for m in calls]
 
 
-def grammar_reward(turns, **_) -> list[float]:
-    """-1 where TAPO's grammar is broken, else 0. (Its code pays -1 for a break whatever the answer; here a right one stays ahead.)"""
+def grammar_reward(turns: list[list[tuple[str, str]]], **_) -> list[float]:
+    """-1 if TAPO's grammar is broken, else 0.
+
+    The released code pays -1 for a break whatever the answer is. Here a right answer stays ahead.
+    """
     return [-1.0 if grammar_error(pieces) else 0.0 for pieces in turns]
 
 
-reward_funcs_registry = {
-    "accuracy": lambda config: accuracy_reward,
-    "format": lambda config: think_format_reward,
-    "length": lambda config: get_soft_overlong_punishment(
-        config.max_completion_len, config.soft_punish_cache
-    ),
-    "repetition": lambda config: get_repetition_penalty_reward(config.repetition_ngram),
-    "efficiency": lambda config: call_efficiency_reward,
-    "call_bonus": lambda config: get_call_bonus_reward(config.max_calls),
-    "grammar": lambda config: grammar_reward,
-}
+def weight(default: float, reward):
+    """A setting of RewardConfig that weighs a reward function."""
+    return field(default=default, metadata={"reward": reward})
 
 
 @dataclass
 class RewardConfig:
-    accuracy: float = 1.0  # weight of a right answer
-    format: float = 0.0  # weight of one well-formed <think> block
-    length: float = (
-        0.4  # weight of the soft overlong punishment: what makes a needless call cost something
-    )
-    repetition: float = 0.0  # weight of the penalty on repeated n-grams
-    repetition_ngram: int = 3  # their length, in ids
-    efficiency: float = (
-        0.0  # weight of OTC's charge for needless calls; at 1 the reward is accuracy * efficiency
-    )
-    call_bonus: float = 0.0  # weight of a bonus for calls, right or wrong: to be seen abused
-    max_calls: int = 4  # calls that earn the whole bonus
-    grammar: float = 0.0  # weight of TAPO's grammar: what a break of it costs
-    coin: bool = False  # a coin is tossed instead of grading: the control of every claim about RL
-    max_completion_len: int = 64  # from here on the punishment is -1 (ids written by the model)
+    accuracy: float = weight(1.0, accuracy_reward)  # weight of a right answer
+    format: float = weight(0.0, think_format_reward)  # weight of one well-formed <think> block
+    length: float = weight(0.4, length_reward)  # weight of the soft overlong punishment, which
+    # makes a needless call cost something
+    repetition: float = weight(0.0, repetition_reward)  # weight of the penalty on repeated n-grams
+    efficiency: float = weight(0.0, efficiency_reward)  # weight of OTC's charge for needless calls;
+    # at 1 the reward is accuracy * efficiency
+    call_bonus: float = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
+    grammar: float = weight(0.0, grammar_reward)  # weight of a break of TAPO's grammar
+    repetition_ngram: int = 3  # length of the n-grams, in ids
+    max_calls: int = 4  # calls that earn the whole call_bonus
+    coin: bool = False  # toss a coin instead of grading: the control of every claim about RL
+    max_completion_len: int = 64  # from here on the length punishment is -1 (ids by the model)
     soft_punish_cache: int = 52  # length of the ramp that leads there
 
     def __post_init__(self):
-        # The worst right answer earns accuracy - (length + repetition + efficiency + grammar), the best wrong one format + call_bonus.
-        others = (
-            self.format,
-            self.length,
-            self.repetition,
-            self.efficiency,
-            self.call_bonus,
-            self.grammar,
-        )
-        if min(self.accuracy, *others) < 0 or self.accuracy < sum(others):
+        # The worst right answer earns accuracy minus all penalties. The best wrong one earns all
+        # bonuses. The first must not be less.
+        weights = {name: getattr(self, name) for name in reward_funcs_registry}
+        others = sum(value for name, value in weights.items() if name != "accuracy")
+        if min(weights.values()) < 0 or self.accuracy < others:
             raise ValueError(
-                f"reward weights: a wrong answer could earn more than a right one; make accuracy ({self.accuracy}) at least the sum "
-                f"of the other weights ({sum(others):g}), and none negative"
+                f"reward weights: a wrong answer could earn more than a right one; make accuracy "
+                f"({self.accuracy}) at least the sum of the other weights ({others:g}), and none "
+                f"negative"
             )
         if self.coin and self.efficiency:
-            raise ValueError(
-                "efficiency takes its share off right answers, which a coin (reward.coin) knows nothing of: set one of them"
-            )
+            raise ValueError("reward.efficiency needs graded answers: it does not go with a coin")
         if min(self.repetition_ngram, self.max_calls) < 1:
             raise ValueError("repetition_ngram and max_calls must be at least 1")
         if not 0 <= self.soft_punish_cache <= self.max_completion_len:
             raise ValueError("soft_punish_cache must lie between 0 and max_completion_len")
 
 
-def score(
-    trajectories, problems, tokenizer, config: RewardConfig
-) -> tuple[list[float], dict[str, list[float]]]:
-    """The weighted sum of all rewards for each trajectory, and its parts by name. With config.coin, accuracy's share of the sum is a
-    coin's (Python's own generator, which a checkpoint holds); parts["accuracy"] stays the truth, parts["outcome"] is what was paid for."""
-    known = {
-        "completions": [completion(trajectory, tokenizer) for trajectory in trajectories],
-        "completion_ids": [
-            [id for id, chosen in zip(t.ids, t.trained) if chosen] for t in trajectories
-        ],
+reward_funcs_registry = {
+    setting.name: setting.metadata["reward"]
+    for setting in fields(RewardConfig)
+    if "reward" in setting.metadata
+}
+
+
+def score(trajectories, problems, tokenizer, config: RewardConfig):
+    """(rewards, parts): the weighted sum of all rewards of each trajectory, and its parts by name.
+
+    With config.coin a coin (Python's generator, which a checkpoint holds) pays for accuracy.
+    parts["accuracy"] stays the truth; parts["outcome"] is what was paid for.
+    """
+    columns = {
+        "completions": [t.completion(tokenizer) for t in trajectories],
+        "completion_ids": [chosen_ids(t) for t in trajectories],
         "answer": [problem.answer for problem in problems],
         "prompts": [problem.question for problem in problems],
         "calls": [len(t.calls) for t in trajectories],
         "turns": [t.turns(tokenizer) for t in trajectories],
+        "config": config,
     }
     weights = {name: getattr(config, name) for name in reward_funcs_registry}
     parts = {
-        name: make(config)(**known)
-        for name, make in reward_funcs_registry.items()
+        name: reward(**columns)
+        for name, reward in reward_funcs_registry.items()
         if weights[name] or name == "accuracy"
     }
-    outcome = (
-        [float(random.random() < 0.5) for _ in trajectories] if config.coin else parts["accuracy"]
-    )
+    outcome = parts["accuracy"]
+    if config.coin:
+        outcome = [float(random.random() < 0.5) for _ in trajectories]
     paid = parts | {"accuracy": outcome}
-    return [
-        sum(weights[name] * paid[name][i] for name in paid) for i in range(len(trajectories))
-    ], parts | {"outcome": outcome}
+    rewards = [
+        sum(weights[name] * values[i] for name, values in paid.items())
+        for i in range(len(trajectories))
+    ]
+    return rewards, parts | {"outcome": outcome}
 
 
-def completion(trajectory, tokenizer) -> str:
-    """The words the model wrote, its turns joined by newlines."""
-    return "\n".join(trajectory.texts(tokenizer))
+def chosen_ids(trajectory) -> list[int]:
+    """The ids that the model wrote."""
+    return [id for id, chosen in zip(trajectory.ids, trajectory.mask) if chosen]

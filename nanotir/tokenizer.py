@@ -1,13 +1,15 @@
 """Text to ids and back: byte-level BPE with single digits, and tags that are single ids.
 
-A tag such as <python> is an instruction to the harness, so who may write one matters. `encode` is for text that we write and turns
-a tag into its id. `encode_untrusted` is for everybody else's text (questions, tool output): there a tag is ordinary characters, and
-no text whatever yields a tag's id. Its tokenizer has never heard of the tags, so there is nothing to filter and nothing to forget.
+A tag such as <python> is an instruction to the program that runs the model, so it matters who may
+write one. `encode` is for text that we write and turns a tag into its id. `encode_untrusted` is for
+everybody else's text (questions, tool output). There a tag is ordinary characters: no text whatever
+yields a tag's id, because the tokenizer behind it does not know the tags.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
@@ -15,27 +17,22 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 THOUGHT = ("<think>", "</think>", "<answer>", "</answer>")  # how a model may divide its own words
-TAGS = (
-    PAD,
-    END,
-    USER,
-    ASSISTANT,
-    *THOUGHT,
-    "<python>",
-    "</python>",
-    "<search>",
-    "</search>",
-    "<output>",
-    "</output>",
-    "```python\n",
-    "```search\n",
-    "```output\n",
-    "\n```\n",
-)
+FENCE_END = "\n```\n"
+
+
+def tags_of(tools: Iterable[str]) -> list[str]:
+    """All tags of a tokenizer: those of its tools and of their output, as tags and as fences."""
+    blocks = [*tools, "output"]
+    tags = [tag for name in blocks for tag in (f"<{name}>", f"</{name}>")]
+    fences = [f"```{name}\n" for name in blocks]
+    return [PAD, END, USER, ASSISTANT, *THOUGHT, *tags, *fences, FENCE_END]
 
 
 class Tokenizer:
-    """Ids of text and text of ids. `tags` maps every tag to its id; `end_id` ends a row and `pad_id` fills one up."""
+    """Ids of text and text of ids.
+
+    `tags` maps every tag to its id. `end_id` ends a row and `pad_id` fills one up.
+    """
 
     def __init__(self, trusted: tokenizers.Tokenizer):
         self._trusted = trusted
@@ -45,40 +42,43 @@ class Tokenizer:
         }
         state["added_tokens"] = []
         self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(state))
-        self.pad_id, self.end_id = self.tags[PAD], self.tags[END]
+        self.pad_id = self.tags[PAD]
+        self.end_id = self.tags[END]
 
     @classmethod
-    def train(cls, texts, vocab_size: int) -> Tokenizer:
-        """Learn merges from an iterable of texts. ValueError where vocab_size has no room for the 256 bytes and the tags."""
-        smallest = 256 + len(TAGS)
+    def train(cls, texts: Iterable[str], vocab_size: int, tools=("python", "search")) -> Tokenizer:
+        """Learn merges from texts. ValueError if vocab_size has no room for 256 bytes and the tags.
+
+        `tools` are the names of all tools that a model with this tokenizer may ever call.
+        """
+        tags = tags_of(tools)
+        smallest = 256 + len(tags)
         if vocab_size < smallest:
-            raise ValueError(
-                f"vocab_size is {vocab_size}, but 256 bytes and {len(TAGS)} tags need at least {smallest}"
-            )
+            needs = f"256 bytes and {len(tags)} tags need at least {smallest}"
+            raise ValueError(f"vocab_size is {vocab_size}, but {needs}")
         bpe = tokenizers.Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False),
-            ]
-        )  # single digits: a number is spelled the same way wherever it stands, so it can be copied and carried
+
+        # Single digits: a number is spelled the same way everywhere, so a model can copy it.
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
         bpe.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()  # all 256 bytes, so that any text has ids
+
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
-            special_tokens=list(TAGS),
-            initial_alphabet=alphabet,
+            special_tokens=tags,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes: any text has ids
             show_progress=False,
         )
         bpe.train_from_iterator(texts, trainer)
         return cls(bpe)
 
     @classmethod
-    def load(cls, folder) -> Tokenizer:
+    def load(cls, folder: str | Path) -> Tokenizer:
         """Read tokenizer.json from a folder."""
         return cls(tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json")))
 
-    def save(self, folder):
+    def save(self, folder: str | Path):
         self._trusted.save(str(Path(folder) / "tokenizer.json"))
 
     def __len__(self) -> int:
@@ -92,11 +92,11 @@ class Tokenizer:
         """Ids of anybody's text: never a tag's id, whatever the text says."""
         return self._untrusted.encode(_unicode(text), add_special_tokens=False).ids
 
-    def decode(self, ids) -> str:
-        """The text of ids, tags written out. For reading only: what was decoded is never encoded again."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, tags written out. For reading only: it is never encoded again."""
         return self._trusted.decode(list(ids), skip_special_tokens=False)
 
 
 def _unicode(text: str) -> str:
-    """Lone surrogates (half a character, as some JSON files hold them) have no bytes: they become '?'."""
+    """Replace lone surrogates (half a character, found in some JSON files), which have no bytes."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,28 +1,31 @@
 """What a rollout is, and how it is written down.
 
-A trajectory's ids are exactly what the model read and wrote, in order. Ids are only ever appended: nothing is decoded and encoded
-again, because BPE is no bijection and the log-probs would then belong to other ids. Everything else runs parallel to the ids:
-`trained` (1 where the model chose the id), `logps` (its log-prob then), and spans that say who wrote what.
+A trajectory's ids are exactly what the model read and wrote, in order. Ids are only ever appended.
+Nothing is decoded and encoded again: one text has many spellings in ids, and log-probs belong to
+one of them. Parallel to the ids run `mask` (1 where the model chose the id), `logps` (its log-prob
+when it was sampled), and spans that say who wrote what.
 """
 
 from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
+from torch import Tensor
 
-from nanotir.tokenizer import ASSISTANT, END, USER, Tokenizer
+from nanotir.checks import one_of
+from nanotir.tokenizer import ASSISTANT, END, FENCE_END, USER, Tokenizer
 from nanotir.tools.tool import ToolResult
 
-OBSERVATIONS = ("masked", "counted", "learned")
-FINISH_REASONS = ("stop", "length", "budget", "cancelled")
+STYLES = ("tags", "fences", "grammar")
 
 
 @dataclass
 class Span:
-    """ids[start:end] were written by one author: kind is "prompt", "text", "output", or the name of the tool that is called."""
+    """ids[start:end] have one author: "prompt", "text", "output", or the name of a called tool."""
 
     kind: str
     start: int
@@ -39,21 +42,19 @@ class Call:
 @dataclass
 class Trajectory:
     ids: list[int] = field(default_factory=list)
-    trained: list[int] = field(
-        default_factory=list
-    )  # 1 exactly on ids the model chose, the stop id included
-    logps: list[float] = field(
-        default_factory=list
-    )  # the sampler's log-probs; 0 where nothing was sampled
+    mask: list[int] = field(default_factory=list)  # 1 on ids that the model chose, the stop id too
+    logps: list[float] = field(default_factory=list)  # the sampler's; 0 where nothing was sampled
     spans: list[Span] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    finish_reason: str = ""  # stop: it ended itself. length: out of tokens. budget: it wanted one call too many. cancelled: by us.
+    finish_reason: str = ""  # stop: by itself; length: out of ids; budget: a call too many;
+    # cancelled: by us
+    old_logps: list[float] = field(default_factory=list)  # the trainer's, filled in by rl.rescore
 
-    def append(self, kind: str, ids, trained: int, logps=None):
-        """Add ids by one author. Text that goes on where the last span ended becomes part of it."""
+    def append(self, kind: str, ids: list[int], mask: int, logps: list[float] | None = None):
+        """Add ids by one author. Ids of the same kind as the last span extend it."""
         start = len(self.ids)
         self.ids += ids
-        self.trained += [trained] * len(ids)
+        self.mask += [mask] * len(ids)
         self.logps += [0.0] * len(ids) if logps is None else logps
         if self.spans and self.spans[-1].kind == kind:
             self.spans[-1].end = len(self.ids)
@@ -62,227 +63,211 @@ class Trajectory:
 
     @property
     def new_tokens(self) -> int:
-        """How many ids the model wrote: what costs it something, and what length penalties count."""
-        return sum(self.trained)
+        """How many ids the model wrote. Length penalties count these."""
+        return sum(self.mask)
 
     def first(self, spans: int, calls: int) -> Trajectory:
         """A copy of the first spans and calls."""
         end = self.spans[spans - 1].end
+        kept = copy.deepcopy(self.spans[:spans])
         return Trajectory(
-            self.ids[:end],
-            self.trained[:end],
-            self.logps[:end],
-            copy.deepcopy(self.spans[:spans]),
-            self.calls[:calls],
+            self.ids[:end], self.mask[:end], self.logps[:end], kept, self.calls[:calls]
         )
 
     def unmasked(self) -> Trajectory:
-        """The same with tool output marked as if the model had written it: what a trainer without observation mask learns from."""
-        outputs = {
-            i for span in self.spans if span.kind == "output" for i in range(span.start, span.end)
-        }
-        return replace(
-            self, trained=[int(i in outputs or chosen) for i, chosen in enumerate(self.trained)]
-        )
+        """The same with tool output marked as if the model had written it."""
+        mask = list(self.mask)
+        for span in self.spans:
+            if span.kind == "output":
+                mask[span.start : span.end] = [1] * (span.end - span.start)
+        return replace(self, mask=mask)
+
+    def text_of(self, span: Span, tokenizer: Tokenizer) -> str:
+        return tokenizer.decode(self.ids[span.start : span.end]).removesuffix(END)
 
     def turns(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """All that follows the prompt as (kind, text) pieces; blocks include their delimiters."""
-        return [
-            (s.kind, tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END))
-            for s in self.spans
-            if s.kind != "prompt"
-        ]
+        """All that follows the prompt as (kind, text); blocks include their delimiters."""
+        return [(s.kind, self.text_of(s, tokenizer)) for s in self.spans if s.kind != "prompt"]
 
-    def texts(self, tokenizer: Tokenizer, kind: str = "text") -> list[str]:
-        """The decoded spans of one kind, in order; by default the words the model wrote: no code, no tool output, no stop id."""
-        return [
-            tokenizer.decode(self.ids[s.start : s.end]).removesuffix(END)
-            for s in self.spans
-            if s.kind == kind
-        ]
+    def completion(self, tokenizer: Tokenizer) -> str:
+        """The words that the model wrote, its turns joined by newlines: no code, no tool output."""
+        words = [self.text_of(s, tokenizer) for s in self.spans if s.kind == "text"]
+        return "\n".join(words)
 
     def record(self, tokenizer: Tokenizer) -> dict:
-        """A JSON-ready account of the whole, span by span, for traces.jsonl."""
-        return {
-            "spans": [
-                {
-                    "kind": s.kind,
-                    "text": tokenizer.decode(self.ids[s.start : s.end]),
-                    "ids": self.ids[s.start : s.end],
-                    "trained": self.trained[s.start : s.end],
-                    "logps": [round(p, 4) for p in self.logps[s.start : s.end]],
-                }
-                for s in self.spans
-            ],
-            "calls": [asdict(call) for call in self.calls],
-            "finish_reason": self.finish_reason,
-        }
+        """An account of the whole, span by span, ready for JSON."""
+        calls = [asdict(call) for call in self.calls]
+        spans = [self.record_span(span, tokenizer) for span in self.spans]
+        return {"spans": spans, "calls": calls, "finish_reason": self.finish_reason}
 
-
-STYLES = {  # what opens and what closes a block
-    "tags": lambda name: (f"<{name}>", f"</{name}>"),
-    "fences": lambda name: (f"```{name}\n", "\n```\n"),
-    "grammar": lambda name: (
-        f"<{name}>",
-        f"</{name}>",
-    ),  # tags for the model's own words too: see grammar_error
-}
+    def record_span(self, span: Span, tokenizer: Tokenizer) -> dict:
+        at = slice(span.start, span.end)
+        text = tokenizer.decode(self.ids[at])
+        row = {"kind": span.kind, "text": text, "ids": self.ids[at], "mask": self.mask[at]}
+        row["logps"] = [round(logp, 4) for logp in self.logps[at]]
+        if self.old_logps:
+            row["old_logps"] = [round(logp, 4) for logp in self.old_logps[at]]
+        return row
 
 
 class Format:
-    """How calls and results are written: with tags, <python>1+1</python><output>2</output>, or with Markdown fences. In the style
-    "grammar" every word has its tag: thoughts stand in <think>, the answer in <answer>.
+    """How calls and results are written.
 
-    In all styles the delimiters are single ids of the tokenizer, so a block opens and closes at an id, never inside one, and tool
-    output (untrusted text) cannot contain them.
+    tags      <python>1+1</python><output>2</output>
+    fences    the same as Markdown code blocks
+    grammar   tags, and the model's words are in <think> and <answer>: see grammar_error
+
+    In all styles the delimiters are single ids of the tokenizer. So a block opens and closes at an
+    id, never inside one, and tool output, which is untrusted text, cannot contain them.
     """
 
-    def __init__(self, style: str = "tags", tools: tuple[str, ...] = ("python", "search")):
-        if style not in STYLES:
-            raise ValueError(f"no format '{style}'; there are {', '.join(STYLES)}")
-        self.style, self.tools = style, tuple(tools)
+    def __init__(self, style: str = "tags"):
+        one_of("format", style, STYLES)
+        self.style = style
 
     def delimiters(self, kind: str) -> tuple[str, str]:
-        """What opens and what closes a block of this kind: a tool's name, "output", or a part of the model's words, "think" or "answer"."""
-        return STYLES["tags" if kind in ("think", "answer") else self.style](kind)
+        """The tags around a block: a tool's name, "output", "think" or "answer"."""
+        if self.style == "fences" and kind not in ("think", "answer"):
+            return f"```{kind}\n", FENCE_END
+        return f"<{kind}>", f"</{kind}>"
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> list[int]:
-        """<|user|>question<|assistant|>. The question is somebody else's text: it cannot contain a tag."""
-        return [
-            tokenizer.tags[USER],
-            *tokenizer.encode_untrusted(question),
-            tokenizer.tags[ASSISTANT],
-        ]
+        """<|user|>question<|assistant|>. The question is untrusted: it cannot contain a tag."""
+        words = tokenizer.encode_untrusted(question)
+        return [tokenizer.tags[USER], *words, tokenizer.tags[ASSISTANT]]
+
+    def block(self, tokenizer: Tokenizer, kind: str, words: list[int]) -> list[int]:
+        opener, closer = self.delimiters(kind)
+        return [tokenizer.tags[opener], *words, tokenizer.tags[closer]]
 
     def output_ids(self, tokenizer: Tokenizer, output: str, room: int | None = None) -> list[int]:
-        """A tool's output between its delimiters; cut where `room` ids would not hold it, but always closed."""
-        opener, closer = (tokenizer.tags[tag] for tag in self.delimiters("output"))
+        """A tool's output between its delimiters, cut to fit `room` ids, but always closed."""
         ids = tokenizer.encode_untrusted(output)
         if room is not None and len(ids) > room - 2:
             marker = tokenizer.encode_untrusted("...")
             ids = ids[: max(0, room - 2 - len(marker))] + marker[: max(0, room - 2)]
-        return [opener, *ids, closer]
+        return self.block(tokenizer, "output", ids)
 
     def trajectory(
         self,
         tokenizer: Tokenizer,
         question: str,
-        pieces,
+        pieces: list[tuple[str, str]],
         end: bool = True,
         start: Trajectory | None = None,
     ) -> Trajectory:
-        """A demonstration as if the model had written it. Pieces are (kind, text): "text", a tool's name, or "output".
+        """A demonstration as if the model had written it, from pieces (kind, text).
 
-        It goes on from `start`, if that is given, which stays as it is. The texts may come from a file, so a tag inside them is plain
-        text: only a piece's kind opens and closes a block.
+        Kinds are "text", a tool's name, "output", "think" and "answer". The texts are untrusted:
+        only a piece's kind opens and closes a block. Continues a copy of `start`, if it is given.
         """
         trajectory = copy.deepcopy(start) or Trajectory()
         trajectory.finish_reason = "stop" if end else "length"
         if start is None:
             trajectory.append("prompt", self.prompt(tokenizer, question), 0)
         for kind, text in pieces:
-            if kind == "text":
-                trajectory.append(kind, tokenizer.encode_untrusted(text), 1)
-            elif kind == "output":
-                trajectory.append(kind, self.output_ids(tokenizer, text), 0)
-            else:
-                opener, closer = (tokenizer.tags[tag] for tag in self.delimiters(kind))
-                words = kind in ("think", "answer")
-                trajectory.append(
-                    "text" if words else kind,
-                    [opener, *tokenizer.encode_untrusted(text), closer],
-                    1,
-                )
+            if kind == "output":
+                trajectory.append("output", self.output_ids(tokenizer, text), 0)
+                continue
+            words = tokenizer.encode_untrusted(text)
+            ids = words if kind == "text" else self.block(tokenizer, kind, words)
+            author = "text" if kind in ("think", "answer") else kind
+            trajectory.append(author, ids, 1)
         if end:
             trajectory.append("text", [tokenizer.tags[END]], 1)
         return trajectory
 
-    def parse(self, text: str) -> list[tuple[str, str]]:
-        """The pieces of a transcript that somebody else wrote out as text, in this style. A block that is never closed is text."""
-        pieces, position = [], 0
-        for start, end, kind, body in self._blocks(text):
-            if text[position:start].strip():
-                pieces.append(("text", text[position:start]))
-            pieces.append((kind, body))
-            position = end
-        return pieces + ([("text", text[position:])] if text[position:].strip() else [])
 
-    def _blocks(self, text: str):
-        kinds = "|".join((*self.tools, "output"))
-        pattern = (
-            rf"<({kinds})>(.*?)</\1>"
-            if self.style != "fences"
-            else rf"```({kinds})\n(.*?)\n?```(?:\n|$)"
-        )
-        for match in re.finditer(pattern, text, re.DOTALL):
-            yield *match.span(), match[1], match[2]
+def grammar_error(turns: list[tuple[str, str]]) -> str | None:
+    """What breaks TAPO's grammar in an answer, or None.
 
-
-def grammar_error(turns) -> str | None:
-    """What breaks TAPO's grammar in an answer, or None: (<think>..</think> | call output)* <answer>..</answer>, and no words outside.
+        (<think>..</think> | call output)* <answer>..</answer>, and no words outside
 
     The paper's <code> and <response> are <python> and <output> here.
     """
-    inside, answered = None, False
-    for (kind, text), after in zip(turns, [kind for kind, _ in turns[1:]] + [None]):
+    inside, answered = None, False  # the open tag, and whether the answer is complete
+    kinds = [kind for kind, _ in turns]
+    for i, (kind, text) in enumerate(turns):
         if answered and text.strip():
             return "nothing may follow the answer"
-        if kind not in ("text", "output") and (
-            inside or after != "output" or not text.endswith(f"</{kind}>")
-        ):
-            return "a call inside <think> or <answer>" if inside else "a call without a result"
-        for part in re.split(r"(</?(?:think|answer)>)", text) if kind == "text" else ():
-            if answered and part.strip() or inside and part.startswith(("<think>", "<answer>")):
-                return (
-                    "nothing may follow the answer" if answered else f"<{inside}> holds another tag"
-                )
-            if part in ("<think>", "<answer>"):
-                inside = part[1:-1]
-            elif part in ("</think>", "</answer>"):
-                if part[2:-1] != inside:
-                    return f"{part} closes nothing"
-                inside, answered = None, inside == "answer"
-            elif part.strip() and not inside:
-                return "words outside <think> and <answer>"
+        if kind == "text":
+            for part in re.split(r"(</?(?:think|answer)>)", text):
+                inside, answered, error = read_part(part, inside, answered)
+                if error:
+                    return error
+        elif kind != "output":
+            if inside:
+                return "a call inside <think> or <answer>"
+            if kinds[i + 1 : i + 2] != ["output"] or not text.endswith(f"</{kind}>"):
+                return "a call without a result"
     if inside:
         return f"<{inside}> is never closed"
     return None if answered else "it must end with an <answer>"
 
 
+def read_part(part: str, inside: str | None, answered: bool):
+    """One tag, or the words between two: (the tag that is open then, whether answered, error)."""
+    error = None
+    if answered and part.strip():
+        error = "nothing may follow the answer"
+    elif part in ("<think>", "<answer>"):
+        error = f"<{inside}> holds another tag" if inside else None
+        inside = part[1:-1]
+    elif part in ("</think>", "</answer>"):
+        error = f"{part} closes nothing" if part[2:-1] != inside else None
+        answered = inside == "answer"
+        inside = None
+    elif part.strip() and not inside:
+        error = "words outside <think> and <answer>"
+    return inside, answered, error
+
+
 @dataclass
 class Batch:
-    """Trajectories as tensors, right-padded: ids, mask, logps and real are (B, T); `rows` says which trajectory each row is."""
+    """Trajectories as tensors (B, T), right-padded."""
 
-    ids: torch.Tensor
-    mask: torch.Tensor  # True exactly on ids that the model chose
-    logps: torch.Tensor  # the sampler's
-    rows: list[int]
-    real: torch.Tensor  # False exactly on padding
+    ids: Tensor
+    mask: Tensor  # True exactly on ids that the model chose
+    logps: Tensor  # the sampler's
+    old_logps: Tensor  # the trainer's before an update; until rl.rescore, the sampler's
+    real: Tensor  # False exactly on padding
+    rows: list[int]  # which trajectory each row is
 
 
-def collate(trajectories, pad_id: int, rows=None, device="cpu") -> Batch:
-    """One batch of the trajectories (or of those numbered in `rows`), padded to the longest of them."""
+def collate(trajectories: list[Trajectory], pad_id: int, rows=None, device="cpu") -> Batch:
+    """One batch of the trajectories, or of those numbered in `rows`, padded to the longest."""
     rows = list(range(len(trajectories)) if rows is None else rows)
-    chosen = [trajectories[row] for row in rows]
-    width = max(len(t.ids) for t in chosen)
-    pad = lambda values, fill: values + [fill] * (width - len(values))
+    batch = [trajectories[row] for row in rows]
+    width = max(len(t.ids) for t in batch)
+
+    def padded(columns, fill) -> Tensor:
+        values = [column + [fill] * (width - len(column)) for column in columns]
+        return torch.tensor(values, device=device)  # (B, T)
+
     return Batch(
-        torch.tensor([pad(t.ids, pad_id) for t in chosen], device=device),
-        torch.tensor([pad(t.trained, 0) for t in chosen], device=device).bool(),
-        torch.tensor([pad(t.logps, 0.0) for t in chosen], device=device),
-        rows,
-        torch.tensor([pad([1] * len(t.ids), 0) for t in chosen], device=device).bool(),
+        ids=padded([t.ids for t in batch], pad_id),
+        mask=padded([t.mask for t in batch], 0).bool(),
+        logps=padded([t.logps for t in batch], 0.0),
+        old_logps=padded([t.old_logps or t.logps for t in batch], 0.0),
+        real=padded([[1] * len(t.ids) for t in batch], 0).bool(),
+        rows=rows,
     )
 
 
-def micro_batches(trajectories, pad_id: int, max_tokens: int, device="cpu"):
-    """All trajectories, in batches of at most max_tokens (padding counted) and of similar length: sorted, and none shorter than two
-    thirds of its batch's longest, which halves the padding. Longest first, so that what does not fit in memory fails at once. A row
-    of more than max_tokens makes a batch of its own."""
-    length = lambda i: len(trajectories[i].ids)
-    order = sorted(range(len(trajectories)), key=length, reverse=True)
+def micro_batches(
+    trajectories: list[Trajectory], pad_id: int, max_tokens: int, device="cpu"
+) -> Iterator[Batch]:
+    """All trajectories in batches of at most max_tokens, padding counted, and of similar length.
+
+    Sorted, the longest first, so that what does not fit in memory fails at once. No row is shorter
+    than two thirds of its batch's longest, which halves the padding. A row of more than max_tokens
+    is a batch of its own.
+    """
+    lengths = [len(t.ids) for t in trajectories]
+    order = sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True)
     while order:
-        longest = length(order[0])
-        fit = sum(3 * length(i) >= 2 * longest for i in order[: max(1, max_tokens // longest)])
+        longest = lengths[order[0]]
+        candidates = order[: max(1, max_tokens // longest)]
+        fit = sum(3 * lengths[i] >= 2 * longest for i in candidates)
         yield collate(trajectories, pad_id, order[:fit], device)
         order = order[fit:]

@@ -20,3 +20,7 @@ class Problem:
     kind: str = ""  # of a generated problem: A to E, see families.py
     solution: tuple[tuple[str, str], ...] = ()
     rationale: str = ""
+
+    def summary(self) -> dict[str, str]:
+        """What a trace says of the problem."""
+        return {"question": self.question, "answer": self.answer, "family": self.family}

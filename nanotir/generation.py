@@ -1,0 +1,303 @@
+"""The rows of one call of `Sampler.generate`: who waits, who decodes, who is parked at a tool.
+
+Each distinct prompt is prefilled once, and its keys and values are copied to its n rows. A row sits
+in a slot of one KV cache until it ends; then a waiting row takes the slot. When a row closes a tool
+block, the text between the tags goes to the tool and the row is parked. The result is appended as
+untrusted ids in one forward pass. No step waits for a tool while one row can go on. Equal calls of
+several rows run once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from nanotir.draws import uniforms
+from nanotir.model import KVCache
+from nanotir.tools.tool import Tool, ToolResult
+from nanotir.trajectory import Call, Trajectory, grammar_error
+
+NO_CALLS_LEFT = "No calls left: answer now."
+
+
+class Status(Enum):
+    WAITING = "waiting"  # for a slot
+    DECODING = "decoding"
+    PARKED = "parked"  # in its slot, while its tool runs
+    FINISHED = "finished"
+
+
+@dataclass(eq=False)
+class Row:
+    """A trajectory in the making."""
+
+    index: int
+    prompt: tuple[int, ...]
+    tool_room: int  # ids that tool output may still take
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    status: Status = Status.WAITING
+    slot: int = -1  # where it sits in the cache
+    tool: str | None = None  # the tool whose block is open
+    block_start: int = 0  # where the open block's text begins
+    written: int = 0  # ids by the model
+    future: Future | None = None  # the running call, while parked
+    told: bool = False  # the harness has told it once what is wrong
+
+
+class Generation:
+    """One call of `generate`: rows move from waiting to decoding, parked and finished.
+
+        slot 0   A A A A c . . . r A A A |  D D D D        c  a call is closed: the row is parked
+        slot 1   B B B B B B B B B B |  E E E E c . .      .  its tool runs, the others decode
+        slot 2   C C c . r C C c . . . r C C |             r  the result is appended in one pass
+                 ------------------------------->  steps   |  the row ends, the next one is seated
+
+    Invariant of every seated row: the cache holds all of its ids but the last. The last one has
+    been sampled, or appended, and not yet been fed to the model.
+    """
+
+    def __init__(self, sampler, prompts, n: int, seed: int, watch=None, force=()):
+        self.sampler, self.config = sampler, sampler.config
+        self.model, self.tokenizer = sampler.model, sampler.tokenizer
+        self.seed, self.watch, self.force = seed, watch, force
+        self.device = self.model.embed.weight.device
+
+        room = self.config.max_tool_tokens
+        prompts = [tuple(prompt) for prompt in prompts]
+        copies = [prompt for prompt in prompts for _ in range(n)]
+        self.rows = [Row(index, prompt, room) for index, prompt in enumerate(copies)]
+        for row in self.rows:
+            row.trajectory.append("prompt", list(row.prompt), 0)
+
+        self.waiting = deque(self.rows)
+        self.slots: list[Row | None] = [None] * min(self.config.max_rows, len(self.rows))
+        self.live = 0  # slots[:live] take part in a decoding step
+        self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
+        self.asked: dict[tuple, Future] = {}  # by (tool, text), for whoever asks the same
+        self.cache = self.new_cache(len(self.slots), self.capacity(prompts))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        dtype = self.model.embed.weight.dtype
+        return KVCache(self.model.config, batch, capacity, self.device, dtype)
+
+    def capacity(self, prompts) -> int:
+        longest = max(map(len, prompts), default=0)
+        limit = self.model.config.max_seq_len
+        if longest >= limit:
+            full = f"a prompt of {longest} tokens leaves no room to answer"
+            raise ValueError(f"{full}: model.max_seq_len is {limit}")
+        return min(limit, longest + self.config.max_new_tokens + self.config.max_tool_tokens)
+
+    def run(self, stop=None) -> list[Trajectory]:
+        while self.waiting or any(self.slots):
+            if stop and stop():
+                for row in [*self.waiting, *self.seated()]:
+                    self.finish(row, "cancelled")
+                break
+            self.admit()
+            self.collect()
+            self.decode()
+        return [row.trajectory for row in self.rows]
+
+    def seated(self, status: Status | None = None) -> list[Row]:
+        """The rows in the slots, in their order; those of one status, if it is given."""
+        return [row for row in self.slots if row and (status is None or row.status is status)]
+
+    # Waiting -> decoding.
+
+    def admit(self):
+        """Seat waiting rows in free slots, with the keys and values of their prompts."""
+        free = [slot for slot, row in enumerate(self.slots) if row is None] if self.waiting else []
+        for slot in free[: len(self.waiting)]:
+            if self.waiting[0].prompt not in self.prefilled:
+                self.prefill()
+            row = self.waiting.popleft()
+            row.status, row.slot = Status.DECODING, slot
+            self.slots[slot] = row
+            self.cache.put([slot], self.prefilled[row.prompt])
+            self.live = max(self.live, slot + 1)
+            if not any(other.prompt == row.prompt for other in self.waiting):
+                del self.prefilled[row.prompt]
+
+    def prefill(self):
+        """Read the prompts of the next rows, each once, as one right-padded batch."""
+        upcoming = list(self.waiting)[: self.config.max_rows]
+        distinct = dict.fromkeys(row.prompt for row in upcoming)
+        prompts = [prompt for prompt in distinct if prompt not in self.prefilled]
+        cache = self.new_cache(len(prompts), max(map(len, prompts)))
+        self.extend(cache, [prompt[:-1] for prompt in prompts], [0] * len(prompts))
+        for i, prompt in enumerate(prompts):
+            self.prefilled[prompt] = cache.take([i])
+
+    def extend(self, cache: KVCache, chunks, starts):
+        """Append its own chunk of ids to every row of `cache`, from its start on, in one pass."""
+        width = max(map(len, chunks))
+        ids = torch.zeros(len(chunks), width, dtype=torch.long)
+        positions = torch.full((len(chunks), width), -1)  # -1 is padding
+        for i, (chunk, start) in enumerate(zip(chunks, starts)):
+            ids[i, : len(chunk)] = torch.tensor(chunk)
+            positions[i, : len(chunk)] = torch.arange(start, start + len(chunk))
+        self.model.hidden(ids.to(self.device), positions.to(self.device), cache)
+
+    # Decoding.
+
+    def decode(self):
+        """Sample one id for every row that can go on.
+
+        Parked and empty slots among them are computed too: that is cheaper than moving rows.
+        """
+        rows = self.seated(Status.DECODING)
+        if not rows:
+            return
+        seats = [row.trajectory.ids if row else (0,) for row in self.slots[: self.live]]
+        last = torch.tensor([ids[-1] for ids in seats], device=self.device)[:, None]  # (live, 1)
+        positions = torch.tensor([len(ids) - 1 for ids in seats], device=self.device)[:, None]
+        logits = self.model(last, positions, self.cache.first(self.live))  # (live, 1, V)
+        logits = logits[[row.slot for row in rows], -1]  # (B, V)
+
+        lengths = [len(row.trajectory.ids) for row in rows]
+        u = uniforms(self.seed, [row.index for row in rows], lengths)
+        ids, logps = self.sampler.pick(logits, u, self.forced(rows))
+        for row, id, logp in zip(rows, ids.tolist(), logps.tolist()):
+            self.accept(row, id, logp)
+        self.compact(len(rows))
+
+    def forced(self, rows: list[Row]) -> Tensor | None:
+        """The id that each row has to say next, -1 where it is free; None once all are free."""
+        forced = [self.force[r.written] if r.written < len(self.force) else -1 for r in rows]
+        return torch.tensor(forced, device=self.device) if max(forced) >= 0 else None
+
+    def accept(self, row: Row, id: int, logp: float):
+        """Append a sampled id, and see whether it opens or closes a block, or ends the row."""
+        opens = row.tool is None and id in self.sampler.openers
+        if opens:
+            row.tool = self.sampler.openers[id]
+            row.block_start = len(row.trajectory.ids) + 1
+        self.append(row, row.tool or "text", [id], 1, [logp])
+        row.written += 1
+        if id == self.tokenizer.end_id:
+            self.end(row)
+        elif row.written >= self.config.max_new_tokens or self.room(row) < 0:
+            self.finish(row, "length")  # an open block stays open and is not run
+        elif row.tool and not opens and id == self.sampler.closers[row.tool]:
+            self.call(row)
+
+    def append(self, row: Row, kind: str, ids: list[int], mask: int, logps=None):
+        row.trajectory.append(kind, ids, mask, logps)
+        if self.watch:
+            self.watch(row.index, kind, ids)
+
+    def room(self, row: Row) -> int:
+        """Ids that fit into the row's slot, less the one that the model must be able to write."""
+        return self.cache.capacity - len(row.trajectory.ids) - 1
+
+    def tool_room(self, row: Row) -> int:
+        return min(row.tool_room, self.room(row))
+
+    def end(self, row: Row):
+        """Finish a row that ended itself, unless its first answer breaks the format's grammar."""
+        error = None
+        if self.sampler.format.style == "grammar" and not row.told:
+            error = grammar_error(row.trajectory.turns(self.tokenizer))
+        if error is None or self.tool_room(row) < 2:
+            self.finish(row, "stop")
+        else:
+            self.tell(row, f"{error}: answer again.")
+
+    # Decoding -> parked -> decoding.
+
+    def call(self, row: Row):
+        spent = len(row.trajectory.calls) >= self.config.max_calls
+        refused = spent and (row.told or not self.config.last_turn)
+        if refused or self.tool_room(row) < 2:
+            self.finish(row, "budget")
+        elif spent:
+            self.tell(row, NO_CALLS_LEFT)
+        else:
+            session = row if self.config.sessions else None
+            self.park(row, self.ask(self.sampler.tools[row.tool], self.code(row), session))
+
+    def park(self, row: Row, future: Future):
+        row.status, row.future = Status.PARKED, future
+
+    def ask(self, tool: Tool, text: str, session) -> Future:
+        """The Future of a tool's answer. Rows of one prompt often ask the same: it runs once."""
+        if session is not None or not tool.deterministic:
+            return tool.submit(text, session)
+        if (tool, text) not in self.asked:
+            self.asked[tool, text] = tool.submit(text)
+        return self.asked[tool, text]
+
+    def tell(self, row: Row, message: str):
+        """Say something in a tool's place. It is read as output and does not count as a call."""
+        row.tool, row.told = None, True
+        answer = Future()
+        answer.set_result(ToolResult(message))
+        self.park(row, answer)
+
+    def collect(self):
+        """Append the results that have come in. Wait for one only if no row can decode."""
+        parked = self.seated(Status.PARKED)
+        if parked and len(parked) == len(self.seated()):
+            wait([row.future for row in parked], return_when=FIRST_COMPLETED)
+        ready = [row for row in parked if row.future.done()]
+        if not ready:
+            return
+
+        # By the invariant, the closing tag is still to be fed, and the result's last id will be.
+        starts = [len(row.trajectory.ids) - 1 for row in ready]
+        for row in ready:
+            self.append_result(row, row.future.result())
+        chunks = [row.trajectory.ids[start:-1] for row, start in zip(ready, starts)]
+        ends = [start + len(chunk) for start, chunk in zip(starts, chunks)]
+        slots = [row.slot for row in ready]
+        cache = self.cache.take(slots, capacity=max(ends))
+        self.extend(cache, chunks, starts)
+        self.cache.put(slots, cache)
+        self.live = max(self.live, 1 + max(slots))
+
+    def append_result(self, row: Row, result: ToolResult):
+        room = self.tool_room(row)
+        ids = self.sampler.format.output_ids(self.tokenizer, result.output, room)
+        if row.tool:  # otherwise the harness says something
+            row.trajectory.calls.append(Call(row.tool, self.code(row), result))
+        self.append(row, "output", ids, 0)
+        row.tool_room -= len(ids)
+        row.tool = row.future = None
+        row.status = Status.DECODING
+
+    def code(self, row: Row) -> str:
+        return self.tokenizer.decode(row.trajectory.ids[row.block_start : -1])
+
+    # Any status -> finished.
+
+    def finish(self, row: Row, reason: str):
+        row.trajectory.finish_reason = reason
+        row.status = Status.FINISHED
+        if self.watch:
+            self.watch(row.index, "finish", [])
+        if row.slot >= 0:
+            self.slots[row.slot] = None
+        if self.config.sessions:
+            for tool in self.sampler.tools.values():
+                tool.end_session(row)
+
+    def compact(self, active: int):
+        """Close the gaps between rows when no row waits and a quarter of the batch idles.
+
+        Parked rows move to the end and stay out of decoding until their results come in.
+        """
+        if self.waiting or active > 0.75 * self.live:
+            return
+        decoding = self.seated(Status.DECODING)
+        rows = decoding + self.seated(Status.PARKED)
+        self.live = len(decoding)
+        self.cache.put(range(len(rows)), self.cache.take([row.slot for row in rows]))
+        self.slots[:] = rows + [None] * (len(self.slots) - len(rows))
+        for slot, row in enumerate(rows):
+            row.slot = slot

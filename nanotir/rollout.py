@@ -1,0 +1,94 @@
+"""One rollout: sample groups of answers, grade them, and keep the groups that teach something."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from nanotir.problems import Problem
+from nanotir.rewards import RewardConfig, score
+from nanotir.sampler import Sampler
+from nanotir.tools import check_alive
+from nanotir.trajectory import Trajectory
+
+
+@dataclass(eq=False)
+class Sample:
+    """One answer to one problem."""
+
+    problem: Problem
+    trajectory: Trajectory
+    reward: float
+    correct: float  # 1 or 0
+
+
+@dataclass
+class Rollout:
+    """What was sampled in one step, and the whole groups of it that are learned from, in order."""
+
+    samples: list[Sample] = field(default_factory=list)
+    kept: list[Sample] = field(default_factory=list)
+
+
+def collect(
+    sampler: Sampler,
+    problems: list[Problem],
+    settings,
+    reward_config: RewardConfig,
+    seed: int,
+    step: int,
+) -> Rollout:
+    """Dynamic sampling (DAPO, Yu et al. 2025, section 3.2): keep groups that differ, and refill.
+
+    A group that is all right or all wrong has no spread of correctness. Its lengths may differ, but
+    would teach only brevity. `settings` is a rl.RLConfig.
+    """
+    rollout = Rollout()
+    missing = settings.problems
+    size = settings.group_size
+    for round in range(1 + settings.refills):
+        rng = random.Random(f"rl {seed} {step} {round}")
+        drawn = rng.sample(problems, min(missing, len(problems)))
+        questions = [problem.question for problem in drawn]
+        trajectories = sampler.generate(questions, size, seed=hash_of(seed, step, round))
+        asked = [problem for problem in drawn for _ in range(size)]
+        rewards, parts = score(trajectories, asked, sampler.tokenizer, reward_config)
+        samples = [Sample(*row) for row in zip(asked, trajectories, rewards, parts["accuracy"])]
+        rollout.samples += samples
+
+        for start in range(0, len(samples), size):
+            spread = len(set(parts["outcome"][start : start + size])) > 1
+            if missing and (spread or not settings.dynamic):
+                rollout.kept += samples[start : start + size]
+                missing -= 1
+        if not missing:
+            break
+    return rollout
+
+
+def hash_of(*keys: int) -> int:
+    """One seed from several numbers."""
+    return random.Random(" ".join(map(str, keys))).getrandbits(63)
+
+
+def check_tools(rollout: Rollout, results: dict[str, list]):
+    """DeadTool if a tool only fails. `results` collects each tool's until there are enough."""
+    for sample in rollout.samples:
+        for call in sample.trajectory.calls:
+            results[call.tool].append(call.result)
+    for name, seen in results.items():
+        check_alive(name, seen)
+        results[name] = seen if len(seen) < 32 else []
+
+
+def trace(rollout: Rollout, advantages: Tensor, run, step: int):
+    """Write down one whole group that was learned from, about twenty times in a run."""
+    if step % max(1, run.config.rl.steps // 20):
+        return
+    group = rollout.kept[: run.config.rl.group_size]
+    for sample, advantage in zip(group, advantages.tolist()):
+        row = {"phase": "rl", "step": step + 1, **sample.problem.summary()}
+        row |= {"reward": sample.reward, "correct": sample.correct, "advantage": advantage}
+        run.log(row | sample.trajectory.record(run.tokenizer), "traces.jsonl")
