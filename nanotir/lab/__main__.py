@@ -41,7 +41,7 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     options.seeds = options.seeds or (1 if options.quick else 3)
     try:
         check(options, experiments)
-        failures = obey(options, source, experiments)
+        failures = execute(options, source, experiments)
     except ValueError as error:
         parser.error(str(error))
     except BrokenProcessPool:
@@ -92,7 +92,7 @@ def check(options: argparse.Namespace, experiments: dict[str, Experiment]):
         raise ValueError("--write goes with --table")
 
 
-def obey(options, source: str, experiments: dict[str, Experiment]) -> dict[Task, str]:
+def execute(options, source: str, experiments: dict[str, Experiment]) -> dict[Task, str]:
     """Do what the options ask for. Returns the cells that failed."""
     if options.table:
         publish(markdown(committed()), options.write)

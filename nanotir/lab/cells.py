@@ -105,7 +105,7 @@ def run_cells(tasks: list[Task], workers: int) -> dict[Task, str]:
     """Compute all cells. Returns {task: what went wrong} of those that failed."""
     with processes(workers) as run_all:
         bar = tqdm(run_all(attempt, tasks), "cells", len(tasks), disable=not tasks)
-        return {task: error for task, error in zip(tasks, bar) if error}
+        return {task: error for error, task in zip(bar, tasks) if error}
 
 
 @contextmanager
