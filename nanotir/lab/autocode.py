@@ -85,11 +85,8 @@ def metrics(rows: list[dict], gaps: list[float]) -> dict:
 
 
 def by_gap(rows: list[dict], gaps: list[float]) -> list[list]:
-    """[[Q(code) - Q(words), mean rate of code], ...]: is code used where it is the better choice?
-
-    Gaps are rounded to quarters.
-    """
-    bins = {}
+    """[[Q(code) - Q(words), rounded to quarters; mean rate of code], ...]."""
+    bins = {}  # is code used where it is the better choice?
     for row, gap in zip(rows, gaps):
         bins.setdefault(round(4 * gap) / 4, []).append(row["prior"][1])
     return [[gap, sum(rates) / len(rates)] for gap, rates in sorted(bins.items())]

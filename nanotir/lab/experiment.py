@@ -78,13 +78,11 @@ class Experiment:
     tuned: str = ""  # one sentence: how the difficulty of the task was chosen
 
     def __post_init__(self):
-        assert self.compare, f"experiment '{self.name}' compares nothing"
+        named = {self.control} if self.control else set()
         for part in self.compare:
-            assert {part.better, part.worse} <= self.arms.keys(), (
-                f"experiment '{self.name}' compares an arm that it lacks"
-            )
-        assert not self.control or self.control in self.arms, (
-            f"experiment '{self.name}' lacks its control"
+            named |= {part.better, part.worse}
+        assert self.compare and named <= self.arms.keys(), (
+            f"experiment '{self.name}' compares arms that it lacks, or none"
         )
 
     @property
