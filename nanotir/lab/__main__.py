@@ -1,12 +1,15 @@
-"""The laboratory's command: run experiments, print their tables, write their reports.
+"""The laboratory's command: run experiments, compute their verdicts, print them as tables.
 
-python -m nanotir.lab                       what there is
-python -m nanotir.lab NAME [--quick]        run it: minutes, and it goes on where it was stopped; results in runs/lab/NAME/
-python -m nanotir.lab --table               the README's table, from the committed results alone
+python -m nanotir.lab                       list the experiments
+python -m nanotir.lab NAME [--quick]        run one; a run that was stopped continues
+python -m nanotir.lab --table [--write]     the README's tables, made from the committed results
+
+Results are written to runs/lab/NAME/results.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -17,74 +20,66 @@ from pathlib import Path
 
 from nanotir.checkpoint import write_atomically
 from nanotir.config import Parser, unknown
-from nanotir.lab.cells import LAB, arm_folder, missing, read_cells, run_cells
-from nanotir.lab.experiment import MAX_SEEDS, summarise
-from nanotir.lab.figure import report
+from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
+from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
+from nanotir.lab.tables import listing, markdown, summary
 
-RESULTS = Path(__file__).parent / "results"  # committed
+README = Path(__file__).with_name("README.md")
+RESULTS = Path(__file__).with_name("results")  # committed
 MARKERS = re.compile(r"(<!-- lab -->\n).*?(<!-- /lab -->)", re.DOTALL)
 
 
 def main(arguments=None, source: str = "nanotir.lab.experiments"):
-    """`source` is the module whose EXPERIMENTS, {name: Experiment}, are meant: the worker processes import it too."""
-    parser, experiments = make_parser(), importlib.import_module(source).EXPERIMENTS
+    """Run the command.
+
+    `source` is the module whose EXPERIMENTS, {name: Experiment}, are meant. It is given by name
+    because the worker processes import it too.
+    """
+    parser = make_parser()
+    experiments = importlib.import_module(source).EXPERIMENTS
     options = parser.parse_args(arguments)
     options.seeds = options.seeds or (1 if options.quick else 3)
     try:
         check(options, experiments)
-        if options.table:
-            return publish(markdown(committed()), options.write)
-        if not options.names:
-            return print(listing(experiments))
-        names = experiments if "all" in options.names else dict.fromkeys(options.names)
-        failures = run_experiments(source, [experiments[name] for name in names], options)
+        failures = execute(options, source, experiments)
     except ValueError as error:
         parser.error(str(error))
     except BrokenProcessPool:
-        print(
-            "a worker was killed, perhaps for want of memory; the cells that are done stand, the same command goes on",
-            file=sys.stderr,
-        )
+        reason = "a worker was killed, perhaps for lack of memory"
+        print(f"{reason}; finished cells are kept, the same command continues", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("\ninterrupted; the cells that are done stand, the same command goes on")
+        print("\ninterrupted; finished cells are kept, the same command continues")
         sys.exit(130)
-    sys.exit(1 if failures else 0)
+    if options.names:
+        sys.exit(1 if failures else 0)
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="python -m nanotir.lab", description="Measure what each idea buys.")
-    parser.add_argument(
-        "names",
-        nargs="*",
-        metavar="NAME",
-        help="experiments to run, or all; without one, a list of them",
-    )
-    parser.add_argument(
-        "--seeds", type=int, help=f"1 to {MAX_SEEDS} seeds, from 0 on (default: 3, with --quick 1)"
-    )
-    parser.add_argument("--quick", action="store_true", help="fewer steps, to see it work")
-    parser.add_argument(
+    parser = Parser(prog="python -m nanotir.lab", description="Measure what each idea contributes.")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="experiments to run, or all; none: list them")
+    add("--seeds", type=int, help=f"1 to {MAX_SEEDS} seeds, from 0 (default: 3, with --quick 1)")
+    add("--quick", action="store_true", help="fewer steps, to check that it works")
+    add(
         "--workers",
         type=int,
         default=os.cpu_count(),
-        help="processes, one core each; 0 for none but this one (default: all cores)",
+        help="processes of one core each; 0: only this one (default: all cores)",
     )
-    parser.add_argument(
-        "--keep",
-        action="store_true",
-        help="write the results to nanotir/lab/results/ as well, to be committed",
-    )
-    parser.add_argument(
-        "--table", action="store_true", help="print the table of committed results, in Markdown"
-    )
-    parser.add_argument(
-        "--write", metavar="FILE", help="with --table: put it between the lab markers of this file"
+    add("--keep", action="store_true", help="also write to nanotir/lab/results/, to be committed")
+    add("--table", action="store_true", help="print the tables of committed results, in Markdown")
+    add(
+        "--write",
+        nargs="?",
+        const=str(README),
+        metavar="FILE",
+        help="with --table: put them between the lab markers of this file (default: the README)",
     )
     return parser
 
 
-def check(options, experiments):
+def check(options: argparse.Namespace, experiments: dict[str, Experiment]):
     """ValueError for options that do not go together."""
     for name in options.names:
         if name != "all" and name not in experiments:
@@ -97,173 +92,72 @@ def check(options, experiments):
         raise ValueError("--write goes with --table")
 
 
-def run_experiments(source: str, experiments, options) -> dict:
-    """Compute what is missing, then report every experiment that is complete. What failed is returned, and told last, to be seen."""
-    metrics, seeds = (
-        {experiment.name: experiment.metrics[0] for experiment in experiments},
-        range(options.seeds),
-    )
-    failures = run_cells(
-        source,
-        missing(experiments, seeds, options.quick),
-        metrics.get,
-        options.quick,
-        options.workers,
-    )
+def execute(options, source: str, experiments: dict[str, Experiment]) -> dict[Task, str]:
+    """Do what the options ask for. Returns the cells that failed."""
+    if options.table:
+        publish(markdown(committed()), options.write)
+        return {}
+    if not options.names:
+        print(listing(experiments, committed()))
+        return {}
+    names = experiments if "all" in options.names else dict.fromkeys(options.names)
+    return run_experiments(source, [experiments[name] for name in names], options)
+
+
+def run_experiments(source: str, experiments: list[Experiment], options) -> dict[Task, str]:
+    """Compute the missing cells, then save and print every experiment that is complete."""
+    seeds = range(options.seeds)
+    tasks = missing(source, experiments, seeds, options.quick)
+    failures = run_cells(tasks, options.workers)
+
     for experiment in experiments:
         cells = read_cells(experiment, seeds, options.quick)
         if cells:
             results = summarise(experiment, cells, options.quick)
             save(results, options.keep)
-            print(f"{summary(results)}\n{LAB / experiment.name / 'report.html'}\n")
-    keys = {
-        (experiment.name, name): arm.key
-        for experiment in experiments
-        for name, arm in experiment.arms.items()
-    }
-    for (name, arm, seed), error in failures.items():
-        log = arm_folder(keys[name, arm], seed, options.quick) / "log.txt"
-        print(
-            f"{name}, arm '{arm}', seed {seed} failed: {type(error).__name__}: {error} ({log})",
-            file=sys.stderr,
-        )
+            print(f"{summary(results)}\n")
+
+    # Failures come last, where they are seen.
+    for task, error in failures.items():
+        log = arm_folder(task.key, task.seed, task.quick) / "log.txt"
+        failed = f"{task.experiment}, arm '{task.arm}', seed {task.seed} failed"
+        print(f"{failed}: {error} ({log})", file=sys.stderr)
     return failures
 
 
 def save(results: dict, keep: bool):
-    folders = [(LAB / results["name"], "results.json")] + [
-        (RESULTS, f"{results['name']}.json")
-    ] * keep
-    for folder, name in folders:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            folder / name, lambda temporary: temporary.write_text(layout(results) + "\n")
-        )
-    write_atomically(
-        LAB / results["name"] / "report.html",
-        lambda temporary: temporary.write_text(report(results)),
-    )
+    """Write the results to the runs folder and, to keep them, to the committed ones."""
+    paths = [LAB / results["name"] / "results.json"]
+    if keep:
+        paths.append(RESULTS / f"{results['name']}.json")
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, layout(results) + "\n")
 
 
 def layout(value, indent: str = "") -> str:
-    """JSON with a line for each entry of a dictionary and lists on one: committed, it is to stay short and show what changed."""
+    """JSON with a line for each entry of a dictionary, and each list on one line.
+
+    Results are committed, so they should be short and show what has changed.
+    """
     if not isinstance(value, dict) or not value:
         return json.dumps(value)
-    lines = ",\n".join(
-        f"{indent} {json.dumps(key)}: {layout(item, indent + ' ')}" for key, item in value.items()
-    )
-    return f"{{\n{lines}\n{indent}}}"
-
-
-def number(value, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.{3 if abs(value) < 10 else 1}f}"
-
-
-def with_interval(mean, low, high, sign: str = "") -> str:
-    return (
-        number(mean, sign)
-        if low is None
-        else f"{number(mean, sign)} [{number(low, sign)}, {number(high, sign)}]"
-    )
-
-
-def summary(results: dict) -> str:
-    """What a run prints: arms and compared metrics, a line for each comparison, the verdict."""
-    rows = [["", *results["metrics"]]]
-    for arm, described in results["arms"].items():
-        name = f"{arm} (control)" if arm == results["control"] else arm
-        rows.append(
-            [
-                name,
-                *(
-                    with_interval(*described["mean"].get(metric, [None] * 3))
-                    for metric in results["metrics"]
-                ),
-            ]
-        )
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    ]
-    return "\n".join(
-        [
-            f"{results['name']}: {results['claim']}",
-            *lines,
-            *map(part_line, results["parts"]),
-            verdict_line(results),
-        ]
-    )
-
-
-def part_line(part: dict) -> str:
-    metric = (
-        part["metric"]
-        if part["metric"] == part["metric_worse"]
-        else f"{part['metric']} against {part['metric_worse']}"
-    )
-    aim = " (lower is better)" * part["lower"] + f" (not worse by {part['margin']})" * bool(
-        part["margin"]
-    )
-    why = {0: " (undefined)", 1: " (one seed has no interval)"}.get(part["seeds"], "")
-    gain = with_interval(part["difference"], part["low"], part["high"], "+")
-    return f"{part['better']} better than {part['worse']}, {metric}{aim}: {gain} {part['verdict']}{why}"
-
-
-def verdict_line(results: dict) -> str:
-    return f"verdict: {results['verdict']} ({effort(results)}{', quick' * results['quick']})"
-
-
-def effort(results: dict) -> str:
-    return f"{results['seeds']} seed{'s' * (results['seeds'] > 1)}, {results['minutes']:.1f} min"
-
-
-def listing(experiments) -> str:
-    kept = {results["name"]: results["verdict"] for results in committed()}
-    ordered = sorted(experiments.values(), key=lambda experiment: experiment.number)
-    width = max((len(experiment.name) for experiment in ordered), default=0)
-    return "\n".join(
-        f"{e.number:>2} {e.name:{width}}  {e.claim} [{kept.get(e.name, 'no committed results')}]"
-        for e in ordered
-    )
+    deeper = indent + " "
+    lines = [f"{deeper}{json.dumps(key)}: {layout(value[key], deeper)}" for key in value]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
 def committed() -> list[dict]:
-    return sorted(
-        (json.loads(path.read_text()) for path in RESULTS.glob("*.json")),
-        key=lambda results: (results["number"], results["name"]),
-    )
+    """The committed results, in the order of their numbers."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    return sorted(found, key=lambda results: (results["number"], results["name"]))
 
 
-def markdown(all_results) -> str:
-    """The README's table: no number in it is written by hand."""
-    lines = ["| # | claim | source | published | ours | verdict |", "|---|---|---|---|---|---|"]
-    for results in all_results:
-        ours = "; ".join(map(ours_against, results["parts"])) + f" ({effort(results)})"
-        cells = (
-            str(results["number"]),
-            results["claim"],
-            results["source"],
-            results["published"],
-            ours,
-            results["verdict"],
-        )
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def ours_against(part: dict) -> str:
-    (b, w), same = (
-        (number(part["better_mean"]), number(part["worse_mean"])),
-        part["metric"] == part["metric_worse"],
-    )
-    against = f"{part['worse']} {w}" if same else f"{part['worse']} {part['metric_worse']} {w}"
-    return f"{part['metric']}: {part['better']} {b}, {against}, difference {with_interval(part['difference'], part['low'], part['high'], '+')}"
-
-
-def publish(table: str, file: str | None):
-    """Print the table, or put it between a file's markers. ValueError if it has none."""
+def publish(tables: str, file: str | None):
+    """Print the tables, or put them between a file's markers. ValueError if it has none."""
     if not file:
-        return print(table)
+        print(tables)
+        return
     try:
         text = Path(file).read_text()
     except OSError as error:
@@ -272,12 +166,11 @@ def publish(table: str, file: str | None):
         raise ValueError(
             f"'{file}' has no lines <!-- lab --> and <!-- /lab --> to put the table between"
         )
-    write_atomically(
-        file,
-        lambda temporary: temporary.write_text(
-            MARKERS.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
-        ),
-    )
+    write_text(file, MARKERS.sub(lambda found: f"{found[1]}\n{tables}\n\n{found[2]}", text))
+
+
+def write_text(path, text: str):
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Cells: one arm at one seed, computed once, kept in a file, and shared by all experiments that name it.
+"""Cells: one arm at one seed, computed once, stored in a file, and shared between experiments.
 
-runs/lab/cells/KEY-SEED.json    its metrics and the seconds they took; delete it to have it computed again
-runs/lab/arms/KEY-SEED/         the arm's own files, and what it printed: log.txt
+runs/lab/cells/KEY-SEED.json    its metrics and the seconds they took; delete it to compute it again
+runs/lab/arms/KEY-SEED/         the arm's own files, and everything it printed: log.txt
 runs/lab/quick/, quick-arms/    the same for --quick, so that the two never mix
 """
 
@@ -16,17 +16,30 @@ import signal
 import threading
 import time
 import traceback
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import redirect_stdout
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from nanotir.checkpoint import write_json
-from nanotir.lab.experiment import Experiment, shorten
+from nanotir.lab.experiment import Experiment
 
 LAB = Path("runs/lab")
+
+
+class Task(NamedTuple):
+    """A cell to compute. Workers look its arm up by name, so that no function has to be pickled."""
+
+    source: str  # the module that defines EXPERIMENTS
+    experiment: str
+    arm: str
+    key: str
+    seed: int
+    quick: bool
 
 
 def cell_path(key: str, seed: int, quick: bool) -> Path:
@@ -37,129 +50,100 @@ def arm_folder(key: str, seed: int, quick: bool) -> Path:
     return LAB / ("quick-arms" if quick else "arms") / f"{key}-{seed}"
 
 
-def read_cells(experiment: Experiment, seeds, quick: bool) -> dict | None:
-    """{arm: {seed: cell}}, or None while one is missing."""
-    paths = {
-        (arm, seed): cell_path(experiment.arms[arm].key, seed, quick)
-        for arm in experiment.arms
-        for seed in seeds
-    }
-    if not all(path.exists() for path in paths.values()):
-        return None
-    return {
-        arm: {seed: json.loads(paths[arm, seed].read_text()) for seed in seeds}
-        for arm in experiment.arms
-    }
+def read_cells(experiment: Experiment, seeds: Iterable[int], quick: bool) -> dict | None:
+    """{arm: {seed: cell}}, or None if a cell is missing."""
+    found = {}
+    for name, arm in experiment.arms.items():
+        paths = {seed: cell_path(arm.key, seed, quick) for seed in seeds}
+        if not all(path.exists() for path in paths.values()):
+            return None
+        found[name] = {seed: json.loads(path.read_text()) for seed, path in paths.items()}
+    return found
 
 
-def missing(experiments, seeds, quick: bool) -> list[tuple]:
-    """(experiment, arm, seed) of each cell to compute, each once. Seeds are outermost, so that a stopped run has whole seeds."""
+def missing(source: str, experiments: Iterable[Experiment], seeds, quick: bool) -> list[Task]:
+    """The cells to compute, each once, seed by seed: a stopped run then has complete seeds."""
     found = {}
     for seed in seeds:
         for experiment in experiments:
             for name, arm in experiment.arms.items():
                 if not cell_path(arm.key, seed, quick).exists():
-                    found.setdefault((arm.key, seed), (experiment.name, name, seed))
+                    task = Task(source, experiment.name, name, arm.key, seed, quick)
+                    found.setdefault((arm.key, seed), task)
     return list(found.values())
 
 
-def run_cell(source: str, experiment: str, arm: str, seed: int, quick: bool) -> dict:
-    """Compute one cell and keep it. The arm is found by name: functions need not travel between processes."""
-    found = importlib.import_module(source).EXPERIMENTS[experiment].arms[arm]
-    path, folder = cell_path(found.key, seed, quick), arm_folder(found.key, seed, quick)
-    shutil.rmtree(folder, ignore_errors=True)  # what an earlier attempt left
-    folder.mkdir(parents=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
+def run_cell(task: Task, folder: Path):
+    """Compute one cell and store it."""
+    arm = importlib.import_module(task.source).EXPERIMENTS[task.experiment].arms[task.arm]
     started = time.time()
-    with open(folder / "log.txt", "w", buffering=1) as log, redirect_stdout(log):
-        try:
-            metrics = found.run(seed, quick, folder)
-            assert all(v is None or isinstance(v, (int, float, list)) for v in metrics.values()), (
-                f"neither a number, None nor a curve: {metrics}"
-            )
-        except BaseException:
-            traceback.print_exc(file=log)
-            raise
-    write_json(
-        path,
-        cell := {
-            "key": found.key,
-            "seed": seed,
-            "seconds": round(time.time() - started, 2),
-            "metrics": metrics,
-        },
-    )
-    return cell
+    metrics = arm.run(task.seed, task.quick, folder)
+    seconds = round(time.time() - started, 2)
+
+    path = cell_path(task.key, task.seed, task.quick)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cell = {"key": task.key, "seed": task.seed, "seconds": seconds, "metrics": metrics}
+    write_json(path, cell)
 
 
-def run_cells(source: str, tasks, metric_of, quick: bool, workers: int) -> dict:
-    """Compute the cells of all tasks; {task: exception} of those that failed. metric_of(experiment) names what the bar shows of a cell."""
-    failures = {}
-    with tqdm(total=len(tasks), desc="cells", dynamic_ncols=True, disable=not tasks) as bar:
-        for task, outcome in outcomes(source, tasks, quick, workers):
-            experiment, arm, seed = task
-            if isinstance(
-                outcome, BaseException
-            ):  # not only Exception: an arm may call a command, which exits
-                failures[task] = outcome
-                bar.set_postfix_str(f"{experiment} {arm} seed {seed} failed")
-            else:
-                bar.set_postfix_str(
-                    f"{arm} seed {seed}: {metric_of(experiment)} {shorten(outcome['metrics'].get(metric_of(experiment)), 3)}"
-                )
-            bar.update()
-    return failures
-
-
-def outcomes(source: str, tasks, quick: bool, workers: int):
-    """(task, cell or exception), as they come in: from this process with 0 workers, else from so many of them, one core each."""
-    if not workers:
-        for task in tasks:
+def attempt(task: Task) -> str:
+    """Compute one cell. Returns what went wrong, so that a cell that fails stops no other."""
+    folder = arm_folder(task.key, task.seed, task.quick)
+    shutil.rmtree(folder, ignore_errors=True)  # files of an earlier attempt
+    folder.mkdir(parents=True)
+    with open(folder / "log.txt", "w", buffering=1) as log:
+        with redirect_stdout(log), redirect_stderr(log):
             try:
-                yield task, run_cell(source, *task, quick)
-            except Exception as error:
-                yield task, error
+                run_cell(task, folder)
+            except (Exception, SystemExit) as error:  # an arm may call a command, which exits
+                traceback.print_exc()
+                return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def run_cells(tasks: list[Task], workers: int) -> dict[Task, str]:
+    """Compute all cells. Returns {task: what went wrong} of those that failed."""
+    with processes(workers) as run_all:
+        bar = tqdm(run_all(attempt, tasks), "cells", len(tasks), disable=not tasks)
+        return {task: error for error, task in zip(bar, tasks) if error}
+
+
+@contextmanager
+def processes(workers: int):
+    """A `map` that computes in so many processes, or in this one if `workers` is 0."""
+    if not workers:
+        yield map
         return
-    os.environ["TQDM_DISABLE"] = (
-        "1"  # read when tqdm is imported: too late for this process's bar, in time for the workers'
-    )
+
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+
+    def run_all(function, tasks):
+        # The processes start here and inherit this: only the parent reacts to Ctrl-C.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        results = pool.map(function, tasks)
+        signal.signal(signal.SIGINT, handler)
+        return results
+
     try:
-        yield from finished(pool, source, tasks, quick, workers)
-    except (
-        BaseException
-    ):  # Ctrl-C: cells take minutes, and what they have not written is lost anyway
+        yield run_all
+    except BaseException:
+        # Cells take minutes, and an unfinished one is of no use. SIGTERM would not do:
+        # a run in training answers it by finishing its step.
         for process in multiprocessing.active_children():
-            process.terminate()
+            process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def finished(pool, source: str, tasks, quick: bool, workers: int):
-    """No worker is handed a cell before it has time for it: after Ctrl-C none starts another."""
-    waiting, running = list(tasks), {}
-    while waiting or running:
-        while waiting and len(running) < workers:
-            task = waiting.pop(0)
-            handler = signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # inherited by the worker this may start: Ctrl-C is ours to deal with
-            running[pool.submit(run_cell, source, *task, quick)] = task
-            signal.signal(signal.SIGINT, handler)
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            yield running.pop(future), future.exception() or future.result()
-
-
 def start_worker():
     threading.Thread(target=follow_parent, daemon=True).start()
     torch.set_num_threads(1)
-    tqdm.set_lock(
-        threading.RLock()
-    )  # its own would be a semaphore of the system, left behind by a worker that is terminated
+    # By default tqdm makes a semaphore, which a worker that is killed would leave behind.
+    tqdm.set_lock(threading.RLock())
 
 
 def follow_parent():
-    """A worker whose parent was killed has nobody to report to: it goes too."""
+    """End the worker when its parent has been killed: nobody is left to receive its results."""
     multiprocessing.parent_process().join()
     os._exit(1)

@@ -1,13 +1,18 @@
-"""All experiments, by name; one file a published system. The numbers are those of the list that the project set out to check."""
+"""All experiments by name. Each published system has a file of its own.
+
+Experiments keep the numbers of the list that the project set out to check, which has gaps.
+"""
 
 from __future__ import annotations
 
 from nanotir.lab import autocode, cir, grpo, tapo, tora
 
 ALL = [
-    experiment for system in (tora, cir, autocode, tapo, grpo) for experiment in system.EXPERIMENTS
+    *tora.EXPERIMENTS,
+    *cir.EXPERIMENTS,
+    *autocode.EXPERIMENTS,
+    *tapo.EXPERIMENTS,
+    *grpo.EXPERIMENTS,
 ]
-EXPERIMENTS = {
-    experiment.name: experiment
-    for experiment in sorted(ALL, key=lambda experiment: experiment.number)
-}
+ALL.sort(key=lambda experiment: experiment.number)
+EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

@@ -1,4 +1,4 @@
-"""What TAPO's reward buys in calls, against the exact match alone, OTC's product, and a bonus for calls."""
+"""TAPO's reward, in calls: against the exact match alone, OTC's product, and a bonus for calls."""
 
 from __future__ import annotations
 
@@ -29,57 +29,64 @@ CONTROL = "random rewards"
 
 
 def arm(key: str, settings: dict) -> Arm:
+    """RL with one of the rewards, from the cold start that all arms share."""
+
     def run_arm(seed, quick, folder):
-        start = cold_start("tapo", COLD, seed, quick)
-        with trained(
-            folder, "tapo", COLD | settings | {"init": start, "sft.steps": 0}, seed, quick
-        ) as run:
-            result, accuracies, calls = measure(run), curve(run, "accuracy"), curve(run, "calls")
-            sampled = {
-                "sampled_accuracy": mean_of(accuracies, 0.25),
-                "sampled_calls": mean_of(calls, 0.25),
-            }
-            return {
-                "accuracy": result["accuracy"],
-                "calls_per_correct": result["calls_per_correct"],
-                "calls": result["calls_per_problem"],
-                "new_tokens": result["mean_new_tokens"],
-                "accuracy by step": accuracies,
-                "calls by step": calls,
-                **sampled,
-                "sampled_calls_per_correct": sampled["sampled_calls"] / sampled["sampled_accuracy"]
-                if sampled["sampled_accuracy"]
-                else None,
-            }
+        start = {"init": cold_start("tapo", COLD, seed, quick), "sft.steps": 0}
+        with trained(folder, "tapo", COLD | settings | start, seed, quick) as run:
+            return metrics(run)
 
     return Arm(f"tapo-{key}", run_arm)
 
 
-EXPERIMENTS = [
-    Experiment(
-        11,
-        "calls",
-        "TAPO",
-        "TAPO's reward needs fewer calls per right answer than the exact match alone, at no lower accuracy; a bonus for calls is collected by calling.",
-        "Wu et al. 2025; OTC (Wang et al. 2025)",
-        "TAPO: none known. OTC-PPO 7B: 1.04 calls instead of 3.28 at equal exact match",
-        "calls per right answer, accuracy and calls of what was sampled in the last quarter of RL (greedy hides habits that are rare)",
-        "calls per right answer: OTC < TAPO < exact match < bonus",
-        {
-            "TAPO": arm("tapo", TAPO),
-            "exact match": arm("exact", PLAIN),
-            "OTC": arm("otc", PLAIN | {"reward.efficiency": 1.0}),
-            "bonus": arm("bonus", PLAIN | {"reward.call_bonus": 0.5}),
-            CONTROL: arm("random", PLAIN | {"reward.coin": True}),
-        },
-        (
-            Compare("TAPO", "exact match", "sampled_calls_per_correct", lower=True),
-            Compare("TAPO", "exact match", "sampled_accuracy", margin=0.05),
-            Compare("bonus", "exact match", "sampled_calls"),
-            Compare("OTC", "exact match", "sampled_calls_per_correct", lower=True),
+def metrics(run) -> dict:
+    """How right the answers are and how many calls they take: greedy, and sampled during RL."""
+    result = measure(run)
+    accuracies, calls = curve(run, "accuracy"), curve(run, "calls")
+    sampled_accuracy, sampled_calls = mean_of(accuracies, 0.25), mean_of(calls, 0.25)
+    return {
+        "accuracy": result["accuracy"],
+        "calls_per_correct": result["calls_per_correct"],
+        "calls": result["calls_per_problem"],
+        "new_tokens": result["mean_new_tokens"],
+        "accuracy by step": accuracies,
+        "calls by step": calls,
+        "sampled_accuracy": sampled_accuracy,
+        "sampled_calls": sampled_calls,
+        "sampled_calls_per_correct": (
+            sampled_calls / sampled_accuracy if sampled_accuracy else None
         ),
-        control=CONTROL,
-        figure=("calls by step", "accuracy by step"),
-        tuned="A teacher who makes four calls in ten twice, so that there are needless calls to unlearn.",
+    }
+
+
+CALLS = Experiment(
+    number=11,
+    name="calls",
+    system="TAPO",
+    claim="TAPO's reward needs fewer calls per right answer than the exact match alone, at no "
+    "lower accuracy; a bonus for calls is collected by calling.",
+    source="Wu et al. 2025; OTC (Wang et al. 2025)",
+    published="TAPO: none known. OTC-PPO 7B: 1.04 calls instead of 3.28 at equal exact match",
+    measure="calls per right answer, accuracy and calls of what was sampled in the last quarter "
+    "of RL (greedy hides habits that are rare)",
+    expected="calls per right answer: OTC < TAPO < exact match < bonus",
+    arms={
+        "TAPO": arm("tapo", TAPO),
+        "exact match": arm("exact", PLAIN),
+        "OTC": arm("otc", PLAIN | {"reward.efficiency": 1.0}),
+        "bonus": arm("bonus", PLAIN | {"reward.call_bonus": 0.5}),
+        CONTROL: arm("random", PLAIN | {"reward.coin": True}),
+    },
+    compare=(
+        Compare("TAPO", "exact match", "sampled_calls_per_correct", lower=True),
+        Compare("TAPO", "exact match", "sampled_accuracy", margin=0.05),
+        Compare("bonus", "exact match", "sampled_calls"),
+        Compare("OTC", "exact match", "sampled_calls_per_correct", lower=True),
     ),
-]
+    control=CONTROL,
+    figure=("calls by step", "accuracy by step"),
+    tuned="A teacher who makes four calls in ten twice, so that there are needless calls to "
+    "unlearn.",
+)
+
+EXPERIMENTS = [CALLS]

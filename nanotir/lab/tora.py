@@ -1,11 +1,14 @@
-"""What ToRA's ideas buy: interleaving words and programs, masking tool output, output-space shaping. Imitation only, no RL."""
+"""ToRA's ideas: interleaving words and programs, masking tool output, output-space shaping.
+
+All arms imitate; none uses RL.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, measure, trained
+from nanotir.lab.toy import cold_start, measure, train, trained, untrained
 from nanotir.sampler import Sampler
 
 DATA = {
@@ -28,46 +31,45 @@ SHAPING = DATA | {
 
 
 def imitate(format: str) -> Arm:
+    """Imitation of solutions in one of three formats."""
+
     def run_arm(seed, quick, folder):
         with trained(folder, "tora", DATA | {"teacher.format": format}, seed, quick) as run:
             result = measure(run)
-        accuracy = "program_accuracy" if format == "program" else "accuracy"
-        families = (
-            {f"accuracy_{kind}": row["accuracy"] for kind, row in result["by_kind"].items()}
-            if format != "program"
-            else {}
-        )
-        return {"accuracy": result[accuracy], "calls": result["calls_per_problem"], **families}
+        found = {"accuracy": result["accuracy"], "calls": result["calls_per_problem"]}
+        if format == "program":
+            # A program is the whole answer: what its last call prints is graded.
+            return found | {"accuracy": result["program_accuracy"]}
+        for kind, row in result["by_kind"].items():
+            found[f"accuracy_{kind}"] = row["accuracy"]
+        return found
 
     return Arm(f"tora-{format}", run_arm)
 
 
 def shape(name: str, **settings) -> Arm:
-    """The second half of the recipe, from the cold start that all these arms share to the model that was retrained from its base."""
+    """Output-space shaping, from the imitation that all arms share to the retrained model."""
 
     def run_arm(seed, quick, folder):
         start = cold_start("shaping", SHAPING | {"tora.samples": 0}, seed, quick, recipe="tora")
         options = {f"tora.{key}": value for key, value in settings.items()}
-        with trained(
-            folder,
-            "tora",
-            SHAPING | options | {"init": start},
-            seed,
-            quick,
-            done=["sft"],
-            fresh=True,
-        ) as run:
-            shaped = (
-                (run.out / "shaped.jsonl").read_text().count("\n")
-                if (run.out / "shaped.jsonl").exists()
-                else 0
-            )
+        values = SHAPING | options | {"init": start}
+        with untrained(folder, "tora", values, seed, quick) as run:
+            # The shared start has imitated already. The retraining begins at random weights,
+            # as it would in a run that had imitated by itself.
+            run.state["done"].append("sft")
+            run.config.init = ""
+            train(run)
+            path = run.out / "shaped.jsonl"
+            shaped = path.read_text().count("\n") if path.exists() else 0
             return {"accuracy": measure(run)["accuracy"], "shaped": shaped}
 
     return Arm(f"tora-shape-{name}", run_arm)
 
 
 def observations(how: str) -> Arm:
+    """Imitation with tool output masked, or learned like the rest."""
+
     def run_arm(seed, quick, folder):
         settings = DATA | {"sft.observations": how, "sampler.forge": True}
         with trained(folder, "tora", settings, seed, quick) as run:
@@ -77,65 +79,80 @@ def observations(how: str) -> Arm:
 
 
 def invented(run) -> float:
-    """The share of answers that make up a tool's output when nobody runs the calls."""
-    sampler = Sampler(
-        run.model,
-        run.tokenizer,
-        run.tools,
-        run.format,
-        replace(run.config.sampler, temperature=0.0),
-    )
-    sampler.openers.clear()  # blocks may still be written, but none is noticed
+    """The share of answers that make up the output of a tool when nothing runs the calls."""
+    greedy = replace(run.config.sampler, temperature=0.0)
+    sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, greedy)
+    sampler.openers.clear()  # calls can still be written, but the sampler does not notice them
     rows = sampler.generate([problem.question for problem in run.held_out])
-    return sum(
-        run.tokenizer.tags[run.format.delimiters("output")[0]] in row.ids for row in rows
-    ) / len(rows)
+    output = run.tokenizer.tags[run.format.delimiters("output")[0]]
+    return sum(output in row.ids for row in rows) / len(rows)
 
 
-EXPERIMENTS = [
-    Experiment(
-        1,
-        "formats",
-        "ToRA",
-        "Interleaving words and programs beats programs alone, which beat words alone.",
-        "Gou et al. 2024, figure 4",
-        "MATH, 7B: 33.6 / 27.8 / 7.2",
-        "greedy accuracy on held-out problems of kinds A and E; of the program arm, what its last call printed",
-        "tool > program > rationale",
-        {"tool": imitate("tool"), "program": imitate("program"), "rationale": imitate("rationale")},
-        (Compare("tool", "program"), Compare("program", "rationale"), Compare("tool", "rationale")),
-        tuned="Four compute-hard families and two whose answer is a sentence. What a program prints is graded as it stands: 67% is that arm's ceiling.",
+FORMATS = Experiment(
+    number=1,
+    name="formats",
+    system="ToRA",
+    claim="Interleaving words and programs beats programs alone, which beat words alone.",
+    source="Gou et al. 2024, figure 4",
+    published="MATH, 7B: 33.6 / 27.8 / 7.2",
+    measure="greedy accuracy on held-out problems of kinds A and E; "
+    "of the program arm, what its last call printed",
+    expected="tool > program > rationale",
+    arms={
+        "tool": imitate("tool"),
+        "program": imitate("program"),
+        "rationale": imitate("rationale"),
+    },
+    compare=(
+        Compare("tool", "program"),
+        Compare("program", "rationale"),
+        Compare("tool", "rationale"),
     ),
-    Experiment(
-        2,
-        "shaping",
-        "ToRA",
-        "Learning from one's own valid answers, and from mistakes that a teacher completed, beats as much data without them.",
-        "Gou et al. 2024, figure 5; control after its reviews",
-        "CodeLLaMA 7B, MATH: 40.2 to 44.6 with 4 answers a problem; no control",
-        "greedy accuracy; all arms retrain from the base for the same number of steps",
-        "accuracy grows with the number of answers kept; the control does not gain",
-        {
-            **{str(keep): shape(str(keep), keep=keep, correct=False) for keep in (0, 4)},
-            "4 + corrected": shape("4c", keep=4),
-            "control": shape("control", keep=4, control=True),
-        },
-        (Compare("4 + corrected", "control"), Compare("4", "control"), Compare("4", "0")),
-        tuned="600 problems of one and two calls; the teacher demonstrates half, too few to generalise well from, and of the others the answers are known.",
+    tuned="Four compute-hard families and two whose answer is a sentence. "
+    "What a program prints is graded as it stands: 67% is that arm's ceiling.",
+)
+
+SHAPED = Experiment(
+    number=2,
+    name="shaping",
+    system="ToRA",
+    claim="Learning from one's own valid answers, and from mistakes that a teacher completed, "
+    "beats as much data without them.",
+    source="Gou et al. 2024, figure 5; control after its reviews",
+    published="CodeLLaMA 7B, MATH: 40.2 to 44.6 with 4 answers a problem; no control",
+    measure="greedy accuracy; all arms retrain from the base for the same number of steps",
+    expected="accuracy grows with the number of answers kept; the control does not gain",
+    arms={
+        "0": shape("0", keep=0, correct=False),
+        "4": shape("4", keep=4, correct=False),
+        "4 + corrected": shape("4c", keep=4),
+        "control": shape("control", keep=4, control=True),
+    },
+    compare=(
+        Compare("4 + corrected", "control"),
+        Compare("4", "control"),
+        Compare("4", "0"),
     ),
-    Experiment(
-        3,
-        "sft-mask",
-        "ToRA",
-        "A model that imitates tool output too invents it when the tool is silent; one with the outputs masked does not.",
-        "Gou et al. 2024, eq. 4, against the released script",
-        "none known",
-        "share of greedy answers that contain an output block of the model's own making, with nobody running its calls; accuracy with the tool",
-        "invented: learned near 1, masked near 0; accuracy about the same",
-        {"masked": observations("masked"), "learned": observations("learned")},
-        (
-            Compare("masked", "learned", "invented", lower=True),
-            Compare("masked", "learned", "accuracy", margin=0.05),
-        ),
+    tuned="600 problems of one and two calls; the teacher demonstrates half, too few to "
+    "generalise well from, and of the others the answers are known.",
+)
+
+SFT_MASK = Experiment(
+    number=3,
+    name="sft-mask",
+    system="ToRA",
+    claim="A model that imitates tool output too invents it when the tool is silent; "
+    "one with the outputs masked does not.",
+    source="Gou et al. 2024, eq. 4, against the released script",
+    published="none known",
+    measure="share of greedy answers that contain an output block of the model's own making, "
+    "with nobody running its calls; accuracy with the tool",
+    expected="invented: learned near 1, masked near 0; accuracy about the same",
+    arms={"masked": observations("masked"), "learned": observations("learned")},
+    compare=(
+        Compare("masked", "learned", "invented", lower=True),
+        Compare("masked", "learned", "accuracy", margin=0.05),
     ),
-]
+)
+
+EXPERIMENTS = [FORMATS, SHAPED, SFT_MASK]

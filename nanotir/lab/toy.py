@@ -1,7 +1,7 @@
-"""The toy that all experiments share: small enough for arms of a minute, hard enough that arms can differ.
+"""The toy that all experiments share: arms of about a minute, hard enough for arms to differ.
 
-An arm is a run like any other, a RunConfig and a recipe, measured afterwards. Arms of one seed start from the same weights where they
-share a cold start: it is trained once, by whoever needs it first.
+An arm is an ordinary run, a RunConfig and a recipe, that is measured afterwards. Arms of one seed
+start from the same weights if they share a cold start. The first arm that needs it trains it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from nanotir.evaluate import evaluate
 from nanotir.rewards import completion, is_correct
 from nanotir.sampler import Sampler
 
-TOY = {  # of every arm of every experiment
+# The settings of every arm of every experiment.
+TOY = {
     "model.n_layers": 4,
     "model.d_model": 96,
     "model.n_heads": 3,
@@ -40,57 +42,71 @@ TOY = {  # of every arm of every experiment
     "eval.modes": "tools",
     "save_every": 10**6,
 }
+
+# With --quick these settings are at most as large as this.
 QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
 
 
 @contextmanager
-def trained(
-    folder,
-    recipe: str,
-    settings: dict,
-    seed: int,
-    quick: bool,
-    done=(),
-    fresh: bool = False,
-    tools=None,
+def make_run(config):
+    """An open Run with its tools. Here, and in `train`, the laboratory depends on Run's set-up."""
+    with open_run(config) as run:
+        if not config.sft.steps:
+            # The start that arms share is measured elsewhere; recipes need not measure it again.
+            run.record("after_sft", {})
+        yield run
+
+
+def train(run):
+    """Train a run by its recipe."""
+    RECIPES[run.config.recipe].train(run)
+
+
+@contextmanager
+def untrained(
+    folder, recipe: str, settings: dict, seed: int, quick: bool, wrap: Callable | None = None
 ):
-    """The Run of a recipe, trained with these settings on top of the toy's, in folder/run. Phases in `done` were another run's;
-    `fresh`: what it started from is not its base, but random weights are; tools(run) stand in for the run's own."""
+    """The Run of a recipe, in folder/run, with these settings on top of the toy's.
+
+    `wrap` replaces each of its tools by another, such as a slower one.
+    """
     out = Path(folder) / "run"
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
-    quickly = {
-        key: min(value, QUICK[key])
-        for key, value in {**TOY, **settings}.items()
-        if quick and key in QUICK
-    }
+    values = {**TOY, **settings}
+    if quick:
+        values |= {name: min(values[name], most) for name, most in QUICK.items()}
     own = {"recipe": recipe, "seed": seed, "out": str(out)}
-    config = build({**RECIPES[recipe].SETTINGS, **TOY, **settings, **quickly, **own})
-    with open_run(config) as run:
-        run.state["done"] += done
-        run.config.init = "" if fresh else run.config.init
-        run.tools = tools(run) if tools else run.tools
-        if not config.sft.steps:
-            run.record(
-                "after_sft", {}
-            )  # the start that arms share was measured once: recipes need not do so again
-        RECIPES[recipe].train(run)
+    with make_run(build({**RECIPES[recipe].SETTINGS, **values, **own})) as run:
+        if wrap:
+            run.tools = [wrap(tool) for tool in run.tools]
+        yield run
+
+
+@contextmanager
+def trained(
+    folder, recipe: str, settings: dict, seed: int, quick: bool, wrap: Callable | None = None
+):
+    """The same, trained."""
+    with untrained(folder, recipe, settings, seed, quick, wrap) as run:
+        train(run)
         yield run
 
 
 def cold_start(name: str, settings: dict, seed: int, quick: bool, recipe: str = "tapo") -> str:
-    """The folder of a run that several arms start from, made now if none needed it before. Other settings make another folder."""
-    settings_key = hashlib.sha256(
-        json.dumps([recipe, TOY, settings, quick and QUICK], sort_keys=True).encode()
-    ).hexdigest()[:8]
+    """The folder of a run that several arms start from. It is trained now if it is missing.
+
+    The folder's name depends on the settings, so different settings never share a cold start.
+    """
+    described = json.dumps([recipe, TOY, settings, quick and QUICK], sort_keys=True)
+    settings_key = hashlib.sha256(described.encode()).hexdigest()[:8]
     folder = Path("runs/lab/cold") / f"{name}-{seed}-{settings_key}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait for it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other workers wait until it is trained
         if not (folder / "done").exists():
             with trained(folder, recipe, settings, seed, quick):
-                pass
-            (folder / "done").touch()
+                (folder / "done").touch()
     return str(folder / "run")
 
 
@@ -102,15 +118,15 @@ def reinforce(
     seed: int,
     quick: bool,
     name: str = "cir",
-    **options,
+    wrap: Callable | None = None,
 ):
-    """RL by a recipe, from the cold start `name` that `start` describes."""
+    """RL by a recipe, from the cold start `name` that the settings `start` describe."""
     init = {"init": cold_start(name, start, seed, quick), "sft.steps": 0}
-    return trained(folder, recipe, start | settings | init, seed, quick, **options)
+    return trained(folder, recipe, start | settings | init, seed, quick, wrap)
 
 
 def measure(run, **settings) -> dict:
-    """Statistics of the trained policy on the held-out problems (by default greedy, with tools)."""
+    """Statistics of the trained policy on held-out problems: by default greedy, with its tools."""
     config = replace(run.config.eval, **settings)
     result = evaluate(
         run.model,
@@ -125,28 +141,38 @@ def measure(run, **settings) -> dict:
     return result[config.modes]
 
 
-def curve(run, metric: str, phase: str = "rl") -> list:
+def curve(run, metric: str, phase: str = "rl") -> list[list]:
     """[[step, value], ...] of a metric over a phase of the run."""
     path = run.out / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [[row["step"], row[metric]] for row in rows if row["phase"] == phase and metric in row]
 
 
-def mean_of(points, last: float = 1.0) -> float | None:
+def mean_of(points: list, last: float = 1.0) -> float | None:
     """The mean of a curve's values over this last share of its points."""
     values = [y for _, y in points][-max(1, round(last * len(points))) :]
     return sum(values) / len(values) if values else None
 
 
-def right_counts(run, problems, n: int, tools: bool = True, seed: int = 0) -> list[int]:
+def total(points: list) -> float:
+    """The sum of a curve's values."""
+    return sum(y for _, y in points)
+
+
+def largest(points: list) -> float | None:
+    """The largest of a curve's values."""
+    return max((y for _, y in points), default=None)
+
+
+def right_counts(run, problems: list, n: int, tools: bool = True, seed: int = 0) -> list[int]:
     """How many of n sampled answers to each problem are right."""
-    sampler = Sampler(
-        run.model, run.tokenizer, run.tools if tools else [], run.format, run.config.sampler
-    )
+    usable = run.tools if tools else []
+    sampler = Sampler(run.model, run.tokenizer, usable, run.format, run.config.sampler)
     rows = sampler.generate([problem.question for problem in problems], n, seed)
-    asked = [problem for problem in problems for _ in range(n)]
-    right = [
-        is_correct(completion(row, run.tokenizer), problem.answer)
-        for row, problem in zip(rows, asked)
-    ]
-    return [sum(right[i : i + n]) for i in range(0, len(right), n)]
+
+    counts = []
+    for i, problem in enumerate(problems):
+        answers = rows[i * n : (i + 1) * n]
+        right = [is_correct(completion(row, run.tokenizer), problem.answer) for row in answers]
+        counts.append(sum(right))
+    return counts

@@ -1,6 +1,11 @@
 """The laboratory's command on arms that only count how often they are run."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +14,7 @@ import pytest
 from nanotir.lab import __main__ as lab
 from nanotir.lab import cells
 from nanotir.lab.experiment import Arm, Compare, Experiment
+from nanotir.lab.tables import markdown
 
 
 def toy(name="toy", number=1, **arms) -> Experiment:
@@ -16,46 +22,59 @@ def toy(name="toy", number=1, **arms) -> Experiment:
     made = {arm: Arm(key, run) for arm, (key, run) in arms.items()}
     better, worse = list(made)[:2]
     return Experiment(
-        number,
-        name,
-        "none",
-        "good beats bad | always",
-        "nobody",
-        "none known",
-        "counting",
-        "up",
-        made,
-        (Compare(better, worse),),
+        number=number,
+        name=name,
+        system="none",
+        claim="good beats bad | always",
+        source="nobody",
+        published="none known",
+        measure="counting",
+        expected="up",
+        arms=made,
+        compare=(Compare(better, worse),),
     )
 
 
+def good(seed, quick, folder):
+    return {"accuracy": 0.9 + seed / 100}
+
+
+def bad(seed, quick, folder):
+    return {"accuracy": 0.5}
+
+
+def endless(seed, quick, folder):
+    (folder / "pid").write_text(str(os.getpid()))
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a run in training does
+    time.sleep(1000)
+
+
+def dying(seed, quick, folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# Worker processes import this module.
 EXPERIMENTS = {
-    "real": toy(
-        "real",
-        good=("good", lambda seed, quick, folder: {"accuracy": 0.9 + seed / 100}),
-        bad=("bad", lambda seed, quick, folder: {"accuracy": 0.5}),
-    )
+    "real": toy("real", good=("good", good), bad=("bad", bad)),
+    "endless": toy("endless", good=("good", good), bad=("endless", endless)),
+    "dying": toy("dying", good=("good", good), bad=("dying", dying)),
 }
 
 
 class Bench:
-    """Runs the command in this process; `calls` lists the (key, seed, quick) that were computed."""
+    """Runs the command in this process; `calls` lists the (key, seed, quick) it computed."""
 
     def __init__(self, monkeypatch):
-        self.calls, self.experiments, self.broken = [], {}, {}
-        monkeypatch.setitem(
-            __import__("sys").modules,
-            "toy_experiments",
-            SimpleNamespace(EXPERIMENTS=self.experiments),
-        )
+        self.calls = []
+        self.experiments = {}
+        self.broken = {}  # {key: what its arm raises}
+        module = SimpleNamespace(EXPERIMENTS=self.experiments)
+        monkeypatch.setitem(sys.modules, "toy_experiments", module)
 
     def add(self, name, number=1, **arms):
         """arms: {name: (key, accuracy)}."""
-        self.experiments[name] = toy(
-            name,
-            number,
-            **{arm: (key, self.counted(key, value)) for arm, (key, value) in arms.items()},
-        )
+        counted = {arm: (key, self.counted(key, value)) for arm, (key, value) in arms.items()}
+        self.experiments[name] = toy(name, number, **counted)
 
     def counted(self, key, value):
         def run(seed, quick, folder):
@@ -84,17 +103,19 @@ def bench(monkeypatch, tmp_path):
 
 
 def test_a_cell_is_computed_once_however_often_it_is_asked_for(bench):
-    assert (bench.run("toy"), bench.run("toy")) == (0, 0)
-    assert sorted(bench.calls) == sorted(
-        (key, seed, False) for key in ("good", "bad") for seed in range(3)
-    )
+    assert bench.run("toy") == 0
+    assert bench.run("toy") == 0
+    expected = [(key, seed, False) for key in ("bad", "good") for seed in range(3)]
+    assert sorted(bench.calls) == expected
 
 
 def test_two_experiments_share_the_cells_of_one_key(bench):
     bench.add("other", 2, better=("good", 0.9), worst=("worst", 0.1))
     assert bench.run("all", "--seeds", "2") == 0
-    assert len(bench.calls) == 6 and bench.calls.count(("good", 0, False)) == 1
-    assert all((cells.LAB / name / "results.json").exists() for name in ("toy", "other"))
+    assert len(bench.calls) == 6
+    assert bench.calls.count(("good", 0, False)) == 1
+    for name in ("toy", "other"):
+        assert (cells.LAB / name / "results.json").exists()
 
 
 def test_seeds_come_one_after_the_other(bench):
@@ -107,11 +128,15 @@ def test_a_failing_arm_stops_no_other_and_is_told(bench, capsys):
     assert bench.run("toy", "--seeds", "2") == 1
     said = capsys.readouterr().err
     assert "arm 'bad', seed 1 failed: ZeroDivisionError: nothing to divide by" in said
-    assert "Traceback" in cells.arm_folder("bad", 1, False).joinpath("log.txt").read_text()
-    assert (
-        cells.cell_path("good", 1, False).exists()
-        and not (cells.LAB / "toy" / "results.json").exists()
-    )
+    assert "Traceback" in (cells.arm_folder("bad", 1, False) / "log.txt").read_text()
+    assert cells.cell_path("good", 1, False).exists()
+    assert not (cells.LAB / "toy" / "results.json").exists()
+
+
+def test_an_arm_that_exits_fails_like_any_other(bench, capsys):
+    bench.broken["bad"] = SystemExit(2)
+    assert bench.run("toy", "--seeds", "2") == 1
+    assert "arm 'bad', seed 1 failed: SystemExit: 2" in capsys.readouterr().err
 
 
 def test_after_a_failure_only_what_is_missing_is_computed(bench):
@@ -125,20 +150,16 @@ def test_after_a_failure_only_what_is_missing_is_computed(bench):
 def test_ctrl_c_leaves_what_is_done(bench, capsys):
     bench.broken["bad"] = KeyboardInterrupt()
     assert bench.run("toy") == 130
-    assert cells.cell_path(
-        "good", 0, False
-    ).exists() and capsys.readouterr().out.strip().startswith("interrupted")
+    assert cells.cell_path("good", 0, False).exists()
+    assert capsys.readouterr().out.strip().startswith("interrupted")
 
 
 def test_quick_and_full_cells_do_not_mix(bench):
     bench.run("toy", "--quick")
     bench.run("toy", "--seeds", "1")
-    assert bench.calls == [
-        ("good", 0, True),
-        ("bad", 0, True),
-        ("good", 0, False),
-        ("bad", 0, False),
-    ]
+    quick, full = bench.calls[:2], bench.calls[2:]
+    assert quick == [("good", 0, True), ("bad", 0, True)]
+    assert full == [("good", 0, False), ("bad", 0, False)]
     assert cells.cell_path("good", 0, True) != cells.cell_path("good", 0, False)
 
 
@@ -146,20 +167,16 @@ def test_what_an_arm_prints_goes_to_its_folder(bench, capsys):
     bench.run("toy", "--quick")
     assert "working" not in capsys.readouterr().out
     folder = cells.arm_folder("good", 0, True)
-    assert (
-        folder.joinpath("log.txt").read_text() == "working\n"
-        and folder.joinpath("own.txt").exists()
-    )
+    assert (folder / "log.txt").read_text() == "working\n"
+    assert (folder / "own.txt").exists()
 
 
 def test_a_run_prints_arms_comparison_and_verdict(bench, capsys):
     bench.run("toy")
     said = capsys.readouterr().out
     assert "good  0.910 [0.885, 0.935]" in said
-    assert (
-        "good better than bad, accuracy: +0.400 [+0.400, +0.400] shown" in said
-        and "verdict: shown (3 seeds" in said
-    )
+    assert "good better than bad, accuracy: +0.400 [+0.400, +0.400] shown" in said
+    assert "verdict: shown (3 seeds" in said
 
 
 def test_one_seed_is_told_to_have_no_interval(bench, capsys):
@@ -169,11 +186,9 @@ def test_one_seed_is_told_to_have_no_interval(bench, capsys):
 
 def test_kept_results_are_those_of_the_run(bench):
     bench.run("toy", "--keep")
-    kept, ran = (
-        (lab.RESULTS / "toy.json").read_text(),
-        (cells.LAB / "toy" / "results.json").read_text(),
-    )
-    assert kept == ran and json.loads(kept)["verdict"] == "shown"
+    kept = (lab.RESULTS / "toy.json").read_text()
+    assert kept == (cells.LAB / "toy" / "results.json").read_text()
+    assert json.loads(kept)["verdict"] == "shown"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +203,9 @@ def test_kept_results_are_those_of_the_run(bench):
 def test_a_mistake_is_one_line_and_runs_nothing(bench, capsys, arguments, message):
     assert bench.run(*arguments) == 2
     said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and bench.calls == []
+    assert message in said
+    assert said.count("\n") == 1
+    assert bench.calls == []
 
 
 def test_the_list_says_what_is_committed(bench, capsys):
@@ -197,69 +214,122 @@ def test_the_list_says_what_is_committed(bench, capsys):
     capsys.readouterr()
     lab.main([], "toy_experiments")
     first, second = capsys.readouterr().out.splitlines()
-    assert (
-        "1 toy" in first
-        and "no committed results" in first
-        and "2 other" in second
-        and "[shown]" in second
-    )
+    assert "1 toy" in first and "[no committed results]" in first
+    assert "2 other" in second and "[shown]" in second
 
 
-def test_the_table_is_made_from_the_committed_files_alone(bench, capsys):
+def test_the_tables_are_made_from_the_committed_files_alone(bench, capsys):
     bench.run("toy", "--keep")
     bench.experiments.clear()
     capsys.readouterr()
     lab.main(["--table"], "toy_experiments")
-    row = capsys.readouterr().out.splitlines()[2]
-    assert row.startswith(
-        "| 1 | good beats bad \\| always | nobody | none known |"
-    ) and row.endswith("| shown |")
-    assert (
-        "accuracy: good 0.910, bad 0.510, difference +0.400 [+0.400, +0.400] (3 seeds, 0.0 min)"
-        in row
-    )
+    said = capsys.readouterr().out
+    assert said.startswith("### 1. toy: shown\n\ngood beats bad | always\n")
+    assert "- Cost: 3 seeds, 0.0 min\n" in said
+    row = "| `good` 0.910 | `bad` 0.510 | accuracy | +0.400 [+0.400, +0.400] | shown |"
+    assert said.splitlines()[-1] == row
 
 
-def test_the_table_replaces_what_is_between_the_markers(bench, tmp_path):
+def test_the_tables_replace_what_is_between_the_markers(bench, tmp_path):
     bench.run("toy", "--keep")
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- lab -->\nold\n<!-- /lab -->\nafter\n")
+    tables = markdown(lab.committed())
     for _ in range(2):  # the second time changes nothing
         lab.main(["--table", "--write", str(readme)], "toy_experiments")
-        text = readme.read_text()
-        assert (
-            text == f"before\n<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->\nafter\n"
-        )
+        expected = f"before\n<!-- lab -->\n\n{tables}\n\n<!-- /lab -->\nafter\n"
+        assert readme.read_text() == expected
 
 
 def test_a_file_without_markers_is_left_alone(bench, tmp_path, capsys):
     (tmp_path / "README.md").write_text("no table here\n")
     assert bench.run("--table", "--write", "README.md") == 2
-    assert (
-        "to put the table between" in capsys.readouterr().err
-        and (tmp_path / "README.md").read_text() == "no table here\n"
-    )
+    assert "to put the table between" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "no table here\n"
+
+
+def test_the_readmes_tables_are_those_of_the_committed_results():
+    tables = markdown(lab.committed())
+    found = lab.MARKERS.search(lab.README.read_text())
+    assert found[0] == f"<!-- lab -->\n\n{tables}\n\n<!-- /lab -->"
 
 
 def test_dictionaries_take_a_line_an_entry_and_lists_one():
     value = {"a": {"b": [[0, 1.0], [1, None]], "c": {}}, "d": [{"e": 1}]}
-    assert json.loads(lab.layout(value)) == value and len(lab.layout(value).splitlines()) == 7
+    assert json.loads(lab.layout(value)) == value
+    assert len(lab.layout(value).splitlines()) == 7
 
 
 def test_worker_processes_find_the_arms_by_name(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TQDM_DISABLE", "1")  # so that it is unset again
     with pytest.raises(SystemExit) as exit:
         lab.main(["real", "--workers", "1", "--seeds", "2"], __name__)
     assert exit.value.code == 0
-    assert json.loads((cells.LAB / "real" / "results.json").read_text())["parts"][0][
-        "difference"
-    ] == pytest.approx(0.405)
+    results = json.loads((cells.LAB / "real" / "results.json").read_text())
+    assert results["parts"][0]["difference"] == pytest.approx(0.405)
 
 
-def test_the_readmes_table_is_that_of_the_committed_results():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert (
-        lab.MARKERS.search(readme)[0]
-        == f"<!-- lab -->\n{lab.markdown(lab.committed())}\n<!-- /lab -->"
+def test_a_worker_that_is_killed_ends_the_command_and_keeps_what_is_done(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        lab.main(["dying", "--workers", "1", "--seeds", "1"], __name__)
+    assert exit.value.code == 1
+    assert "a worker was killed" in capsys.readouterr().err
+    assert cells.cell_path("good", 0, False).exists()
+
+
+START = "import sys; from nanotir.lab.__main__ import main; main(sys.argv[1:], 'test_lab')"
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_for(condition, seconds: float = 60.0) -> bool:
+    end = time.time() + seconds
+    while not condition() and time.time() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """(a command whose worker is in a cell that never ends, the worker's process id)."""
+    folders = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, "endless", "--workers", "1", "--seeds", "1"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
+    path = tmp_path / cells.arm_folder("endless", 0, False) / "pid"
+    assert wait_for(lambda: path.exists() and path.read_text())
+    yield process, int(path.read_text())
+    process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks for the worker in /proc")
+def test_ctrl_c_ends_the_workers_at_once(busy):
+    process, worker = busy
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in out
+    assert "Traceback" not in err and "leaked" not in err
+    assert wait_for(lambda: not alive(worker), 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it looks for the worker in /proc")
+def test_workers_end_when_the_command_is_killed(busy):
+    process, worker = busy
+    process.kill()
+    process.communicate(timeout=20)
+    assert wait_for(lambda: not alive(worker), 10)

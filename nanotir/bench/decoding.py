@@ -1,0 +1,86 @@
+"""Measurements of decoding: one step, the first token, and rows that wait for their tools."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from nanotir.bench.policy import Policy
+from nanotir.bench.timing import medians, timed
+from nanotir.model import KVCache
+from nanotir.tools import Tool, ToolResult
+
+
+@torch.inference_mode()
+def decode(policy: Policy) -> dict:
+    """Milliseconds of one decoding step: forward pass and draw.
+
+    For 1, 64 and 256 rows with about 64 positions each.
+    """
+    return {f"ms_{rows}_rows": decoding_step(policy, rows) for rows in (1, 64, 256)}
+
+
+def decoding_step(policy: Policy, rows: int) -> float:
+    sampler = policy.sampler()
+    cache = KVCache(policy.model.config, rows, 128)
+    policy.model.hidden(torch.randint(len(policy.tokenizer), (rows, 64)), cache=cache)
+    ids = torch.zeros(rows, 1, dtype=torch.long)
+
+    def step(number):
+        positions = torch.full((rows, 1), 64 + number % 32)
+        logits = policy.model(ids, positions, cache)[:, -1]
+        sampler.pick(logits, [0.5] * rows)
+
+    def measure(number):
+        return {"ms": 1000 * timed(step, number)[0]}
+
+    return medians(measure, 30)["ms"]
+
+
+def shared_prefill(policy: Policy) -> dict:
+    """The first token of 256 rows, from 32 prompts with 8 samples each and from 256 prompts.
+
+    The 256 prompts differ in their last word, so that each is prefilled by itself.
+    """
+    sampler = policy.sampler([], max_new_tokens=1, max_rows=256)
+    questions = policy.questions(32)
+    different = [f"{question} {i}" for question in questions for i in range(8)]
+
+    def measure(number):
+        shared, _ = timed(sampler.generate, questions, 8)
+        separate, _ = timed(sampler.generate, different)
+        return {"shared": shared, "separate": separate, "ratio": shared / separate}
+
+    return medians(measure)
+
+
+class Sleeper(Tool):
+    """Stands in for Python: answers "1" after some time, however many calls there are."""
+
+    name = "python"
+    threads = 64
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def run(self, text, session=None):
+        time.sleep(self.seconds)
+        return ToolResult("1")
+
+
+def slow_tools(policy: Policy) -> dict:
+    """What a tool of 50 ms adds to a rollout of 64 rows, against one that answers at once."""
+    questions = [problem.question for problem in policy.problems if problem.kind == "A"][:64]
+
+    def rollout(delay, number):
+        with Sleeper(delay) as tool:
+            return timed(policy.sampler([tool]).generate, questions, 1, number)
+
+    def measure(number):
+        instant, _ = rollout(0.0, number)
+        slow, rows = rollout(0.05, number)
+        calls = sum(len(row.calls) for row in rows)
+        return {"instant": instant, "slow": slow, "extra": slow - instant, "calls": calls}
+
+    return medians(measure, 5)

@@ -1,0 +1,131 @@
+"""Results as text: the summary of a run, the list of experiments, the tables of the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nanotir.lab.experiment import Experiment
+
+EXPLAINED = {0: " (undefined)", 1: " (one seed has no interval)"}  # by number of seeds
+
+
+def number(value: float | None, sign: str = "") -> str:
+    if value is None:
+        return "-"
+    digits = 3 if abs(value) < 10 else 1
+    return f"{value:{sign}.{digits}f}"
+
+
+def with_interval(mean, low=None, high=None, sign: str = "") -> str:
+    if low is None:
+        return number(mean, sign)
+    return f"{number(mean, sign)} [{number(low, sign)}, {number(high, sign)}]"
+
+
+def effort(results: dict) -> str:
+    plural = "s" if results["seeds"] > 1 else ""
+    return f"{results['seeds']} seed{plural}, {results['minutes']:.1f} min"
+
+
+# What a run prints
+
+
+def summary(results: dict) -> str:
+    """All arms with the compared metrics, a line for each comparison, and the verdict."""
+    rows = [["", *results["metrics"]]]
+    rows += [arm_row(results, arm) for arm in results["arms"]]
+    quick = ", quick" if results["quick"] else ""
+    return "\n".join(
+        [
+            f"{results['name']}: {results['claim']}",
+            *aligned(rows),
+            *[part_line(part) for part in results["parts"]],
+            f"verdict: {results['verdict']} ({effort(results)}{quick})",
+        ]
+    )
+
+
+def arm_row(results: dict, arm: str) -> list[str]:
+    means = results["arms"][arm]["mean"]
+    name = f"{arm} (control)" if arm == results["control"] else arm
+    return [name, *[with_interval(*means.get(metric, [None])) for metric in results["metrics"]]]
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows of cells as lines of text, with every column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def part_line(part: dict) -> str:
+    gain = with_interval(part["difference"], part["low"], part["high"], "+")
+    why = EXPLAINED.get(part["seeds"], "")
+    arms = f"{part['better']} better than {part['worse']}"
+    return f"{arms}, {compared_metric(part)}: {gain} {part['verdict']}{why}"
+
+
+def compared_metric(part: dict) -> str:
+    """The metric of a comparison, and how it is read."""
+    text = part["metric"]
+    if part["metric_worse"] != part["metric"]:
+        text += f" against {part['metric_worse']}"
+    if part["lower"]:
+        text += " (lower is better)"
+    if part["margin"]:
+        text += f" (margin {part['margin']})"
+    return text
+
+
+# The list of experiments
+
+
+def listing(experiments: dict[str, Experiment], committed: Iterable[dict]) -> str:
+    """One line an experiment: number, name, claim, and the verdict of its committed results."""
+    verdicts = {results["name"]: results["verdict"] for results in committed}
+    width = max((len(name) for name in experiments), default=0)
+    lines = []
+    for experiment in sorted(experiments.values(), key=lambda experiment: experiment.number):
+        verdict = verdicts.get(experiment.name, "no committed results")
+        name = f"{experiment.number:>2} {experiment.name:{width}}"
+        lines.append(f"{name}  {experiment.claim} [{verdict}]")
+    return "\n".join(lines)
+
+
+# The part of the README that is made from the committed results
+
+
+def markdown(all_results: Iterable[dict]) -> str:
+    """A section an experiment, with a row for each comparison. No number is written by hand."""
+    return "\n\n".join(section(results) for results in all_results)
+
+
+def section(results: dict) -> str:
+    lines = [
+        f"### {results['number']}. {results['name']}: {results['verdict']}",
+        "",
+        results["claim"],
+        "",
+        f"- Source: {results['source']}",
+        f"- Published: {results['published']}",
+        f"- Measured here: {results['measure']}",
+        f"- Cost: {effort(results)}",
+        "",
+        table_row("arm", "against", "metric", "difference", "verdict"),
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [part_row(part) for part in results["parts"]])
+
+
+def part_row(part: dict) -> str:
+    better = f"`{part['better']}` {number(part['better_mean'])}"
+    worse = f"`{part['worse']}` {number(part['worse_mean'])}"
+    difference = with_interval(part["difference"], part["low"], part["high"], "+")
+    return table_row(better, worse, compared_metric(part), difference, part["verdict"])
+
+
+def table_row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
