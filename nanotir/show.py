@@ -1,61 +1,67 @@
-"""A trajectory in colour: what the model said, what it called, what the tool answered, told apart at a glance."""
+"""Prints a trajectory in colours: the model's text, its calls and the output of tools."""
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import TextIO
 
-COLOURS = {
-    "prompt": "2",
-    "text": "0",
-    "output": "33",
-    "call": "36",
-}  # ANSI: dim, plain, yellow, cyan
+from nanotir.tokenizer import Tokenizer
+from nanotir.trajectory import Trajectory
+
+# ANSI codes of a span's kind: dim, plain, yellow, cyan. A call's kind is the name of its tool.
+COLOURS = {"prompt": "2", "text": "0", "output": "33", "call": "36"}
 
 
-def colours_wanted(stream=None) -> bool:
-    """Colour goes to terminals only, and not where NO_COLOR (no-color.org) is set."""
+def colours_wanted(stream: TextIO | None = None) -> bool:
+    """Whether to print in colour: on terminals, unless NO_COLOR (no-color.org) is set."""
     stream = stream or sys.stdout
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 
 def paint(kind: str, text: str, colour: bool) -> str:
-    """Text by one author, in that author's colour. `kind` is a span's: prompt, text, output, or a tool's name."""
-    return f"\x1b[{COLOURS.get(kind, COLOURS['call'])}m{text}\x1b[0m" if colour and text else text
+    """The text of a span of this kind, with the codes of its colour around it."""
+    if not colour or not text:
+        return text
+    return f"\x1b[{COLOURS.get(kind, COLOURS['call'])}m{text}\x1b[0m"
 
 
-def show(trajectory, tokenizer, colour: bool | None = None) -> str:
-    """The whole trajectory as one printable text."""
-    colour = colours_wanted() if colour is None else colour
-    return "".join(
-        paint(s.kind, tokenizer.decode(trajectory.ids[s.start : s.end]), colour)
-        for s in trajectory.spans
-    )
+def show(trajectory: Trajectory, tokenizer: Tokenizer, colour: bool | None = None) -> str:
+    """The whole trajectory as one text. `colour=None` decides by the terminal."""
+    if colour is None:
+        colour = colours_wanted()
+    parts = []
+    for span in trajectory.spans:
+        text = tokenizer.decode(trajectory.ids[span.start : span.end])
+        parts.append(paint(span.kind, text, colour))
+    return "".join(parts)
 
 
 class Stream:
-    """Prints one row while it is being sampled: pass it as `watch` to Sampler.generate.
+    """Prints one row while it is being sampled: pass it as `watch` to Sampler.generate."""
 
-    A character may be spelled by several ids, so a span is decoded from its start every time and only what is new and whole is printed.
-    """
-
-    def __init__(self, tokenizer, row: int = 0, out=None):
-        self.tokenizer, self.row, self.out = tokenizer, row, out or sys.stdout
+    def __init__(self, tokenizer: Tokenizer, row: int = 0, out: TextIO | None = None):
+        self.tokenizer = tokenizer
+        self.row = row
+        self.out = out or sys.stdout
         self.colour = colours_wanted(self.out)
-        self.kind, self.ids, self.printed = "", [], ""
+        # The span that is being written: its kind, its ids, and what of it is printed already.
+        self.kind = ""
+        self.ids = []
+        self.printed = ""
 
-    def __call__(self, row: int, kind: str, ids):
+    def __call__(self, row: int, kind: str, ids: list[int]):
         if row != self.row:
             return
         if kind != self.kind:
-            self.kind, self.ids, self.printed = kind, [], ""
+            self.kind = kind
+            self.ids = []
+            self.printed = ""
         self.ids += ids
+        # A character may need several ids. So decode the span from its start, and wait while its
+        # end is not yet a whole character.
         text = self.tokenizer.decode([id for id in self.ids if id != self.tokenizer.end_id])
         if text.startswith(self.printed) and not text.endswith("\ufffd"):
-            print(
-                paint(kind, text[len(self.printed) :], self.colour),
-                end="",
-                file=self.out,
-                flush=True,
-            )
+            new = paint(kind, text[len(self.printed) :], self.colour)
+            print(new, end="", file=self.out, flush=True)
             self.printed = text

@@ -1,7 +1,9 @@
-"""What is taken away from a process before it runs a model's program: limits, then layer upon layer of the Linux kernel's own protections.
+"""Takes rights away from a process before it runs a program that the model wrote.
 
-None of them needs root, a container or a package; each layer is left out where the kernel refuses it, and a table shows which are in force. No
-layer is enough by itself: Landlock leaves processes and sockets, seccomp leaves files. The numbers are those of the kernel's own headers.
+Resource limits hold everywhere. All other layers are protections of the Linux kernel that need no
+root, no container and no package. A layer that the kernel refuses is left out, and the functions
+say so. No layer is enough alone: Landlock does not cover processes, seccomp does not cover files.
+The numbers, and the names in comments, are those of the kernel's headers.
 """
 
 from __future__ import annotations
@@ -19,87 +21,75 @@ import sys
 
 LINUX = sys.platform == "linux"
 LIBC = ctypes.CDLL(None)
+Layer = tuple[str, bool, str]  # its name, whether it is in force, what it stops
 
 
 def die_with_parent():
-    """Be killed when the process that forked this one ends, however it does. Linux only."""
+    """Have this process killed when its parent ends, for whatever reason. Linux only."""
     if LINUX:
         LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def namespaces() -> bool:
-    """Move the process that is forked next to namespaces of its own, where that is allowed. It becomes their process 1: when it dies, all die."""
-    USER, PID, NET, IPC = 0x10000000, 0x20000000, 0x40000000, 0x08000000
-    uid, gid = os.getuid(), os.getgid()
-    if not LINUX or LIBC.unshare(USER | PID | NET | IPC) and LIBC.unshare(PID | NET | IPC):
+    """Give the next forked process its own namespaces; return whether the kernel allows it.
+
+    That process becomes process 1 in there: when it dies, the kernel kills all its descendants.
+    """
+    uid = os.getuid()
+    gid = os.getgid()
+    # An ordinary user needs a user namespace too. Where those are forbidden, root does without.
+    apart = 0x20000000 | 0x40000000 | 0x08000000  # CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWIPC
+    with_user = apart | 0x10000000  # CLONE_NEWUSER
+    if not LINUX or (LIBC.unshare(with_user) and LIBC.unshare(apart)):
         return False
-    for file, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{uid} {uid} 1"),
-        ("gid_map", f"{gid} {gid} 1"),
-    ):
-        with contextlib.suppress(OSError), open(f"/proc/self/{file}", "w") as map:
-            map.write(text)
+    maps = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
+    for name, text in maps.items():
+        with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
     return True
 
 
 def mount_memory(base: str):
-    """A file system of our own for the calls' folders: in memory, no more than 256 MB all together. Nothing, where it is not allowed."""
-    if LIBC.unshare(0x00020000) == 0:
-        LIBC.mount(None, b"/", None, 1 << 14 | 1 << 18, None)  # private, with all below
-        LIBC.mount(
-            b"tmpfs", base.encode(), b"tmpfs", 2 | 4, b"size=256m,nr_inodes=16384"
-        )  # no set-uid files, no devices
+    """Mount a file system in memory for the folders of all calls, if that is allowed."""
+    size = b"size=256m,nr_inodes=16384"
+    if LIBC.unshare(0x20000) == 0:  # CLONE_NEWNS
+        # The rest of the machine must not see what is mounted here.
+        LIBC.mount(None, b"/", None, 1 << 18 | 1 << 14, None)  # MS_PRIVATE, MS_REC
+        LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, size)  # MS_NOSUID, MS_NODEV
 
 
-def lock_server(memory_mb: int) -> list[tuple]:
-    """Take away for good, once, what no call may have and the server can do without: (layer, whether it is in force, what it stops)."""
-    limits = {"FSIZE": 8 * 2**20, "CORE": 0}  # bytes in one file
-    if LINUX:  # bytes beyond what is in use already: a growing list ends in MemoryError
-        limits["AS"] = (
-            int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-            + memory_mb * 2**20
-        )
-    limit(**limits)
+def lock_server(memory_mb: int) -> list[Layer]:
+    """Drop for good, once in the fork server, what neither the server nor any call needs."""
+    limit(FSIZE=8 * 2**20, CORE=0)
     if not LINUX:
-        return [
-            (
-                "all others",
-                False,
-                "only the limits hold here: no protection of files, network and other processes",
-            )
-        ]
-    no_new_privs = LIBC.prctl(38, 1, 0, 0, 0) == 0
+        stops = "only the limits hold here: no protection of files, network and other processes"
+        return [("all others", False, stops)]
+    # The limit on memory counts from what is in use now, so a growing list ends in MemoryError.
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    limit(AS=in_use + memory_mb * 2**20)
+    no_new_privs = LIBC.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
     no_capabilities = LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
     return [
         ("no_new_privs", no_new_privs, "gaining rights through set-uid programs"),
-        ("capabilities", no_capabilities, "whatever root may do: all of them are dropped"),
+        ("capabilities", no_capabilities, "everything that only root may do"),
     ]
 
 
-def lock_child(folder: str, seconds: float) -> list[tuple]:
-    """The same for a child that is about to run a program in this folder."""
-    # Seconds of processor time, open files, and processes of this user, all calls together: seccomp allows a call none at all.
+def lock_child(folder: str, seconds: float) -> list[Layer]:
+    """Lock down a child that is about to run a program in this folder."""
+    # NPROC counts all processes of this user, hence of all calls. Seccomp allows a call none.
     limit(CPU=int(seconds) + 1, NOFILE=64, NPROC=1024)
-    limits = (
-        "limits",
-        True,
-        "endless time, processor time, memory (on Linux), file size and output; the process group is killed as a whole",
-    )
+    limits = "too much time, processor time, memory (on Linux) or output, and large files"
     if not LINUX:
-        return [limits]
-    return [  # in this order: the last one forbids the first
-        (
-            "Landlock",
-            landlock(folder),
-            "reading anything but Python, its packages and system libraries; writing outside its own folder; TCP",
-        ),
-        (
-            "seccomp",
-            seccomp(),
-            "sockets, other programs, new processes, signals to others, ptrace, mounts, changed modes and owners, raised limits",
-        ),
-        limits,
+        return [("limits", True, limits)]
+    files = "reading all but Python and system libraries, writing outside the call's folder, TCP"
+    calls = "sockets, programs, processes, signals to others, ptrace, mounts, new modes and owners"
+    # Landlock first: seccomp forbids the calls that it needs.
+    return [
+        ("Landlock", landlock(folder), files),
+        ("seccomp", seccomp(), calls),
+        ("limits", True, limits),
     ]
 
 
@@ -107,148 +97,173 @@ def limit(**limits: int):
     """Lower the limits of these resources, for good."""
     for name, value in limits.items():
         kind = getattr(resource, f"RLIMIT_{name}")
-        hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
         resource.setrlimit(kind, (value, value))
 
 
+# Landlock's first system call, and the bits of three ways to use a path.
+CREATE_RULESET = 444
+WRITE_FILE = 1 << 1
+READ_FILE = 1 << 2
+READ_DIR = 1 << 3
+
+
 def landlock(folder: str) -> bool:
-    """Files: what Python needs may be read, the call's own folder written, and nothing else opened (Linux 5.13 on; truncation 6.2)."""
-    version = LIBC.syscall(444, None, 0, 1)
+    """Allow reading what Python needs and writing in `folder`; refuse to open anything else."""
+    version = LIBC.syscall(CREATE_RULESET, None, 0, 1)  # LANDLOCK_CREATE_RULESET_VERSION
     if version < 1:
         return False
-    everything = (
-        1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
-    ) - 1  # one bit for each way of using a file
-    READ_FILE, READ_DIR, WRITE_FILE, no = (
-        1 << 2,
-        1 << 3,
-        1 << 1,
-        1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15,
-    )  # execute, devices, sockets, ioctl
-    attributes = struct.pack(
-        "QQQ", everything, 3, 3
-    )  # and TCP from version 4, signals and abstract sockets from version 6
-    ruleset = LIBC.syscall(444, attributes, 8 if version < 4 else 16 if version < 6 else 24, 0)
-    readable = [
-        (path, READ_FILE | READ_DIR if is_folder else READ_FILE) for path, is_folder in needed()
-    ]
-    for path, access in [
-        *readable,
-        ("/dev/null", READ_FILE | WRITE_FILE),
-        (folder, everything & ~no),
-    ]:
-        fd = os.open(path, os.O_PATH)
-        LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)
-        os.close(fd)
-    in_force = LIBC.syscall(446, ruleset, 0) == 0
+    # A ruleset forbids what no rule allows, and newer versions know of more ways to use a file.
+    everything = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
+    attributes = struct.pack("Q", everything)
+    if version >= 4:
+        attributes += struct.pack("Q", 3)  # to bind and to connect by TCP
+    if version >= 6:
+        attributes += struct.pack("Q", 3)  # to reach abstract sockets and to signal others
+    ruleset = LIBC.syscall(CREATE_RULESET, attributes, len(attributes), 0)
+
+    # No execution, character devices, sockets, block devices, or ioctl on devices.
+    own = everything & ~(1 << 0 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15)
+    add_rule(ruleset, folder, own)
+    add_rule(ruleset, "/dev/null", READ_FILE | WRITE_FILE)
+    for path, is_folder in needed():
+        add_rule(ruleset, path, READ_FILE | READ_DIR if is_folder else READ_FILE)
+    in_force = LIBC.syscall(446, ruleset, 0) == 0  # landlock_restrict_self
     os.close(ruleset)
     return in_force
 
 
+def add_rule(ruleset: int, path: str, access: int):
+    """Allow these uses of a path, and of all that lies below it."""
+    fd = os.open(path, os.O_PATH)
+    LIBC.syscall(445, ruleset, 1, struct.pack("=Qi", access, fd), 0)  # landlock_add_rule
+    os.close(fd)
+
+
 @functools.lru_cache
 def needed() -> list[tuple[str, bool]]:
-    """(path, whether it is a folder) of what Python reads: its packages, system libraries, time zones, random numbers."""
-    system = [
-        "/lib",
-        "/lib64",
-        "/usr/lib",
-        "/usr/lib64",
-        "/usr/share/zoneinfo",
-        "/etc/localtime",
-        "/etc/ld.so.cache",
-        "/dev/urandom",
-    ]
-    system += [*sys.path, f"{sys.base_prefix}/lib"]
-    real = sorted({os.path.realpath(path) for path in system if os.path.exists(path)})
+    """What Python reads: (path, whether it is a folder). The server asks once for all children."""
+    folders = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
+    files = ["/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
+    wanted = [*folders, *files, *sys.path, f"{sys.base_prefix}/lib"]
+    # One rule holds for all below a path, and a folder sorts before what it contains.
+    paths = []
+    for path in sorted({os.path.realpath(path) for path in wanted if os.path.exists(path)}):
+        if not any(path.startswith(f"{above}/") for above in paths):
+            paths.append(path)
+    return [(path, os.path.isdir(path)) for path in paths]
+
+
+# System calls that a program may not make: names, numbers on x86-64, numbers on arm64 (which lacks
+# some). Other dangerous calls need a capability, and all capabilities have been dropped.
+DENIED = [
+    ("socket connect bind sendmsg sendmmsg", [41, 42, 49, 46, 307], [198, 203, 200, 211, 269]),
+    ("fork vfork execve execveat", [57, 58, 59, 322], [221, 281]),
+    ("ptrace process_vm_readv process_vm_writev", [101, 310, 311], [117, 270, 271]),
+    ("tkill rt_sigqueueinfo rt_tgsigqueueinfo", [200, 129, 297], [130, 138, 240]),
+    ("pidfd_open pidfd_send_signal pidfd_getfd", [434, 424, 438], [434, 424, 438]),
+    ("setsid setpgid setrlimit setpriority", [112, 109, 160, 141], [157, 154, 164, 140]),
+    ("sched_setparam sched_setscheduler sched_setattr", [142, 144, 314], [118, 119, 274]),
+    ("sched_setaffinity ioprio_set", [203, 251], [122, 30]),
+    ("truncate removexattr lremovexattr fremovexattr", [76, 197, 198, 199], [45, 14, 15, 16]),
+    ("unshare setns mount umount2", [272, 308, 165, 166], [97, 268, 40, 39]),
+    ("bpf perf_event_open userfaultfd", [321, 298, 323], [280, 241, 282]),
+    ("io_uring_setup io_setup", [425, 206], [425, 0]),
+    ("keyctl add_key request_key personality", [250, 248, 249, 135], [219, 217, 218, 92]),
+    ("semget semop semtimedop semctl", [64, 65, 220, 66], [190, 193, 192, 191]),
+    ("msgget msgsnd msgrcv msgctl mq_open", [68, 69, 70, 71, 240], [186, 189, 188, 187, 180]),
+    ("shmget shmat shmctl memfd_create", [29, 30, 31, 319], [194, 196, 195, 279]),
+    ("seccomp mknod mknodat", [317, 133, 259], [277, 33]),
+    ("chmod fchmod fchmodat fchmodat2", [90, 91, 268, 452], [52, 53, 452]),
+    ("chown fchown lchown fchownat", [92, 93, 94, 260], [55, 54]),
+    ("utime utimes utimensat futimesat", [132, 235, 280, 261], [88]),
+    ("setxattr lsetxattr fsetxattr", [188, 189, 190], [5, 6, 7]),
+    ("setxattrat removexattrat file_setattr", [463, 466, 469], [463, 466, 469]),
+]
+
+# The operations of BPF, the language of seccomp filters, that are used here.
+LOAD = 0x20
+EQUAL = 0x15
+AT_LEAST = 0x35
+ANY_BIT = 0x45
+RETURN = 0x06
+
+# The server builds the filter once. A child puts its own process id in the place of this number.
+PID = 0xDEADBEEF
+
+
+def step(operation: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One BPF instruction; a comparison skips `if_true` or `if_false` of the next ones."""
+    return struct.pack("HBBI", operation, if_true, if_false, value)
+
+
+KILL = step(RETURN, 0x80000000)
+ALLOW = step(RETURN, 0x7FFF0000)
+REFUSE = step(RETURN, 0x00050000 | errno.EPERM)
+MISSING = step(RETURN, 0x00050000 | errno.ENOSYS)
+
+
+def argument(index: int, high: int = 0) -> bytes:
+    """Load an argument of the system call: its lower half, or the higher one."""
+    return step(LOAD, 16 + 8 * index + 4 * high)
+
+
+def if_zero(index: int) -> bytes:
+    """Allow the call if this argument, of 64 bits, is 0."""
+    low_half = argument(index) + step(EQUAL, 0, 0, 3)
+    high_half = argument(index, high=1) + step(EQUAL, 0, 0, 1)
+    return low_half + high_half + ALLOW + REFUSE
+
+
+def unless(index: int, *values: int) -> bytes:
+    """Allow the call unless this argument has one of these values."""
+    tests = [step(EQUAL, value, 0, 1) + REFUSE for value in values]
+    return argument(index) + b"".join(tests) + ALLOW
+
+
+def conditions() -> list[tuple[int, int, bytes]]:
+    """System calls that depend on arguments: number on x86-64, number on arm64, the test."""
+    to_itself = argument(0) + step(EQUAL, PID, 0, 1) + ALLOW + REFUSE
+    is_thread = argument(0) + step(ANY_BIT, 0x10000, 0, 1) + ALLOW + REFUSE  # CLONE_THREAD
     return [
-        (path, os.path.isdir(path))
-        for path in real
-        if not any(path.startswith(f"{other}/") for other in real)
-    ]  # one rule holds for all below
-
-
-# System calls that model code may not make, with their numbers on x86-64 and arm64. What else needs a capability is refused for lack of one.
-DENIED = """
-    socket 41 198  connect 42 203  bind 49 200  sendmsg 46 211  sendmmsg 307 269  fork 57 -  vfork 58 -  execve 59 221  execveat 322 281
-    ptrace 101 117  process_vm_readv 310 270  process_vm_writev 311 271  tkill 200 130  rt_sigqueueinfo 129 138  rt_tgsigqueueinfo 297 240
-    pidfd_open 434 434  pidfd_send_signal 424 424  pidfd_getfd 438 438  setsid 112 157  setpgid 109 154  setrlimit 160 164
-    setpriority 141 140  sched_setparam 142 118  sched_setscheduler 144 119  sched_setattr 314 274  sched_setaffinity 203 122  ioprio_set 251 30
-    truncate 76 45  removexattr 197 14  lremovexattr 198 15  fremovexattr 199 16  unshare 272 97  setns 308 268  mount 165 40
-    umount2 166 39  bpf 321 280  perf_event_open 298 241  userfaultfd 323 282  io_uring_setup 425 425  io_setup 206 0  keyctl 250 219  add_key 248 217  request_key 249 218  personality 135 92
-    semget 64 190  semop 65 193  semtimedop 220 192  semctl 66 191  msgget 68 186  msgsnd 69 189  msgrcv 70 188  msgctl 71 187  mq_open 240 180
-    shmget 29 194  shmat 30 196  shmctl 31 195  memfd_create 319 279  seccomp 317 277  mknod 133 -  mknodat 259 33
-    chmod 90 -  fchmod 91 52  fchmodat 268 53  fchmodat2 452 452  chown 92 -  fchown 93 55  lchown 94 -  fchownat 260 54  utime 132 -
-    utimes 235 -  utimensat 280 88  futimesat 261 -  setxattr 188 5  lsetxattr 189 6  fsetxattr 190 7
-    setxattrat 463 463  removexattrat 466 466  file_setattr 469 469
-"""
+        (56, 220, is_thread),  # clone: threads, but no processes
+        (435, 435, MISSING),  # clone3 hides its flags in memory; libc then falls back on clone
+        (62, 129, to_itself),  # kill
+        (234, 131, to_itself),  # tgkill
+        (44, 206, if_zero(4)),  # sendto: over a connected pair, but to no address
+        (302, 261, if_zero(2)),  # prlimit64: may read limits, but not set them
+        (72, 25, unless(1, 8, 10, 15)),  # fcntl: no signal to others when a socket is ready
+        (16, 29, unless(1, 0x8901, 0x8902)),  # ioctl: likewise
+        (157, 167, unless(0, 1)),  # prctl: it must die with its parent
+    ]
 
 
 @functools.lru_cache
-def filter_program(pid: int = 0xDEADBEEF) -> bytes:
-    """The seccomp filter: a little program, in BPF, that the kernel runs on the number and the arguments of every system call."""
-    column, arch = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}.get(
-        platform.machine(), (None, 0)
-    )
-    if column is None:
+def filter_program() -> bytes:
+    """The seccomp filter, which the kernel runs on every system call. Cached, see PID."""
+    machines = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+    if platform.machine() not in machines:
         return b""
-    LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-    step = lambda code, k, if_true=0, if_false=0: struct.pack("HBBI", code, if_true, if_false, k)
-    KILL, ALLOW, REFUSE = (
-        step(RETURN, 0x80000000),
-        step(RETURN, 0x7FFF0000),
-        step(RETURN, 0x00050000 | errno.EPERM),
-    )
-    argument = lambda i, high=0: step(LOAD, 16 + 8 * i + 4 * high)
-    is_zero = lambda i: (
-        argument(i) + step(EQUAL, 0, 0, 3) + argument(i, 1) + step(EQUAL, 0, 0, 1) + ALLOW + REFUSE
-    )
-    refuse_if = lambda i, *values: (
-        argument(i) + b"".join(step(EQUAL, value, 0, 1) + REFUSE for value in values) + ALLOW
-    )
-    itself = argument(0) + step(EQUAL, pid, 0, 1) + ALLOW + REFUSE
-    special = {
-        (56, 220): argument(0)
-        + step(ANY_BIT, 0x10000, 0, 1)
-        + ALLOW
-        + REFUSE,  # clone: threads, no processes
-        (435, 435): step(
-            RETURN, 0x00050000 | errno.ENOSYS
-        ),  # clone3: its flags cannot be seen from here, and libc falls back on clone
-        (62, 129): itself,
-        (234, 131): itself,  # kill, tgkill
-        (44, 206): is_zero(4),  # sendto: over a connected pair, to no address
-        (302, 261): is_zero(2),  # prlimit64: may ask, not set
-        (72, 25): refuse_if(1, 8, 10, 15),
-        (16, 29): refuse_if(
-            1, 0x8901, 0x8902
-        ),  # fcntl, ioctl: no signal to others when a socket stirs
-        (157, 167): refuse_if(0, 1),  # prctl: it dies with the server
-    }
-    words = DENIED.split()
-    denied = [
-        int(numbers[column]) for numbers in zip(words[1::3], words[2::3]) if numbers[column] != "-"
-    ]
-    program = (
-        step(LOAD, 4)
-        + step(EQUAL, arch, 1, 0)
-        + KILL
-        + step(LOAD, 0)
-        + step(AT_LEAST, 0x40000000, 0, 1)
-        + KILL
-    )  # other calling conventions
-    for numbers, then in special.items():
-        program += step(EQUAL, numbers[column], 0, len(then) // 8) + then
-    for left, number in zip(range(len(denied), 0, -1), denied):
-        program += step(EQUAL, number, left)  # past the others that are left, and past ALLOW
+    column, architecture = machines[platform.machine()]
+    # Under another calling convention the same numbers mean other calls.
+    program = step(LOAD, 4) + step(EQUAL, architecture, 1, 0) + KILL
+    program += step(LOAD, 0) + step(AT_LEAST, 0x40000000, 0, 1) + KILL
+    for *numbers, test in conditions():
+        program += step(EQUAL, numbers[column], 0, len(test) // 8) + test
+    # Each comparison that holds skips the ones that are left, and ALLOW.
+    denied = [number for _, *numbers in DENIED for number in numbers[column]]
+    for done, number in enumerate(denied):
+        program += step(EQUAL, number, len(denied) - done)
     return program + ALLOW + REFUSE
 
 
 def seccomp() -> bool:
-    program = filter_program().replace(struct.pack("I", 0xDEADBEEF), struct.pack("I", os.getpid()))
+    """Put the filter in force for this process; return whether the kernel accepts it."""
+    program = filter_program().replace(struct.pack("I", PID), struct.pack("I", os.getpid()))
+    if not program:
+        return False
     code = ctypes.create_string_buffer(program)
-    return (
-        bool(program)
-        and LIBC.prctl(22, 2, struct.pack("HP", len(program) // 8, ctypes.addressof(code)), 0, 0)
-        == 0
-    )
+    filter = struct.pack("HP", len(program) // 8, ctypes.addressof(code))
+    return LIBC.prctl(22, 2, filter, 0, 0) == 0  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER

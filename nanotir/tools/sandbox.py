@@ -1,15 +1,22 @@
-"""The fork server that runs model-written code: a process apart, which may have numpy and sympy in memory, its forks, and forks of those.
+"""The fork server: a separate process that runs the programs which the model writes.
 
-    trainer --a socket each--> fork server --fork--> workers --fork--> children: each locks itself down, runs one program and is gone
-            <------------------------------one more socket, of a call: the program, its output------------------------------>
+    trainer (python.py) --> server, forks workers --> worker, forks children --> child, runs a call
 
-Importing sympy takes half a second; forking a process that has it takes a millisecond or two, and not even that is waited for: every
-worker has its next child stand by. Two thirds of what a child costs is the memory it is a copy of, so there is one server that has the libraries
-and one that has not. The trainer itself never forks (it has threads, perhaps a GPU), and never runs a line of the model's code. A worker reads
-no program and no output, it only hands on the call's socket, so a child, which is its copy, has no word of another call in memory. What a child
-loses before it runs anything is in lockdown.py. The verdict rests on how the child ended and on the clock, never on anything the child wrote.
+1. The trainer starts a server. To get a worker it sends the server a socket.
+2. The worker forks a child that waits for a call, and tells the trainer that it is ready.
+3. The trainer sends the worker the time limit and the socket of one call. The worker passes the
+   socket on to the child, and forks the next child while the first one runs.
+4. The child reads the program from that socket, locks itself down (lockdown.py), runs the program,
+   and writes the output to the same socket.
+5. The worker waits until the child ends or its time is up, and tells the trainer the status. This
+   depends on the exit code and the clock, never on anything that the child wrote.
 
-    python -m nanotir.tools.sandbox        which layers are in force on this machine, and what each stops
+The trainer does not fork: it has threads, perhaps a GPU. Importing sympy takes half a second, and
+forking a process that has it a few milliseconds, most of them for its memory. So there are two
+servers, one with numpy and sympy and one without. A child is a copy of its worker, which reads no
+program and no output, so a program finds nothing of other calls in its memory.
+
+    python -m nanotir.tools.sandbox        show which layers of protection this machine has
 """
 
 from __future__ import annotations
@@ -27,82 +34,68 @@ import socket
 import sys
 import time
 import traceback
+from typing import NamedTuple
 
-from nanotir.tools.lockdown import (
-    LIBC,
-    LINUX,
-    die_with_parent,
-    filter_program,
-    lock_child,
-    lock_server,
-    mount_memory,
-    namespaces,
-    needed,
-)
+from nanotir.tools import lockdown
 
-OK, ERROR, MEMORY = (
-    101,
-    102,
-    103,
-)  # how a child exits whose last cell returned, raised, or ran out of memory; others are the program's own
+# Exit codes of a child whose last cell returned, raised, or ran out of memory.
+OK = 101
+ERROR = 102
+MEMORY = 103
 
 
 def main():
-    """Serve, or show the layers, in another process; and clean up behind it, however it ends."""
-    how, base, memory_mb = sys.argv[1:] or ("show", f"/tmp/nanotir-{os.urandom(8).hex()}", "1024")
+    """Serve, or show the layers, in a child process; clean up after it, however it ends."""
+    default = ("show", f"/tmp/nanotir-{os.urandom(8).hex()}", "1024")
+    mode, base, memory_mb = sys.argv[1:] or default
     os.makedirs(base, exist_ok=True)
-    apart = namespaces()
+    apart = lockdown.namespaces()
     if server := os.fork():
         os.waitpid(server, 0)
-        return remove(base)
-    die_with_parent()
+        remove(base)
+        return
+
+    lockdown.die_with_parent()
     if apart:
-        mount_memory(base)
+        lockdown.mount_memory(base)
     os.chdir(base)
-    sys.path[:] = [
-        path for path in sys.path if path != sys.path[0]
-    ]  # where nanotir lies: no call may read it
-    if how == "show":
+    # No call may read the project's folder. It comes first, since `python -m` was started there.
+    sys.path[:] = [path for path in sys.path if path != sys.path[0]]
+    if mode == "show":
         show_layers(apart, int(memory_mb))
     else:
-        serve(socket.socket(fileno=0), base, int(memory_mb), warm=how == "warm")
+        serve(socket.socket(fileno=0), base, int(memory_mb), warm=mode == "warm")
 
 
 def show_layers(apart: bool, memory_mb: int):
-    """A table of the layers, each tried on this process, which ends with it."""
-    rows = [
-        (
-            "namespaces",
-            apart,
-            "the network; seeing or signalling any other process (users, processes, network and IPC apart, for the whole server)",
-        )
-    ]
-    for layer, in_force, stops in (
-        rows + lock_server(memory_mb) + lock_child(os.getcwd(), seconds=60)
-    ):
+    """Print a table of the layers. Each is tried on this process, which then ends."""
+    layers = [("namespaces", apart, "the network, and seeing or signalling other processes")]
+    layers += lockdown.lock_server(memory_mb)
+    layers += lockdown.lock_child(os.getcwd(), seconds=60)
+    for layer, in_force, stops in layers:
         print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
 
 
 def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
-    """Make a worker for every socket that the trainer sends, until it hangs up."""
-
+    """Fork a worker for every socket that the trainer sends, until the trainer hangs up."""
     if warm:
         warm_up()
-    for stream in filter(
-        None, (sys.stdin, sys.stdout, sys.stderr)
-    ):  # None: the trainer has closed it
+    for stream in filter(None, (sys.stdin, sys.stdout, sys.stderr)):  # None if closed
         stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
+    # If the machine runs out of memory, the kernel should kill this process and its children.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-        score.write("1000")  # where the machine runs out of memory, we and our children go first
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a call says what it says elsewhere
-    os.environ["HOME"] = os.environ["TMPDIR"] = "."  # a call's folder is where it is
-    lock_server(memory_mb)
-    filter_program(), needed()  # once, for all
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_IGN
-    )  # nobody asks how a worker ended, and it leaves no zombie
+        score.write("1000")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a call has an output of its own
+    os.environ["HOME"] = os.environ["TMPDIR"] = "."  # and a folder of its own
+    lockdown.lock_server(memory_mb)
+    # Every child inherits these two cached results.
+    lockdown.filter_program()
+    lockdown.needed()
+    # Workers that end must not stay as zombies, since nothing waits for them.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    # A child's garbage collector must not write to memory that it shares with the server.
     gc.collect()
-    gc.freeze()  # so that a child's garbage collector leaves our pages alone, and they stay shared
+    gc.freeze()
     while end := receive(trainer)[1]:
         if fork() == 0:
             work(end, base)
@@ -110,47 +103,46 @@ def serve(trainer: socket.socket, base: str, memory_mb: int, warm: bool):
 
 
 def warm_up():
-    """Load both libraries once: a child then finds them in memory. Their lazy parts are touched here."""
+    """Import both libraries, and use the parts of them that are only loaded or filled on use."""
     import numpy
-    import numpy.fft  # noqa: E401
+    import numpy.fft
     import numpy.linalg
     import numpy.polynomial
     import numpy.random
     import sympy
 
     x = sympy.Symbol("x")
-    (
-        sympy.solve(x**3 - 6 * x**2 + 11 * x - 6, x),
-        sympy.solve(x**3 + x + 1, x),
-        sympy.nsolve(x**3 - 2, 1),
-        sympy.series(sympy.sin(x), x),
-    )
-    (
-        sympy.integrate(x * sympy.sin(x), x),
-        sympy.simplify((x**2 - 1) / (x - 1)),
-        sympy.factorint(1001),
-        sympy.limit(sympy.sin(x) / x, x, 0),
-    )
-    sympy.Matrix([[2, 1], [1, 3]]).eigenvals(), numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
+    sympy.solve(x**3 - 6 * x**2 + 11 * x - 6, x)
+    sympy.solve(x**3 + x + 1, x)
+    sympy.nsolve(x**3 - 2, 1)
+    sympy.series(sympy.sin(x), x)
+    sympy.integrate(x * sympy.sin(x), x)
+    sympy.simplify((x**2 - 1) / (x - 1))
+    sympy.factorint(1001)
+    sympy.limit(sympy.sin(x) / x, x, 0)
+    sympy.Matrix([[2, 1], [1, 3]]).eigenvals()
+    numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
     numpy.random.seed(0)
-    if LINUX:
+    if lockdown.LINUX:
         use_huge_pages()
 
 
 def use_huge_pages():
-    """Move the heap to pages of 2 MB (Linux 6.1 on): a fork copies the table of pages, which is then 500 times shorter."""
-    for line in open("/proc/self/maps").read().splitlines():
+    """Move the heap to pages of 2 MB: a fork copies the table of pages, then 500 times shorter."""
+    with open("/proc/self/maps") as maps:
+        lines = maps.read().splitlines()
+    for line in lines:
         ends, access, _, _, inode, *_ = line.split()
-        start, end = (int(address, 16) for address in ends.split("-"))
-        start, end = (start + 2**21 - 1) >> 21 << 21, end >> 21 << 21
+        start, end = [int(address, 16) for address in ends.split("-")]
+        start = (start + 2**21 - 1) >> 21 << 21
+        end = end >> 21 << 21
         if access == "rw-p" and inode == "0" and start < end:
-            LIBC.madvise(
-                ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25
-            )  # MADV_COLLAPSE: a hint, the kernel may refuse
+            # MADV_COLLAPSE, from Linux 6.1 on, is a hint that the kernel may refuse.
+            lockdown.LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)
 
 
 def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
-    """A message, and the socket that came with it; b"" and None where the other side has hung up."""
+    """A message and the socket sent with it; b"" and None if the other side has hung up."""
     with contextlib.suppress(ConnectionError):
         text, sockets, *_ = socket.recv_fds(end, 64, 1)
         return text, socket.socket(fileno=sockets[0]) if sockets else None
@@ -158,7 +150,7 @@ def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
 
 
 def fork() -> int:
-    """os.fork; where there is no room for one more process, for two seconds again and again."""
+    """os.fork, tried again for two seconds if there is no room for another process."""
     for _ in range(200):
         with contextlib.suppress(OSError):
             return os.fork()
@@ -166,143 +158,149 @@ def fork() -> int:
     return os.fork()
 
 
+class Child(NamedTuple):
+    """A child that waits for its call, as its worker sees it."""
+
+    pid: int
+    folder: str  # where its program will run
+    socket: socket.socket  # where it waits for the call
+
+
 def work(trainer: socket.socket, base: str):
-    """A worker: call after call, each in a child of its own, until the trainer hangs up. Never returns."""
+    """Oversee one call after the other until the trainer hangs up. Never returns."""
     try:
-        die_with_parent()
+        lockdown.die_with_parent()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         folders = (f"{base}/{os.getpid()}-{number}" for number in itertools.count())
-        spare = stand_by(next(folders))
+        child = stand_by(next(folders))
         trainer.sendall(b"!")  # ready
-        while (message := receive(trainer))[1]:
-            spare = oversee(trainer, *message, *spare, next_folder=next(folders))
+        while True:
+            timeout, call = receive(trainer)
+            if call is None:
+                break
+            child = oversee(trainer, float(timeout), call, child, next(folders))
     finally:
         os._exit(0)
 
 
-def stand_by(folder: str) -> tuple[int, str, socket.socket]:
-    """Fork the child of a call to come, which runs in this folder: (its process id, the folder, the socket on which it waits for the call)."""
+def stand_by(folder: str) -> Child:
+    """Fork a child that waits for a call, which it will run in this folder."""
     ours, theirs = socket.socketpair()
-    if (pid := fork()) == 0:
+    pid = fork()
+    if pid == 0:
         run_child(theirs, folder)
     theirs.close()
-    return pid, folder, ours
+    return Child(pid, folder, ours)
 
 
 def oversee(
-    trainer: socket.socket,
-    timeout: bytes,
-    call: socket.socket,
-    pid: int,
-    folder: str,
-    child: socket.socket,
-    next_folder: str,
-) -> tuple:
-    """Hand a call on to the child that stands by for it, fork the next one meanwhile, kill it when its time is up, say how it ended."""
-
-    def kill(*_):
-        for send in (
-            os.killpg,
-            os.kill,
-        ):  # the child leads its own group, its children among it; but not in its first moments
-            with contextlib.suppress(
-                ProcessLookupError, PermissionError
-            ):  # the latter on macOS, where it has just died
-                send(pid, signal.SIGKILL)
-
-    started, timeout = time.monotonic(), float(timeout)
-    signal.signal(signal.SIGALRM, kill)
-    signal.setitimer(
-        signal.ITIMER_REAL, timeout, 0.1
-    )  # again and again: the first alarm may come a moment before the wait begins
-    with child, contextlib.suppress(ConnectionError):  # it is dead already: so says its ending
-        socket.send_fds(child, [b"!"], [call.fileno()])
-    spare = stand_by(next_folder)
-    _, ending, usage = os.wait4(pid, 0)
+    trainer: socket.socket, timeout: float, call: socket.socket, child: Child, next_folder: str
+) -> Child:
+    """Hand a call to the waiting child and tell the trainer how it ended; return the next child."""
+    # The alarm repeats, because the first one may come just before the wait begins.
+    started = time.monotonic()
+    signal.signal(signal.SIGALRM, lambda *_: kill(child.pid))
+    signal.setitimer(signal.ITIMER_REAL, timeout, 0.1)
+    # If the child has died already, its exit code tells.
+    with child.socket, contextlib.suppress(ConnectionError):
+        socket.send_fds(child.socket, [b"!"], [call.fileno()])
+    # Fork the next child now: it saves time, and that child cannot know how this one ends.
+    next_child = stand_by(next_folder)
+    _, ending, usage = os.wait4(child.pid, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    seconds, code = time.monotonic() - started, os.waitstatus_to_exitcode(ending)
-    kill()  # its group may live on. Its number is not given out again until all others have had a turn
-    remove(folder)
-    status = verdict(code, late=max(seconds, usage.ru_utime + usage.ru_stime) >= timeout)
-    replayable = code in (OK, ERROR)  # a cell that was killed, or left, would do so again
-    with call, contextlib.suppress(OSError):  # nobody listens any more
-        call.shutdown(socket.SHUT_RDWR)  # whoever else has it: here ends what there is to read
-    trainer.sendall(
-        json.dumps({"status": status, "replayable": replayable, "seconds": seconds}).encode()
-    )
-    return spare
+    seconds = time.monotonic() - started
+    code = os.waitstatus_to_exitcode(ending)
+
+    # Its group may still run. The kernel does not give its number to another process so soon.
+    kill(child.pid)
+    remove(child.folder)
+    # After a shutdown the trainer reads the end of the output, even if a copy of it is still open.
+    with call, contextlib.suppress(OSError):
+        call.shutdown(socket.SHUT_RDWR)
+    late = max(seconds, usage.ru_utime + usage.ru_stime) >= timeout
+    # A cell that was killed or called os._exit would end every later call of its session, too.
+    report = {"status": verdict(code, late), "replayable": code in (OK, ERROR), "seconds": seconds}
+    trainer.sendall(json.dumps(report).encode())
+    return next_child
+
+
+def kill(pid: int):
+    """Kill a child and its process group, which in its first moments it does not lead yet."""
+    for send in (os.killpg, os.kill):
+        # On macOS a process that has just died gives PermissionError.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            send(pid, signal.SIGKILL)
 
 
 def verdict(code: int, late: bool) -> str:
-    if code == -signal.SIGXCPU or code == -signal.SIGKILL and late:
+    """The status of a call by its child's exit code, where a negative one is a signal."""
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and late):
         return "timeout"
-    return "crash" if code < 0 else {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
+    if code < 0:
+        return "crash"
+    return {OK: "ok", 0: "ok", MEMORY: "memory"}.get(code, "error")
 
 
 def remove(folder: str):
-    """Delete a call's folder; `rm` where it is not empty, since Python's rmtree recurses and a program can nest folders deeper."""
+    """Delete the folder of a call, with all that the program has left in it."""
     try:
         os.rmdir(folder)
     except FileNotFoundError:
         return
     except OSError:
-        for command in (
-            ["/bin/chmod", "-R", "u+rwX"],
-            ["/bin/rm", "-rf"],
-        ):  # it may have made folders that nobody may list
-            with contextlib.suppress(
-                OSError
-            ):  # no more room for a process, or for files to say so: the trainer will see to it
-                os.waitpid(
-                    os.posix_spawn(
-                        command[0],
-                        [*command, folder],
-                        {},
-                        file_actions=[(os.POSIX_SPAWN_DUP2, 1, 2)],
-                    ),
-                    0,
-                )
-
-
-def make(folder: str):
-    """Make a call's folder. Where other calls have left no room, it waits until they are gone, while its clock runs."""
-    while True:
-        with contextlib.suppress(OSError):
-            return os.makedirs(
-                folder
-            )  # where Landlock is missing, a call may have deleted the base
-        time.sleep(0.01)
+        # shutil.rmtree recurses, and a program can nest folders deeper than Python's stack allows.
+        # chmod comes first because the program may have made folders that cannot be listed.
+        silent = [(os.POSIX_SPAWN_DUP2, 1, 2)]
+        for command in (["/bin/chmod", "-R", "u+rwX", folder], ["/bin/rm", "-rf", folder]):
+            # If there is no room for another process, the trainer cleans up when it closes.
+            with contextlib.suppress(OSError):
+                os.waitpid(os.posix_spawn(command[0], command, {}, file_actions=silent), 0)
 
 
 def run_child(worker: socket.socket, folder: str):
-    """In the child: wait for the call, take away what its code must not have, run it, leave without cleaning up. Never returns."""
+    """Wait for a call, lock down, run its program, exit without cleaning up. Never returns."""
     code = ERROR
     try:
-        die_with_parent()
+        lockdown.die_with_parent()
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        os.setsid()  # its own process group, which the worker kills as one
+        os.setsid()  # makes a process group, which the worker kills as a whole
+        # Keep one socket, as descriptor 0, and close all that the worker has open.
         os.dup2(worker.fileno(), 0)
-        os.closerange(3, 4096)  # the sockets of the worker
+        os.closerange(3, 4096)
         _, call = receive(socket.socket(fileno=0))
-        os.dup2(call.fileno(), 0), call.close()
-        request = json.load(sys.stdin)  # all there is to read
+        os.dup2(call.fileno(), 0)
+        call.close()
+        request = json.load(sys.stdin)
         make(folder)
         os.chdir(folder)
         silence = os.open(os.devnull, os.O_WRONLY)
-        lock_child(folder, request["timeout"])
+        lockdown.lock_child(folder, request["timeout"])
+        # The earlier cells of the session run once more, in silence, to restore its variables.
         random.seed(0)
         names = {"__name__": "__main__"}
-        os.dup2(silence, 1), os.dup2(silence, 2), os.close(silence)
-        for cell in request["history"]:  # an earlier cell of the session: once more, in silence
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        os.close(silence)
+        for cell in request["history"]:
             run_cell(cell, names)
-        os.dup2(0, 1), os.dup2(0, 2)
+        os.dup2(0, 1)
+        os.dup2(0, 2)
         code = run_cell(request["code"], names)
     finally:
         os._exit(code)
 
 
+def make(folder: str):
+    """Make a call's folder. If the disk is full, wait for other calls to end; the clock runs."""
+    while True:
+        # Without Landlock a call may have deleted `base`, hence makedirs.
+        with contextlib.suppress(OSError):
+            return os.makedirs(folder)
+        time.sleep(0.01)
+
+
 def run_cell(code: str, names: dict) -> int:
-    """Run one program like a notebook cell: a last bare expression is printed. Returns how the child should exit."""
+    """Run a program like a notebook cell, printing its last expression; return an exit code."""
     try:
         tree = ast.parse(code)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None

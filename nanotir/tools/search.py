@@ -1,4 +1,4 @@
-"""SearchTool: full-text search over short documents. SQLite's FTS5 index with BM25 ranking, from Python's own sqlite3."""
+"""SearchTool: full-text search in short documents, by the FTS5 index of Python's own sqlite3."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
+NOTHING_FOUND = "Nothing found."
+
 
 @dataclass
 class SearchConfig:
-    path: str = ""  # a file of documents, JSON lines with "text" or one a line; empty: the generated world's
+    path: str = ""  # documents: JSON lines with "text", or one a line; empty: the generated world's
     top_k: int = 1  # passages in a result
     max_output_chars: int = 2000  # longer output is cut in the middle
 
@@ -24,52 +26,50 @@ class SearchConfig:
             raise ValueError("the search tool needs top_k and max_output_chars of at least 1")
 
 
-NOTHING_FOUND = "Nothing found."
-
-
 class SearchTool(Tool):
-    """The `top_k` best passages for a query, best first, one a line.
+    """Return the `top_k` best passages for a query, best first, one a line.
 
-    Takes `documents` (a list of texts) or the `path` of a file: JSON lines with a "text" (and, if it has one, a "title"), or plain
-    text with one document a line. Settings: those of SearchConfig. ValueError, with file and line, for what cannot be read.
+    The documents are those of the file `path`, or else the list `documents`, or else those of the
+    generated world. Settings: those of SearchConfig. ValueError, with file and line, for a file
+    that cannot be read.
     """
 
     name = "search"
     deterministic = True
 
-    def __init__(self, documents=None, path: str = "", **settings):
+    def __init__(self, documents: list[str] | None = None, path: str | Path = "", **settings):
         self.config = SearchConfig(str(path), **settings)
-        assert not isinstance(documents, str), (
-            "one text is not a list of documents; a file is given as path="
-        )
-        documents = read_documents(path) if path else list(documents or [])
+        assert not isinstance(documents, str), "documents is a list; give a file as path="
+        if path:
+            documents = read_documents(path)
+        elif documents is None:
+            documents = generated_documents()
+        self.documents = list(documents)
         self._lock = threading.Lock()
         self._database = sqlite3.connect(":memory:", check_same_thread=False)
         self._database.execute(
             "create virtual table passages using fts5(text, tokenize='porter unicode61')"
         )
-        self._database.executemany(
-            "insert into passages values (?)", ((text,) for text in documents)
-        )
+        rows = ((text,) for text in self.documents)
+        self._database.executemany("insert into passages values (?)", rows)
 
     def run(self, text: str, session=None) -> ToolResult:
         start = time.perf_counter()
-        # Only words reach FTS5, in quotes, so nothing in a query is ever read as the query language's syntax. The words in their order
-        # count as one more term: "home town of Ada Hill" is not where Ada lives in another town of that name.
+        # Only words in quotes reach FTS5, so that it reads nothing in them as its own syntax. All
+        # words in their order are one more term: it finds "Ada Hill" before "Ada" and "Hill".
         words = re.findall(r"\w+", text.encode("utf-8", "ignore").decode("utf-8"))[:64]
-        query = " OR ".join(f'"{term}"' for term in [" ".join(words), *words])
+        terms = [" ".join(words), *words]
+        query = " OR ".join(f'"{term}"' for term in terms)
         passages = self._best(query) if words else []
-        output, truncated = cut_middle(
-            "\n".join(passages) or NOTHING_FOUND, self.config.max_output_chars
-        )
+        output = "\n".join(passages) or NOTHING_FOUND
+        output, truncated = cut_middle(output, self.config.max_output_chars)
         return ToolResult(output, seconds=time.perf_counter() - start, truncated=truncated)
 
     def _best(self, query: str) -> list[str]:
-        with self._lock:  # rank is BM25 (Robertson and Zaragoza 2009, eq. 3.15); ties go to the document that came first
-            rows = self._database.execute(
-                "select text from passages where passages match ? order by rank, rowid limit ?",
-                (query, self.config.top_k),
-            )
+        # The rank is BM25 (Robertson and Zaragoza 2009, eq. 3.15). Ties go to the first document.
+        select = "select text from passages where passages match ? order by rank, rowid limit ?"
+        with self._lock:
+            rows = self._database.execute(select, (query, self.config.top_k))
             return [text for (text,) in rows]
 
     def close(self):
@@ -77,26 +77,32 @@ class SearchTool(Tool):
         self._database.close()
 
 
-def read_documents(path) -> list[str]:
+def generated_documents() -> list[str]:
+    # Imported on use: it imports sympy, which the fork server without libraries must not load.
+    from nanotir.problems.generate import documents
+
+    return documents()
+
+
+def read_documents(path: str | Path) -> list[str]:
+    """The documents in a file: JSON lines if its name ends in .jsonl, else one a line."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ValueError(f"cannot read documents: {error.strerror}: '{path}'") from None
     except UnicodeDecodeError:
         raise ValueError(f"cannot read documents: '{path}' is not UTF-8 text") from None
-    read = (
-        (lambda line, number: _document(line, f"{path}:{number}"))
-        if Path(path).suffix == ".jsonl"
-        else (lambda line, number: line)
-    )
-    return [read(line.strip(), number) for number, line in enumerate(lines, 1) if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if Path(path).suffix == ".jsonl":
+        return [read_record(line, f"{path}:{number}") for number, line in lines]
+    return [line for _, line in lines]
 
 
-def _document(line: str, where: str) -> str:
+def read_record(line: str, where: str) -> str:
+    """The text of a JSON object, after its title if it has one."""
     try:
         record = json.loads(line)
-        return ". ".join(
-            str(record[key]) for key in ("title", "text") if key in record or key == "text"
-        )
+        parts = [record["title"]] if "title" in record else []
+        return ". ".join(str(part) for part in [*parts, record["text"]])
     except (json.JSONDecodeError, KeyError, TypeError):
         raise ValueError(f'{where}: not a JSON object with a "text"') from None
