@@ -59,9 +59,7 @@ class RLConfig:
     dynamic: bool = True  # learn only from groups that differ in correctness (dynamic sampling)
     observations: str = "masked"  # tool output is masked; counted: in the denominator only;
     # learned: as if the model had written it
-    budgets: str = (
-        ""  # sampler.max_calls in equal parts of the run, as 2,3,4 (CIR); empty: constant
-    )
+    budgets: str = ""  # sampler.max_calls in equal parts of the run, as 2,3,4 (CIR)
     filter_overlong: bool = False  # answers cut at max_new_tokens are not learned from
     importance_cap: float = 0.0  # weigh ids by trainer's / sampler's probability, at most this;
     # for sampler.bf16, 2 say; 0: no weights

@@ -31,9 +31,7 @@ class SamplerConfig:
     max_tool_tokens: int = 128  # ids of tool output in a row; a result that does not fit is cut
     max_rows: int = 64  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
-    last_turn: bool = (
-        False  # refuse the first call beyond max_calls instead of ending the row (TAPO)
-    )
+    last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
     forge: bool = False  # let the model write the delimiters of tool output: for ablations
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
 

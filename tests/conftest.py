@@ -14,7 +14,7 @@ if not torch.cuda.is_available():
         "1"  # Triton reads it when it is imported: without a GPU its kernels run in Python, slowly
     )
 
-from nanotir import checkpoint
+from nanotir import run
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import load
@@ -49,7 +49,7 @@ def shared_tools(python, search):
     tools = {"python": python, "search": search}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            checkpoint,
+            run,
             "open_tools",
             lambda config: [tools[name] for name in config["tools"].split(",") if name],
         )
