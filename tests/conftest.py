@@ -10,9 +10,7 @@ import torch
 import torch.nn as nn
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # Triton reads it when it is imported: without a GPU its kernels run in Python, slowly
-    )
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: run kernels in Python
 
 from nanotir import run
 from nanotir.demonstrate import corpus
@@ -45,7 +43,7 @@ def search():
 
 @pytest.fixture(scope="module")
 def shared_tools(python, search):
-    """A module's runs use the session's tools and leave them open: fork servers of their own would take a second or two to start."""
+    """A module's runs use the session's tools, because new fork servers take a second to start."""
     tools = {"python": python, "search": search}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
@@ -96,8 +94,11 @@ def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:
 
 
 class ScriptedModel(nn.Module):
-    """Gives the logits that `logits_of(ids so far)` says. What it has read it keeps, as a transformer does, in its KV cache and nowhere
-    else: ids that were never fed, fed twice or copied to the wrong row lead to another script."""
+    """Gives the logits that `logits_of(ids so far)` says.
+
+    What it has read it keeps, as a transformer does, in its KV cache and nowhere else. Ids that were
+    never fed, fed twice or copied to the wrong row lead to another script.
+    """
 
     def __init__(self, vocab_size: int, logits_of, max_seq_len: int = 256):
         super().__init__()
@@ -114,11 +115,11 @@ class ScriptedModel(nn.Module):
         self.logits_of, self.fed = logits_of, []
 
     def hidden(self, ids, positions=None, cache=None):
-        positions, mask = Transformer._where(self, ids, positions, cache)
+        where = Transformer.where(self, ids, positions, cache)
         self.fed.append(ids.shape)
         stored = ids[:, :, None, None].float().expand(-1, -1, 1, 2)  # (B, T, 1, 2)
-        keys, _ = cache.write(0, stored, stored, positions, mask.shape[-1])
-        return keys[..., 0, 0].long(), positions
+        keys, _ = cache.write(0, stored, stored, where.positions, where.visible.shape[-1])
+        return keys[..., 0, 0].long(), where.positions
 
     def forward(self, ids, positions=None, cache=None):
         read, positions = self.hidden(ids, positions, cache)
@@ -130,7 +131,7 @@ class ScriptedModel(nn.Module):
 
 
 def follow(tokenizer, script):
-    """logits_of for a ScriptedModel: `script(what the model wrote since the prompt)` names the next id."""
+    """logits_of for a ScriptedModel: script(ids written since the prompt) is the next id."""
     from nanotir.tokenizer import ASSISTANT
 
     def logits_of(ids):
