@@ -44,7 +44,7 @@ def by_unit(p: tuple, g: tuple) -> bool | None:
         return same(angle[1], other) or by_value(angle, other)
     percent, other = either(p, g, "pct")
     if percent:
-        # 50 may be the number of percent. A predicted 50% is not a gold of 0.5 times 100, though.
+        # 50 also answers 50%, and 50% a gold of 50. But 0.5% does not answer a gold of 0.5.
         may_be_number = percent is g or (exact(other) or 0) > 1
         return by_value(percent, other) or may_be_number and same(percent[1], other)
 

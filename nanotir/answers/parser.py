@@ -1,7 +1,7 @@
 """From tokens to a tree: a recursive-descent parser, written by hand.
 
-Each method reads one rule of the grammar, from the weakest binding to the strongest. Text that
-does not follow the grammar is Unparsable; nothing is guessed, and nothing is evaluated as code.
+The rules stand from the weakest binding to the strongest. Text that does not follow them is
+Unparsable: nothing is guessed, and nothing is evaluated as code.
 """
 
 import functools
@@ -28,13 +28,16 @@ def parse(text: str) -> tuple:
 
 
 class Parser:
-    """items > item > quantity > union > ratio > sum > product > signed > power > postfix > atom"""
+    """One method for each rule of the grammar.
+
+    items > item > quantity > union > ratio > sum > product > signed > power > postfix > atom
+    """
 
     def __init__(self, tokens: list[tuple]):
         self.tokens = [*tokens, ("stop",)]
         self.at = 0
         self.depth = 0
-        self.bars = 0  # bars |x| that are open here, so that the next one closes
+        self.bars = 0  # bars that are open here: the next one closes |x| and opens nothing
 
     def see(self, *kinds: str) -> bool:
         return self.tokens[self.at][0] in kinds
