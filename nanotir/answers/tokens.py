@@ -9,7 +9,7 @@ import re
 from fractions import Fraction
 
 from nanotir.answers.trees import fail
-from nanotir.answers.units import is_unit
+from nanotir.answers.units import UNITS, unit_name
 
 # Names of tokens.
 GREEK = (
@@ -22,9 +22,8 @@ FUNCTIONS = (
     "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh "
     "ln log lg exp sqrt cbrt abs floor ceil binom max min"
 ).split()
-CONSTANTS = {"pi": "pi", "e": "e", "i": "i"} | dict.fromkeys(
-    ("infty", "oo", "inf", "infinity"), "oo"
-)
+CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "oo": "oo"}
+CONSTANTS |= {"infty": "oo", "inf": "oo", "infinity": "oo"}
 
 # The kinds of LaTeX commands that stand for a sign; the others are called as the sign is.
 SIGNS = {"cdot": "*", "times": "*", "ast": "*", "div": "/", "colon": ":", "lor": ",", "land": ","}
@@ -202,7 +201,7 @@ def letters(run: str, words: bool, tokens: list) -> list[tuple]:
 def is_word(run: str, words: bool, tokens: list) -> bool:
     """Whether a run of letters is a unit or another word, and no product of unknowns."""
     after_number = bool(tokens) and tokens[-1][0] in ("num", ")", "}", "/", "word")
-    if len(run) > 3 or is_unit(run) and (len(run) > 2 or after_number):
+    if len(run) > 3 or unit_name(run) in UNITS and (len(run) > 2 or after_number):
         return True
     return words and (after_number or len(run) > 1 and not run.isupper())
 

@@ -23,10 +23,6 @@ UNIT_LETTERS = {"m": "meter", "s": "second", "g": "gram", "h": "hour", "l": "lit
 POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
-def is_unit(word: str) -> bool:
-    return unit_name(word) in UNITS
-
-
 def unit_name(word: str) -> str:
     """Return the name of a unit written in more than one letter."""
     word = word.lower()

@@ -49,8 +49,8 @@ class Worker:
         command = [sys.executable, "-c", SERVE]
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(command, cwd=root, bufsize=0, **pipes)
-        # It ends when this object does, at the latest with the program.
-        self.end = weakref.finalize(self, end, self.process, os.getpid())
+        # Kills it when this object is gone, at the latest when the program ends.
+        self.kill = weakref.finalize(self, kill, self.process, os.getpid())
         # It says when it has imported what it needs: the deadline is for the comparison alone.
         self.read(30.0)
 
@@ -61,11 +61,11 @@ class Worker:
 
     def stop(self):
         if self.process is not None:
-            self.end()
+            self.kill()
             self.process = None
 
 
-def end(process: subprocess.Popen, owner: int):
+def kill(process: subprocess.Popen, owner: int):
     # A fork holds a copy of the object, but the process is its parent's.
     if os.getpid() == owner:
         process.kill()
