@@ -28,10 +28,7 @@ from nanotir.trajectory import Format
 
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
-    if config.resume:
-        config = build(run.read_config(config.resume) | {"resume": config.resume})
-        config.out = config.resume
-    config.out = config.out or new_folder(config)
+    config = resolved(config)
     device = run.use_device(config.device)
     torch.set_num_threads(config.threads)
 
@@ -73,6 +70,15 @@ def train(config: RunConfig):
     print(table(run.read_evaluations(state.out)))
     ask = "python sample.py 'What is 384 * 927?'"
     print(f"look at {state.out}/traces.jsonl, or ask it something: {ask}")
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The config of the run that is resumed, or this one with a folder that is new."""
+    if config.resume:
+        config = build(run.read_config(config.resume) | {"resume": config.resume})
+        config.out = config.resume
+    config.out = config.out or new_folder(config)
+    return config
 
 
 def check_init(config: RunConfig):

@@ -121,14 +121,10 @@ def train(run):
     """Improve run.model for run.config.rl.steps steps, going on where the run stands."""
     model, config, settings = run.model, run.config, run.config.rl
     optimizer = optim.adamw(model.parameters(), settings.lr)
-    first = run.restore("rl", [optimizer]) if settings.steps else None
-    if first is None:  # the phase is over, or not wanted
-        return
+    bar = run.remaining("rl", [optimizer], settings.steps)
     reference = starting_policy(model, run) if settings.beta else None
     results = {tool.name: [] for tool in run.tools}  # of the last calls: is the tool alive?
-    explained = first > 0
-    steps = range(first, settings.steps)
-    bar = tqdm(steps, initial=first, total=settings.steps, desc="rl", dynamic_ncols=True)
+    explained = bar.n > 0  # the loss of the first step, in a run that is resumed
     for step in bar:
         optim.schedule([optimizer], step, settings)
 

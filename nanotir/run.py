@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from nanotir.checks import one_of
 from nanotir.model import ModelConfig, Transformer
@@ -97,6 +98,14 @@ class Run:
         for optimizer, saved in zip(optimizers, self.state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         return self.state["step"]
+
+    def remaining(self, phase: str, optimizers, steps: int) -> tqdm:
+        """The steps of a phase that are still to do, as a progress bar; none if it is over."""
+        first = self.restore(phase, optimizers) if steps else None
+        if first is None:
+            return tqdm((), disable=True)
+        todo = range(first, steps)
+        return tqdm(todo, initial=first, total=steps, desc=phase, dynamic_ncols=True)
 
     def finish_step(self, step: int, metrics: dict, optimizers, last: bool = False):
         """Log a step, save when it is time, and stop if asked to (Stopped)."""

@@ -9,8 +9,6 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tqdm import tqdm
-
 from nanotir import optim
 from nanotir.checks import one_of
 from nanotir.logps import autocast, masked_logps
@@ -39,14 +37,10 @@ def train(run, demonstrations: list[Trajectory], phase: str = "sft"):
     """Imitate the demonstrations for run.config.sft.steps steps, going on where the run stands."""
     model, config = run.model, run.config.sft
     optimizers = optim.muon_and_adamw(model, config.lr, config.adam_lr)
-    first = run.restore(phase, optimizers) if config.steps else None
-    if first is None:  # the phase is over, or not wanted
-        return
     model.train()
     if config.observations == "learned":
         demonstrations = [demonstration.unmasked() for demonstration in demonstrations]
-    steps = range(first, config.steps)
-    bar = tqdm(steps, initial=first, total=config.steps, desc=phase, dynamic_ncols=True)
+    bar = run.remaining(phase, optimizers, config.steps)
     for step in bar:
         share = optim.schedule(optimizers, step, config)
         batch = batch_of(step, demonstrations, config.batch_size, run.config.seed)

@@ -33,7 +33,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nanotir import optim, rl
 from nanotir.checks import one_of
@@ -124,11 +123,8 @@ def maximise(run):
     """rl.steps rounds of an E-step on rl.problems problems and an M-step of rl.updates updates."""
     model, settings = run.model, run.config.rl
     optimizer = optim.adamw(model.parameters(), settings.lr)
-    first = run.restore("em", [optimizer]) if settings.steps else None
-    if first is None:  # the phase is over, or not wanted
-        return
     sampler = make_sampler(run)
-    for step in tqdm(range(first, settings.steps), desc="em", dynamic_ncols=True):
+    for step in run.remaining("em", [optimizer], settings.steps):
         optim.schedule([optimizer], step, settings)
         explored = explore(run, sampler, step)
         everything = [t for row in explored for rollouts in row.rollouts for t in rollouts]
