@@ -75,8 +75,9 @@ def evaluation():
 def config(vocab_size):
     """As much of a run's config as the page and the pictures read. There are no tools."""
     model = ModelConfig(vocab_size=vocab_size, n_layers=1, d_model=16, n_heads=2, n_kv_heads=1)
-    settings = {"seed": 0, "tools": "", "format": "tags", "sampler": {"max_new_tokens": 8}}
-    return {**settings, "model": asdict(model), "rl": {"epsilon": 0.2, "epsilon_high": 0.28}}
+    settings = {"seed": 0, "threads": 1, "tools": "", "format": "tags"}
+    clip = {"epsilon": 0.2, "epsilon_high": 0.28}
+    return {**settings, "model": asdict(model), "sampler": {"max_new_tokens": 8}, "rl": clip}
 
 
 @pytest.fixture
