@@ -1,0 +1,123 @@
+"""The parts of our drawings: text, boxes, legends and line charts, as SVG."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+LEFT, BOTTOM = 52, 190  # of the plotted area of a chart
+
+# The colours keep their distance in the three common forms of colour blindness.
+STYLE = """
+:root { --card: #fff; --ink: #1f2328; --soft: #59636e; --line: #d1d9e0;
+  --c0: #2860ff; --c1: #d37609; --c2: #0da169; --c3: #420441; --c4: #824c19; --c5: #59636e }
+@media (prefers-color-scheme: dark) {
+  :root { --card: #151b23; --ink: #e6edf3; --soft: #9da7b1; --line: #3d444d;
+    --c0: #79aaff; --c1: #e66127; --c2: #1fd08c; --c3: #c347b4; --c4: #fab408; --c5: #9da7b1 }
+}
+.c0 { --c: var(--c0) } .c1 { --c: var(--c1) } .c2 { --c: var(--c2) }
+.c3 { --c: var(--c3) } .c4 { --c: var(--c4) } .c5 { --c: var(--c5) }
+svg { font: 13px sans-serif } svg text { fill: var(--ink) } svg .soft { fill: var(--soft) }
+svg .bold { font-weight: bold } svg .small { font-size: 12px }
+svg .mono { font-family: monospace } svg .card { fill: var(--card); stroke: var(--line) }
+svg .rule { stroke: var(--line) } svg .line { fill: none; stroke: var(--c); stroke-width: 2 }
+svg .dash { stroke-dasharray: 6 4 } svg .fill { fill: var(--c) }
+svg .hollow { fill: none; stroke: var(--c) }
+svg .tint { fill: var(--c); fill-opacity: .22; stroke: var(--c) }
+"""
+
+
+@dataclass
+class Line:
+    """One curve of a chart; `style` is its colour, c0 to c5, and "dash" for a broken line."""
+
+    label: str
+    points: list[tuple[float, float]]
+    style: str = "c0"
+
+
+def text(x: float, y: float, words, style: str = "", anchor: str = "start") -> str:
+    where = f'x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}"'
+    return f"<text {where}>{escape(str(words))}</text>"
+
+
+def box(x: float, y: float, width: float, height: float, style: str) -> str:
+    size = f'width="{width:.1f}" height="{height:.1f}"'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} rx="2" class="{style}"/>'
+
+
+def moved(x: float, y: float, marks: str) -> str:
+    return f'<g transform="translate({x:.1f},{y:.1f})">{marks}</g>'
+
+
+def legend(entries, width: float) -> tuple[str, float]:
+    """(marks, height) of (style, words) entries in rows, each with a sample of its style."""
+    marks, x, y = "", 0.0, 12.0
+    for style, words in entries:
+        room = 42 + 6.2 * len(words)
+        if x and x + room > width:
+            x, y = 0.0, y + 20
+        marks += sample(style, x, y) + text(x + 24, y, words)
+        x += room
+    return marks, y + 10
+
+
+def sample(style: str, x: float, y: float) -> str:
+    """A short line for the style of a curve, a small square for any other."""
+    if "line" in style:
+        return f'<path class="{style}" d="M{x:.1f} {y - 4:.1f}h18"/>'
+    return box(x + 4, y - 10, 12, 12, style)
+
+
+def ticks(low: float, high: float, n: int = 4) -> list[float]:
+    """About n + 1 round numbers; the first is at most `low` and the last at least `high`."""
+    rough = (high - low or abs(high) or 1.0) / n
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [float(f"{i * step:.6g}") for i in range(first, last + 1)]
+
+
+def scale(low: float, high: float, start: float, end: float):
+    """The function that maps [low, high] to [start, end]."""
+
+    def place(value: float) -> float:
+        return start + (end - start) * (value - low) / (high - low or 1.0)
+
+    return place
+
+
+def chart(lines: list[Line], title: str, unit: str, x_label: str = "step", width: int = 390):
+    """(marks, height) of a line chart: title, unit, axes, curves and, for several, a legend."""
+    xs = [x for line in lines for x, _ in line.points]
+    ys = [y for line in lines for _, y in line.points]
+    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    at_x = scale(min(xs), max(xs), LEFT, width - 14)
+    at_y = scale(y_ticks[0], y_ticks[-1], BOTTOM, 48)
+    marks = [text(0, 16, title, "bold"), text(0, 34, unit, "soft")]
+    for y in y_ticks:
+        marks.append(f'<path class="rule" d="M{LEFT} {at_y(y):.1f}H{width - 14}"/>')
+        marks.append(text(LEFT - 6, at_y(y) + 4, f"{y:g}", "soft", "end"))
+    for x in x_ticks:
+        if min(xs) <= x <= max(xs):
+            marks.append(text(at_x(x), BOTTOM + 18, f"{x:g}", "soft", "middle"))
+    marks.append(text((LEFT + width) / 2, BOTTOM + 36, x_label, "soft", "middle"))
+    marks += [curve(line, at_x, at_y) for line in lines]
+
+    # The title names a single curve; several need a legend.
+    height = BOTTOM + 44
+    if len(lines) > 1:
+        names, more = legend([(f"{line.style} line", line.label) for line in lines], width)
+        marks.append(moved(0, height, names))
+        height += more
+    return "".join(marks), height
+
+
+def curve(line: Line, at_x, at_y) -> str:
+    points = [f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line.points]
+    if len(points) == 1:
+        x, y = points[0].split(",")
+        return f'<circle class="{line.style} fill" cx="{x}" cy="{y}" r="4"/>'
+    return f'<polyline class="{line.style} line" points="{" ".join(points)}"/>'
