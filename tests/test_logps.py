@@ -1,58 +1,145 @@
+"""Log-probs of masked ids: plain, chunk by chunk, spread over rows, and as logits for a kernel."""
+
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import small_model
 
-from nanotir.logps import CHUNK, ChunkedLogps, autocast, head_logps, token_logps, trained_logps
+from nanotir.kernels import fused_logps
+from nanotir.logps import (
+    CHUNK,
+    ChunkedLogps,
+    autocast,
+    head_logps,
+    masked_hidden,
+    masked_logits,
+    masked_logps,
+    spread,
+    token_logps,
+)
+from nanotir.routing import Routing
 
 NONE = torch.tensor([], dtype=torch.long)
-assert_close = lambda a, b, tolerance: torch.testing.assert_close(
-    a, b, atol=tolerance, rtol=tolerance
-)
+V = 30
+BANNED = [3, 4]
 
 
-def test_log_probs_are_those_of_the_softmax_at_the_temperature():
-    logits = torch.randn(2, 3, 11, dtype=torch.float32)
-    ids = torch.randint(11, (2, 3))
-    for temperature in (1.0, 0.7):
-        expected = (logits / temperature).softmax(-1).gather(-1, ids[..., None])[..., 0].log()
-        assert_close(token_logps(logits, ids, temperature), expected, 1e-5)
+def assert_close(a, b, tolerance=1e-5):
+    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+def rows(seed=0):
+    """(ids (B, T), mask (B, T)) in which nothing banned is chosen, and no first id."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(V, (3, 8), generator=generator)
+    mask = torch.rand(3, 8, generator=generator) < 0.5
+    mask[:, 0] = False
+    return ids, mask & (ids != 3) & (ids != 4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_the_softmax_at_the_temperature(temperature):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 11, generator=generator)
+    ids = torch.randint(11, (2, 3), generator=generator)
+    p = (logits / temperature).softmax(-1).gather(-1, ids[..., None])[..., 0]
+    assert_close(token_logps(logits, ids, temperature), p.log())
+
+
+def test_log_probs_of_bf16_logits_are_computed_in_fp32():
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = token_logps(logits.double(), torch.arange(4)).float()
+    assert_close(token_logps(logits, torch.arange(4)), exact, 1e-6)
 
 
 @pytest.mark.parametrize("chunked_from", [10**9, 1])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_trained_log_probs_equal_a_full_forward_and_stay_zero_elsewhere(
+def test_masked_log_probs_equal_a_full_forward_and_stay_zero_elsewhere(
     monkeypatch, chunked_from, temperature
 ):
     monkeypatch.setattr("nanotir.logps.CHUNKED_FROM", chunked_from)
-    model, ids = small_model(30), torch.randint(30, (3, 8))
-    mask = torch.rand(3, 8) < 0.5
-    mask[:, 0] = False
-    logits = model(ids).index_fill(-1, torch.tensor([3, 4]), float("-inf"))
-    keep = mask & (ids != 3) & (ids != 4)
-    logps, entropy = trained_logps(model, ids, keep, temperature, [3, 4], entropy=True)
-    full = torch.nn.functional.pad(token_logps(logits[:, :-1], ids[:, 1:], temperature), (1, 0))
-    assert_close(logps[keep], full[keep], 1e-5)
-    p = torch.nn.functional.pad((logits[:, :-1] / temperature).softmax(-1), (0, 0, 1, 0))
-    assert_close(entropy[keep], -torch.where(p > 0, p * p.log(), 0.0).sum(-1)[keep], 1e-5)
-    assert (logps[~keep] == 0).all() and (entropy[~keep] == 0).all()
-    assert trained_logps(model, ids, keep)[1] is None
+    model = small_model(V)
+    ids, mask = rows()
+    logits = model(ids).index_fill(-1, torch.tensor(BANNED), float("-inf"))
+    logps, _ = masked_logps(model, ids, mask, temperature, BANNED)
+    full = F.pad(token_logps(logits[:, :-1], ids[:, 1:], temperature), (1, 0))
+    assert mask.any() and (logps[~mask] == 0).all()
+    assert_close(logps[mask], full[mask])
 
 
-def test_log_probs_of_bf16_logits_are_computed_in_fp32():
-    logits = torch.randn(4, 50).bfloat16()
-    assert_close(
-        token_logps(logits, torch.arange(4)),
-        token_logps(logits.double(), torch.arange(4)).float(),
-        1e-6,
-    )
+@pytest.mark.parametrize("chunked_from", [10**9, 1])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_masked_entropies_equal_a_full_forward_and_stay_zero_elsewhere(
+    monkeypatch, chunked_from, temperature
+):
+    monkeypatch.setattr("nanotir.logps.CHUNKED_FROM", chunked_from)
+    model = small_model(V)
+    ids, mask = rows()
+    logits = model(ids).index_fill(-1, torch.tensor(BANNED), float("-inf"))
+    _, entropy = masked_logps(model, ids, mask, temperature, BANNED, entropy=True)
+    p = F.pad((logits[:, :-1] / temperature).softmax(-1), (0, 0, 1, 0))
+    assert_close(entropy[mask], -torch.where(p > 0, p * p.log(), 0.0).sum(-1)[mask])
+    assert (entropy[~mask] == 0).all()
 
 
-def leaves(*shapes, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
-        for shape in shapes
-    ]
+def test_entropies_are_computed_only_if_asked_for():
+    assert masked_logps(small_model(V), *rows())[1] is None
+
+
+def test_values_are_spread_over_the_masked_positions_in_order():
+    mask = torch.tensor([[0, 1, 0, 1], [0, 0, 1, 0]]).bool()
+    expected = torch.tensor([[0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 3.0, 0.0]])
+    assert torch.equal(spread(torch.tensor([1.0, 2.0, 3.0]), mask), expected)
+
+
+def test_nothing_predicts_the_first_id_of_a_row():
+    mask = torch.tensor([[1, 1], [1, 0]]).bool()
+    assert torch.equal(spread(torch.tensor([5.0]), mask), torch.tensor([[0.0, 5.0], [0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_to_record_routing_changes_no_hidden_state(experts):
+    model = small_model(V, n_experts=experts)
+    ids, mask = rows()
+    routing = Routing()
+    recorded = masked_hidden(model, ids, mask, routing)
+    assert_close(recorded, masked_hidden(model, ids, mask))
+    shapes = [tuple(logits.shape) for logits in routing.logits]
+    assert shapes == ([(3, 7, 4)] * 2 if experts else [])
+
+
+def test_masked_logits_are_those_of_the_masked_ids_without_the_banned():
+    model = small_model(V)
+    ids, mask = rows()
+    logits = masked_logits(model, ids, mask, BANNED)
+    expected = model(ids)[:, :-1][mask[:, 1:]]
+    expected[:, BANNED] = float("-inf")
+    assert_close(logits, expected)
+
+
+def test_fused_log_probs_of_masked_logits_are_masked_log_probs_and_so_are_their_gradients():
+    ids, mask = rows()
+    gradients = []
+    for fused in (False, True):
+        model = small_model(V)
+        if fused:
+            logits = masked_logits(model, ids, mask, BANNED)
+            logps = spread(fused_logps(logits, ids[:, 1:][mask[:, 1:]], 0.7), mask)
+        else:
+            logps, _ = masked_logps(model, ids, mask, 0.7, BANNED)
+        (logps * torch.arange(8)).sum().backward()
+        gradients.append([logps.detach(), *(weight.grad for weight in model.parameters())])
+    for a, b in zip(*gradients):
+        assert_close(a, b)
+
+
+# Chunk by chunk.
+
+
+def leaves(*shapes, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [x.to(dtype).requires_grad_() for x in drawn]
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 64])
@@ -62,18 +149,19 @@ def test_gradients_of_chunked_log_probs_and_entropies_pass_gradcheck(
     monkeypatch, chunk, banned, entropy
 ):
     monkeypatch.setattr("nanotir.logps.CHUNK", chunk)
-    ids, banned = torch.tensor([0, 1, 2, 10, 4, 5, 6]), torch.tensor(banned, dtype=torch.long)
-    apply = lambda hidden, weight: [
-        x for x in ChunkedLogps.apply(hidden, weight, ids, 0.7, banned, entropy) if x is not None
-    ]
+    ids = torch.tensor([0, 1, 2, 10, 4, 5, 6])
+    banned = torch.tensor(banned, dtype=torch.long)
+
+    def apply(hidden, weight):
+        logps, entropies = ChunkedLogps.apply(hidden, weight, ids, 0.7, banned, entropy)
+        return (logps, entropies) if entropy else logps
+
     assert torch.autograd.gradcheck(apply, leaves((7, 5), (11, 5)))
 
 
 def test_chunked_log_probs_and_entropies_equal_the_plain_ones_and_their_gradients():
-    ids, banned = (
-        torch.randint(2, 300, (150,), generator=torch.Generator().manual_seed(1)),
-        torch.tensor([0, 1]),
-    )
+    ids = torch.randint(2, 300, (150,), generator=torch.Generator().manual_seed(1))
+    banned = torch.tensor([0, 1])
 
     def results(head):
         hidden, weight = leaves((150, 16), (300, 16), dtype=torch.float32)
@@ -91,42 +179,42 @@ def test_chunked_log_probs_under_autocast_use_its_precision_and_return_fp32():
     ids = torch.arange(9)
     with torch.autocast("cpu", torch.bfloat16):
         logps, _ = ChunkedLogps.apply(hidden, weight, ids, 1.0, NONE, False)
-        expected = token_logps(torch.nn.functional.linear(hidden, weight), ids)
+        expected = token_logps(F.linear(hidden, weight), ids)
     logps.sum().backward()
-    torch.testing.assert_close(logps, expected, atol=1e-5, rtol=1e-5)
+    assert_close(logps, expected)
     assert logps.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
 
 
 def test_the_weights_gradient_is_summed_over_many_chunks_in_fp32():
     hidden, weight = leaves((4000, 16), (40, 16), dtype=torch.bfloat16)
     ids = torch.randint(40, (4000,), generator=torch.Generator().manual_seed(0))
-    ChunkedLogps.apply(hidden, weight, ids, 1.0, NONE, False)[0].sum().backward()
+    logps, _ = ChunkedLogps.apply(hidden, weight, ids, 1.0, NONE, False)
+    logps.sum().backward()
     exact = weight.detach().double().requires_grad_()
     token_logps(hidden.detach().double() @ exact.T, ids).sum().backward()
-    assert (
-        weight.grad.dtype == torch.bfloat16
-        and (weight.grad - exact.grad).norm() / exact.grad.norm() < 5e-3
-    )
+    error = (weight.grad - exact.grad).norm() / exact.grad.norm()
+    assert weight.grad.dtype == torch.bfloat16 and error < 5e-3
 
 
 def test_a_weight_without_a_use_of_its_gradient_still_lets_the_hidden_states_learn():
     hidden, weight = leaves((5, 4), (6, 4))
-    ChunkedLogps.apply(hidden, weight.detach(), torch.arange(5), 1.0, NONE, False)[
-        0
-    ].sum().backward()
+    logps, _ = ChunkedLogps.apply(hidden, weight.detach(), torch.arange(5), 1.0, NONE, False)
+    logps.sum().backward()
     p = (hidden @ weight.T).softmax(-1)
     torch.testing.assert_close(hidden.grad, (weight[:5] - p @ weight).detach())
 
 
 def test_a_large_vocabulary_is_cut_into_chunks_and_a_small_one_is_not(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        ChunkedLogps, "apply", lambda *arguments: seen.append(len(arguments[1])) or (None, None)
-    )
+
+    def apply(hidden, weight, *rest):
+        seen.append(len(weight))
+        return None, None
+
+    monkeypatch.setattr(ChunkedLogps, "apply", apply)
     for vocabulary in (16383, 16384):
-        head_logps(
-            torch.zeros(2, 4), torch.zeros(vocabulary, 4), torch.tensor([1, 2]), 1.0, NONE, False
-        )
+        weight = torch.zeros(vocabulary, 4)
+        head_logps(torch.zeros(2, 4), weight, torch.tensor([1, 2]), 1.0, NONE, False)
     assert seen == [16384]
 
 

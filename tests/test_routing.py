@@ -1,0 +1,233 @@
+"""What routers chose: the losses that spread the load, and the counts that are logged."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from conftest import small_model
+
+from nanotir.evaluate import EvalConfig, evaluate
+from nanotir.logps import masked_logps
+from nanotir.model import ModelConfig
+from nanotir.problems import Problem
+from nanotir.routing import (
+    Routing,
+    chosen_experts,
+    expert_disagreement,
+    expert_use,
+    load_balancing_loss,
+    router_loss,
+    router_z_loss,
+)
+from nanotir.sampler import SamplerConfig
+from nanotir.trajectory import Format, collate
+
+V, E, K = 50, 4, 2
+
+
+def assert_close(a, b):
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def moe_model(vocab_size=V, seed=0, **settings):
+    return small_model(vocab_size, seed, **{"n_experts": E} | settings)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def routed(*logits) -> Routing:
+    return Routing(list(logits), [x.topk(K).indices for x in logits])
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tokenizer):
+    rows = []
+    for question, code, value in (("2+3?", "2+3", "5"), ("What is 20 plus 30?", "20+30", "50")):
+        call = [("python", code), ("output", value)]
+        pieces = [("text", "I add."), *call, ("text", f"It is {value}.")]
+        rows.append(Format().trajectory(tokenizer, question, pieces))
+    return rows
+
+
+@torch.no_grad()
+def test_routing_tells_each_layers_logits_and_choices():
+    model, routing = moe_model(n_layers=3), Routing()
+    ids = torch.randint(V, (2, 6), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(model.hidden(ids, routing=routing), model.hidden(ids))
+    assert [x.shape for x in routing.logits] == [(2, 6, E)] * 3
+    assert [x.shape for x in routing.chosen] == [(2, 6, K)] * 3
+    for logits, chosen in zip(routing.logits, routing.chosen):
+        assert torch.equal(chosen, logits.topk(K).indices)
+
+
+# The losses.
+
+
+def test_the_load_balancing_loss_is_one_if_the_load_is_uniform():
+    # Each expert is the first choice of one token.
+    shifted = torch.stack([torch.linspace(0, 1, E).roll(i) for i in range(E)])[None]  # (1, E, E)
+    loss = load_balancing_loss(routed(shifted), torch.ones(1, E).bool())
+    assert loss.item() == pytest.approx(1)
+
+
+def test_the_load_balancing_loss_is_one_if_the_probabilities_are_uniform():
+    loss = load_balancing_loss(routed(torch.zeros(2, 5, E)), torch.ones(2, 5).bool())
+    assert loss.item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale, p", [(100.0, 1.0), (1.0, 1 / (1 + (E - K) / (K * torch.e)))])
+def test_the_load_balancing_loss_is_experts_over_k_if_k_of_them_take_all(scale, p):
+    """f is 1/k on the k, and their probabilities sum to p: E * k * 1/k * p/k = p E / k."""
+    logits = torch.zeros(2, 5, E).index_fill(-1, torch.arange(K), scale)
+    loss = load_balancing_loss(routed(logits), torch.ones(2, 5).bool())
+    assert loss.item() == pytest.approx(p * E / K)
+
+
+LAYERS = [normal(3, 4, E, seed=seed) for seed in range(2)]
+MASK = torch.rand(3, 4, generator=torch.Generator().manual_seed(0)) < 0.7
+
+
+def balance_by_hand(logits) -> float:
+    tokens = logits[MASK].tolist()
+    loss = 0.0
+    for e in range(E):
+        chosen, probability = 0, 0.0
+        for token in tokens:
+            chosen += e in sorted(range(E), key=token.__getitem__)[-K:]
+            total = sum(torch.e**x for x in token)
+            probability += torch.e ** token[e] / total
+        loss += E * chosen / (K * len(tokens)) * probability / len(tokens)
+    return loss
+
+
+def z_by_hand(logits) -> float:
+    tokens = logits[MASK]
+    return sum(float(token.exp().sum().log()) ** 2 for token in tokens) / len(tokens)
+
+
+def mean_of_layers(by_hand) -> float:
+    return sum(by_hand(logits) for logits in LAYERS) / len(LAYERS)
+
+
+def test_the_load_balancing_loss_equals_its_formula():
+    found = load_balancing_loss(routed(*LAYERS), MASK).item()
+    assert found == pytest.approx(mean_of_layers(balance_by_hand), rel=1e-5)
+
+
+def test_the_z_loss_equals_its_formula():
+    found = router_z_loss(routed(*LAYERS), MASK).item()
+    assert found == pytest.approx(mean_of_layers(z_by_hand), rel=1e-5)
+
+
+def test_a_micro_batch_has_its_share_of_both_losses_each_with_its_weight():
+    config = ModelConfig(n_experts=E, router_aux_coef=0.5, router_z_coef=0.25)
+    loss, part = router_loss(routed(*LAYERS), MASK, 2 * int(MASK.sum()), config)
+    balance, z = mean_of_layers(balance_by_hand), mean_of_layers(z_by_hand)
+    assert loss.item() == pytest.approx((0.5 * balance + 0.25 * z) / 2, rel=1e-5)
+    assert part == pytest.approx(balance / 2, rel=1e-5)
+
+
+def test_the_load_balancing_loss_presses_on_busy_experts_and_lifts_idle_ones():
+    logits = (normal(1, 64, E) + torch.tensor([4.0, 4.0, 0.0, 0.0])).requires_grad_()
+    loss = load_balancing_loss(routed(logits), torch.ones(1, 64).bool())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    pressed = gradient > 0
+    assert loss > 1.8 and (pressed.sum((0, 1)) > 60).tolist() == [True, True, False, False]
+    assert pressed[..., :2].float().mean() > 0.9 and pressed[..., 2:].float().mean() < 0.1
+
+
+def router_losses(model, batch, real):
+    routing = Routing()
+    masked_logps(model, batch.ids, batch.mask, routing=routing)
+    return load_balancing_loss(routing, real), router_z_loss(routing, real)
+
+
+def test_padding_changes_neither_loss(tokenizer, demonstrations):
+    model = moe_model(len(tokenizer))
+    padded = collate(demonstrations, tokenizer.pad_id, [0, 1])
+    alone = collate(demonstrations, tokenizer.pad_id, [0])
+    assert not padded.real[0].all() and alone.real.all()
+    assert padded.real.sum() == sum(len(t.ids) for t in demonstrations)
+
+    first_row = torch.tensor([[True], [False]])
+    found = router_losses(model, padded, padded.real[:, 1:] & first_row)
+    expected = router_losses(model, alone, alone.real[:, 1:])
+    with_padding = router_losses(model, padded, first_row.expand(padded.ids[:, 1:].shape))
+    for a, b, wrong in zip(found, expected, with_padding):
+        assert_close(a, b)
+        assert (wrong - a).abs() > 1e-3
+
+
+# What is logged.
+
+
+def test_expert_use_counts_choices_by_kind_and_layer(tokenizer, demonstrations):
+    model = moe_model(len(tokenizer))
+    counts = {kind: torch.zeros(2, E) for kind in ("prompt", "text", "python", "output")}
+    for t in demonstrations:
+        chosen = chosen_experts(model, torch.tensor([t.ids]))  # (L, 1, T, k)
+        for span in t.spans:
+            for layer in range(2):
+                for e in chosen[layer, 0, span.start : span.end].flatten().tolist():
+                    counts[span.kind][layer, e] += 1
+    use = expert_use(model, tokenizer, demonstrations)
+    assert list(use) == list(counts)
+    for kind, shares in use.items():
+        assert_close(torch.tensor(shares), counts[kind] / counts[kind].sum(1, keepdim=True))
+
+
+def measured(model, tokenizer) -> dict:
+    settings = EvalConfig(), SamplerConfig(max_new_tokens=5)
+    problems = [Problem("1+1?", "2")]
+    return evaluate(model, tokenizer, [], Format(), problems, *settings)["text"]
+
+
+def test_an_evaluation_says_which_experts_were_used_if_there_are_any(tokenizer):
+    found = measured(moe_model(len(tokenizer)), tokenizer)
+    assert found["expert_use"].keys() == {"prompt", "text"}
+    assert "expert_use" not in measured(small_model(len(tokenizer)), tokenizer)
+
+
+def test_sampler_and_trainer_choose_the_same_experts(tokenizer, demonstrations):
+    model = moe_model(len(tokenizer))
+    assert expert_disagreement(model, demonstrations, tokenizer.pad_id) < 0.01
+
+
+def renumber(block):
+    """Give every expert of a layer the next number: its output stays, every choice changes."""
+    moe = block.ff
+    moe.router.weight.data = moe.router.weight.data.roll(1, 0)
+    moe.experts = nn.ModuleList([moe.experts[-1], *moe.experts[:-1]])
+
+
+def test_disagreement_is_the_share_of_changed_sets(tokenizer, demonstrations):
+    model = moe_model(len(tokenizer), n_experts_per_token=1)
+    other = copy.deepcopy(model)
+    given = (model, demonstrations, tokenizer.pad_id, other)
+    renumber(other.blocks[1])
+    assert expert_disagreement(*given) == pytest.approx(0.5, abs=0.01)  # one of two layers
+    renumber(other.blocks[0])
+    assert expert_disagreement(*given) == pytest.approx(1.0, abs=0.01)
+
+
+def test_the_order_of_a_tokens_experts_is_no_disagreement(tokenizer, demonstrations):
+    model = moe_model(len(tokenizer), n_experts=2)
+    other = copy.deepcopy(model)
+    other.blocks[-1].ff.router.weight.data *= -1  # both are still chosen, the other one first
+    ids = torch.tensor([[1, 2, 3]])
+    assert not torch.equal(chosen_experts(model, ids), chosen_experts(other, ids))
+    assert expert_disagreement(model, demonstrations, tokenizer.pad_id, other) == 0
+
+
+def test_padding_is_no_disagreement_and_no_agreement(tokenizer, demonstrations):
+    model, other = moe_model(len(tokenizer)), moe_model(len(tokenizer), seed=1)
+    lengths = [len(t.ids) for t in demonstrations]
+    assert lengths[0] != lengths[1]
+    assert 3 * min(lengths) >= 2 * max(lengths)  # so that they share a micro-batch
+    apart = [expert_disagreement(model, [t], tokenizer.pad_id, other) for t in demonstrations]
+    together = expert_disagreement(model, demonstrations, tokenizer.pad_id, other)
+    expected = sum(n * share for n, share in zip(lengths, apart)) / sum(lengths)
+    assert 0 < together == pytest.approx(expected, abs=1e-9)
