@@ -1,8 +1,14 @@
+"""Full-text search: ranking, queries of any kind, files of documents."""
+
 import random
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from nanotir.problems.generate import documents
 from nanotir.tools import SearchTool
 
 FACTS = [
@@ -24,57 +30,36 @@ def test_the_best_passage_comes_first(tool):
     assert tool.run("price of raw silk").output.splitlines()[0] == FACTS[2]
 
 
-def test_words_in_their_order_beat_the_same_words_scattered():
-    with SearchTool(
-        [
-            "Hill Ada lives in the town of Ada Ford. Home of Ben Hill.",
-            "The home town of Ada Hill is Ben Ford.",
-        ]
-    ) as tool:
-        assert tool.run("home town of Ada Hill").output == "The home town of Ada Hill is Ben Ford."
+def test_words_in_their_order_rank_above_the_same_words_scattered():
+    scattered = "Hill Ada lives in the town of Ada Ford. Home of Ben Hill."
+    in_order = "The home town of Ada Hill is Ben Ford."
+    with SearchTool([scattered, in_order]) as tool:
+        assert tool.run("home town of Ada Hill").output == in_order
 
 
-def test_top_k_is_the_number_of_passages(tool):
-    with SearchTool(FACTS, top_k=3) as three:
-        assert len(three.run("population silk").output.splitlines()) == 3
-    assert len(tool.run("population silk").output.splitlines()) == 2
+@pytest.mark.parametrize("top_k", [2, 3])
+def test_top_k_is_the_number_of_passages(top_k):
+    with SearchTool(FACTS, top_k=top_k) as tool:
+        assert len(tool.run("population silk").output.splitlines()) == top_k
 
 
-def test_nothing_found_is_said_and_is_no_error(tool):
-    for query in ("zebra", "", "   ", "?!", "_", '""'):
-        result = tool.run(query)
-        assert result.ok and result.output == "Nothing found."
+@pytest.mark.parametrize("query", ["zebra", "", "   ", "?!", "_", '""'])
+def test_nothing_found_is_said_and_is_no_error(tool, query):
+    result = tool.run(query)
+    assert result.ok and result.output == "Nothing found."
 
 
-def test_no_query_is_ever_an_exception(tool):
+PIECES = ['"', "'", "*", "(", ")", "NEAR(", "AND", "OR", "NOT", "text:", "^", "-", ";", "--"]
+PIECES += ["silk", "population", "\x00", "\ud800", "世界", "a" * 1000, "\n"]
+
+
+def test_no_query_is_an_exception(tool):
     rng = random.Random(0)
-    pieces = [
-        "silk",
-        '"',
-        "'",
-        "*",
-        "(",
-        ")",
-        "NEAR(",
-        "AND",
-        "OR",
-        "NOT",
-        "text:",
-        "^",
-        "-",
-        "\x00",
-        "\ud800",
-        "世界",
-        "a" * 1000,
-        "\n",
-        ";",
-        "--",
-        "population",
-    ]
     for _ in range(500):
-        assert tool.run(
-            "".join(rng.choice(pieces) + rng.choice(("", " ")) for _ in range(rng.randrange(12)))
-        ).ok
+        query = ""
+        for _ in range(rng.randrange(12)):
+            query += rng.choice(PIECES) + rng.choice(("", " "))
+        assert tool.run(query).ok
 
 
 def test_long_passages_are_cut_in_the_middle():
@@ -83,26 +68,50 @@ def test_long_passages_are_cut_in_the_middle():
     assert result.truncated and "cut" in result.output and len(result.output) < 200
 
 
-def test_documents_are_read_from_lines_and_from_json_lines(tmp_path):
-    (tmp_path / "a.txt").write_text("first document\n\nsecond document\n")
-    (tmp_path / "a.jsonl").write_text(
-        '{"title": "Silk", "text": "It is soft."}\n{"text": "plain"}\n'
-    )
-    with (
-        SearchTool(path=tmp_path / "a.txt") as lines,
-        SearchTool(path=tmp_path / "a.jsonl") as objects,
-    ):
-        assert lines.run("second").output == "second document"
-        assert (
-            objects.run("silk").output == "Silk. It is soft."
-            and objects.run("plain").output == "plain"
-        )
+def test_documents_are_read_from_lines(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("first document\n\nsecond document\n")
+    with SearchTool(path=path) as tool:
+        assert tool.documents == ["first document", "second document"]
+        assert tool.run("second").output == "second document"
+
+
+def test_documents_are_read_from_json_lines_with_their_titles(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"title": "Silk", "text": "It is soft."}\n{"text": "plain"}\n')
+    with SearchTool(path=path) as tool:
+        assert tool.documents == ["Silk. It is soft.", "plain"]
+        assert tool.run("silk").output == "Silk. It is soft."
+
+
+def test_without_documents_and_path_it_searches_the_generated_world():
+    with SearchTool() as tool:
+        assert tool.documents == documents()
+        assert tool.run(documents()[0]).output == documents()[0]
+
+
+def test_an_empty_list_of_documents_stays_empty():
+    with SearchTool([]) as tool:
+        assert tool.documents == []
+        assert tool.run("population").output == "Nothing found."
+
+
+def test_importing_the_tools_does_not_import_sympy():
+    """The fork server without libraries imports them, and every import costs each of its forks."""
+    root = Path(__file__).resolve().parents[2]
+    code = "import sys, nanotir.tools\nprint('sympy' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert shown.stdout == "False\n"
 
 
 def test_a_bad_file_is_named_with_its_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"body": "no text"}\n')
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"body": "no text"}\n')
     with pytest.raises(ValueError, match="a.jsonl:2"):
-        SearchTool(path=tmp_path / "a.jsonl")
+        SearchTool(path=path)
+
+
+def test_a_missing_file_is_named():
     with pytest.raises(ValueError, match="nowhere.txt"):
         SearchTool(path="nowhere.txt")
 
@@ -112,7 +121,7 @@ def test_searches_from_many_threads_agree(tool):
     assert {future.result().output for future in futures} == {tool.run("price of raw silk").output}
 
 
-def test_a_closed_tool_has_let_go_of_its_database():
+def test_a_closed_tool_has_closed_its_database():
     tool = SearchTool(FACTS)
     tool.close()
     with pytest.raises(sqlite3.ProgrammingError):
