@@ -26,10 +26,10 @@ from nanotir.answers import extract_answer
 from nanotir.checks import one_of
 from nanotir.demonstrate import answer_sentence, corpus, wrong_guess
 from nanotir.draws import uniforms
-from nanotir.generation import Generation
+from nanotir.generation import Generation, Row
 from nanotir.logps import masked_logps
 from nanotir.losses import Terms, clipped, policy_loss
-from nanotir.model import ModelConfig, Transformer
+from nanotir.model import KVCache, ModelConfig, Transformer
 from nanotir.problems import load
 from nanotir.rewards import RewardConfig, is_correct, score
 from nanotir.run import load_run
@@ -43,15 +43,10 @@ from nanotir.trajectory import Format, Trajectory, collate
 WIDTH = 100  # columns of the output
 GROUP = 4  # answers to the problem
 ROWS = [f"row {row}" for row in range(GROUP)]
-SMALL = (
-    "The policy had random weights a moment ago. Then it imitated three answers to this very "
-    "problem for 40 steps: two that call Python, and a wrong guess. So it knows this problem by "
-    "heart, and no other."
-)
 
 
 def small_walk(seed: int, stack: ExitStack) -> Walk:
-    """A policy that is made on the spot, as SMALL says."""
+    """Random weights that imitate three answers to one problem: two calls and a wrong guess."""
     (problem,) = load("generated:mul", n=1, seed=seed)
     tokenizer = Tokenizer.train(corpus(load("generated", n=200)), 400)
     sizes = {"n_layers": 2, "d_model": 64, "d_ff": 128, "max_seq_len": 256}
@@ -69,7 +64,9 @@ def small_walk(seed: int, stack: ExitStack) -> Walk:
         imitate(model, optimizers, batch, tokenizer.pad_id, SFTConfig())
 
     sampler = Sampler(model, tokenizer, [python], config=SamplerConfig(max_new_tokens=64))
-    return Walk(SMALL, sampler, [problem], RewardConfig(), seed)
+    imitated = "it imitated three answers to this problem: two that call Python, and a wrong guess"
+    origin = f"The policy had random weights a moment ago. In 40 steps {imitated}."
+    return Walk(origin, sampler, [problem], RewardConfig(), seed)
 
 
 def trained_walk(folder: str, seed: int, stack: ExitStack) -> Walk:
@@ -160,26 +157,25 @@ def see_tokenizer(walk: Walk) -> list[str]:
 
 
 def see_model(walk: Walk) -> list[str]:
-    """How many parameters there are, and the shapes of a forward pass over the prompt.
+    """A forward pass over the prompt, with the shape of each stage.
 
     At each position the model scores every id that might come next. The scores are called logits.
     """
     model, ids = walk.model, torch.tensor([walk.prompt])
-    block, each = model.blocks[0], f"in each of {len(model.blocks)} blocks"
-    modules = [("all", model, ""), ("embedding", model.embed, "one vector for each id")]
-    modules += [("attention", block.attention, each), ("feed-forward", block.ff, each)]
-    sizes = [
-        [name, f"{sum(w.numel() for w in m.parameters()):,}", note] for name, m, note in modules
-    ]
+    block = model.blocks[0]
+    parts = {"all": model, "embedding": model.embed, "attention": block.attention}
+    parts["feed-forward"] = block.ff
+    sizes = [f"{sum(w.numel() for w in part.parameters()):,}" for part in parts.values()]
     with torch.no_grad():
-        stages = [
-            ("ids", ids, "rows, positions"),
-            ("embedded", model.embed(ids), "rows, positions, width"),
-            ("hidden", model.hidden(ids), "the same, after all blocks"),
-            ("logits", model(ids), "rows, positions, ids that might come next"),
-        ]
-    shapes = [[name, str(tuple(tensor.shape)), note] for name, tensor, note in stages]
-    return [table(["", "parameters", ""], *sizes), table(["", "shape", ""], *shapes)]
+        stages = {"embedded": model.embed(ids), "hidden": model.hidden(ids), "logits": model(ids)}
+    shapes = [str(tuple(stage.shape)) for stage in [ids, *stages.values()]]
+    note = f"Attention and feed-forward come {len(model.blocks)} times, once in each block. Shapes:"
+    axes = ["rows, positions", "..., width", "..., width", "..., ids that may come next"]
+    return [
+        table(["", *parts], ["parameters", *sizes]),
+        note,
+        table(["", "ids", *stages], ["shape", *shapes], ["axes", *axes]),
+    ]
 
 
 def see_draws(walk: Walk) -> list[str]:
@@ -219,23 +215,19 @@ def see_generation(walk: Walk) -> list[str]:
     25 ids, and the last one has still to be read. A line for each step that changes a status:
     """
     generation = Generation(walk.sampler, [walk.prompt], GROUP, walk.seed)
-    lines, step, before = [["step", *ROWS]], 0, []
+    steps = []
     with torch.inference_mode():
         while generation.waiting or any(generation.slots):
             generation.admit()
             generation.collect()
             generation.decode()
-            step += 1
-            status = [row.status for row in generation.rows]
-            if status != before:
-                lines.append(
-                    [str(step), *(place(row, generation.cache) for row in generation.rows)]
-                )
-            before = status
-    return [table(*lines)]
+            steps.append([place(row, generation.cache) for row in generation.rows])
+    statuses = [[cell.split(",")[0] for cell in step] for step in steps]
+    changed = [i for i in range(len(steps)) if i == 0 or statuses[i] != statuses[i - 1]]
+    return [table(["step", *ROWS], *([str(i + 1), *steps[i]] for i in changed))]
 
 
-def place(row, cache) -> str:
+def place(row: Row, cache: KVCache) -> str:
     """A row's status; how many of its ids the cache holds; how many there are."""
     return f"{row.status.value}, {cache.lengths[row.slot]} of {len(row.trajectory.ids)}"
 
@@ -304,22 +296,19 @@ def see_losses(walk: Walk) -> list[str]:
     ratio = torch.tensor([[0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0]], requires_grad=True)
     rows = [["ratio", *numbers(ratio[0])]]
     for A in (1, -1):
-        mask = torch.ones_like(ratio).bool()
-        log_ratio = ratio.log()
-        loss, *_ = clipped(Terms(log_ratio, log_ratio, ratio, A * mask, mask, None), options)
+        terms = Terms(ratio.log(), ratio.log(), ratio, A * torch.ones_like(ratio), None, None)
+        loss, *_ = clipped(terms, options)
         (slope,) = torch.autograd.grad(loss.sum(), ratio)
         rows += [[f"loss, A = {A}", *numbers(loss[0])], ["slope", *numbers(slope[0])]]
 
     batch, logps = walk.trainer_logps()
     given = (logps, batch.old_logps, walk.advantages, batch.mask)
     loss, metrics = policy_loss(*given, **vars(options))
-    first = (
-        f"Before an update all ratios are {metrics['ratio_mean']:.4f}. The sum over all ids of the "
-        f"four answers is divided by one number: the {metrics['active_tokens']} ids that the model "
-        f"chose. The loss is {loss:.4f}, which says little, because advantages sum to 0. What "
-        f"teaches is its gradient."
-    )
-    return [table(*rows), wrap(first)]
+    ratios = f"Before an update all ratios are {metrics['ratio_mean']:.4f}."
+    sums = "The losses of all four answers' ids are summed and divided by one number, how many"
+    count = f"ids the model chose: {metrics['active_tokens']}. That gives {loss:.4f}, minus the"
+    means = "mean advantage of an id, which says nothing yet. What teaches is the gradient."
+    return [table(*rows), wrap(f"{ratios} {sums} {count} {means}")]
 
 
 def see_rollout(walk: Walk) -> list[str]:
@@ -348,13 +337,11 @@ def see_rl(walk: Walk) -> list[str]:
     rows = [["right", *numbers(walk.right, 0)], ["advantage", *numbers(walk.advantages, 3)]]
     rows.append(["before", *numbers(before.sum(1), 3)])
     rows.append(["after", *numbers(after.sum(1), 3)])
-    ratios = (after - before).exp()[batch.mask]
-    moved = (
-        f"The norm of the gradient was {metrics['grad_norm']:.3f}. The ratios of new to old "
-        f"probability now lie between {ratios.min():.3f} and {ratios.max():.3f}: in a second "
-        f"update on these answers, clipping would hold back those that have moved too far."
-    )
-    return [table(["", *ROWS], *rows), wrap(moved)]
+    ratio = (after - before).exp()[batch.mask]
+    norm = f"The norm of the gradient was {metrics['grad_norm']:.3f}."
+    now = f"The ratios are now between {ratio.min():.3f} and {ratio.max():.3f}"
+    later = "in a second update on the same answers, the clip would hold back the far ones"
+    return [table(["", *ROWS], *rows), wrap(f"{norm} {now}: {later}.")]
 
 
 # Values as text.
@@ -418,10 +405,8 @@ class Stop:
         start, lines = self.source()
         title = paint("call", f"{STOPS.index(self) + 1}. {self.question}", colour)
         code = "\n".join(f"{number:5}  {line}" for number, line in enumerate(lines, start))
-        where = f"nanotir/{self.file}:{start}"
-        return "\n\n".join(
-            [title, where, paint("prompt", code, colour), inspect.getdoc(self.see), *self.see(walk)]
-        )
+        shown = [title, f"nanotir/{self.file}:{start}", paint("prompt", code, colour)]
+        return "\n\n".join([*shown, inspect.getdoc(self.see), *self.see(walk)])
 
 
 STOPS = [  # in the order of the README's section "Read it"
