@@ -195,8 +195,8 @@ def see_draws(walk: Walk) -> list[str]:
 def see_sampler(walk: Walk) -> list[str]:
     """All ids lie side by side between 0 and 1, each as wide as its probability.
 
-    A uniform number u falls on one of them. As u moves from 0 to 1, the first id of an answer is
-    one after the other. Tags that only others may write have probability 0.
+    A uniform number u falls on one of them, which is then the next id. Tags that only others may
+    write have probability 0. For ten values of u, this is the first id of the answer:
     """
     u = [(i + 0.5) / 10 for i in range(10)]
     with torch.no_grad():
@@ -235,7 +235,8 @@ def place(row: Row, cache: KVCache) -> str:
 def see_tool(walk: Walk) -> list[str]:
     """A tool takes a text and returns a result. An error is a result too: the model reads it.
 
-    These are the calls of the answer that we follow, run once more, and a program that fails:
+    These are the calls of the answer that we follow, run once more, and a program that fails.
+    Behind each program are its status and its output:
     """
     calls = [(call.tool, call.code) for call in walk.answer.calls]
     if "python" in walk.sampler.tools:
@@ -321,7 +322,8 @@ def see_rollout(walk: Walk) -> list[str]:
         right = ["right" if sample.correct else "wrong" for sample in samples[start:][:GROUP]]
         kept = "kept" if samples[start] in walk.sampled.kept else "dropped"
         rows.append([f"group {len(rows)}", *right, kept])
-    return [table(*rows)]
+    none = "All were dropped. The walk goes on with the last, from which nothing can be learned."
+    return [table(*rows)] + ([] if walk.sampled.kept else [none])
 
 
 def see_rl(walk: Walk) -> list[str]:
