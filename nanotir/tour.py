@@ -26,7 +26,7 @@ from nanotir.answers import extract_answer
 from nanotir.checks import one_of
 from nanotir.demonstrate import answer_sentence, corpus, wrong_guess
 from nanotir.draws import uniforms
-from nanotir.generation import Generation, Row
+from nanotir.generation import Generation, Row, Status
 from nanotir.logps import masked_logps
 from nanotir.losses import Terms, clipped, policy_loss
 from nanotir.model import KVCache, ModelConfig, Transformer
@@ -228,8 +228,11 @@ def see_generation(walk: Walk) -> list[str]:
 
 
 def place(row: Row, cache: KVCache) -> str:
-    """A row's status; how many of its ids the cache holds; how many there are."""
-    return f"{row.status.value}, {cache.lengths[row.slot]} of {len(row.trajectory.ids)}"
+    """A row's status, how many of its ids the cache holds, and how many there are."""
+    ids = len(row.trajectory.ids)
+    if row.status is Status.FINISHED:  # another row may have taken its slot
+        return f"finished, {ids} ids"
+    return f"{row.status.value}, {cache.lengths[row.slot]} of {ids}"
 
 
 def see_tool(walk: Walk) -> list[str]:
