@@ -14,6 +14,7 @@ from torch import Tensor
 def uniforms(seed: int, rows, positions) -> np.ndarray:
     """One number in [0, 1) for every (seed, row, position), by splitmix64 (Steele et al. 2014).
 
+    A position is the number of ids that the row holds before the one that is drawn.
     22 bits, so that u * total < total holds in fp32: a draw never lands beyond the last id.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant

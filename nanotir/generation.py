@@ -58,7 +58,8 @@ class Generation:
                  ------------------------------->  steps   |  the row ends, the next one is seated
 
     Invariant of every seated row: the cache holds all of its ids but the last. The last one has
-    been sampled, or appended, and not yet been fed to the model.
+    been sampled, or appended, and not yet been fed to the model. (A parked row that is computed
+    along may feed it early. That does no harm: `collect` feeds it again, to the same place.)
     """
 
     def __init__(self, sampler, prompts, n: int, seed: int, watch=None, force=()):
@@ -154,9 +155,9 @@ class Generation:
         rows = self.seated(Status.DECODING)
         if not rows:
             return
-        seats = [row.trajectory.ids if row else (0,) for row in self.slots[: self.live]]
-        last = torch.tensor([ids[-1] for ids in seats], device=self.device)[:, None]  # (live, 1)
-        positions = torch.tensor([len(ids) - 1 for ids in seats], device=self.device)[:, None]
+        histories = [row.trajectory.ids if row else [0] for row in self.slots[: self.live]]
+        last = torch.tensor([ids[-1] for ids in histories], device=self.device)[:, None]
+        positions = torch.tensor([len(ids) - 1 for ids in histories], device=self.device)[:, None]
         logits = self.model(last, positions, self.cache.first(self.live))  # (live, 1, V)
         logits = logits[[row.slot for row in rows], -1]  # (B, V)
 

@@ -45,11 +45,12 @@ def masked_logps(
     """
     hidden = masked_hidden(model, ids, mask, routing)  # (N, d)
     targets = ids[:, 1:][mask[:, 1:]]  # (N,): position t is predicted from t - 1
-    banned = torch.tensor(banned, dtype=torch.long, device=ids.device)
-    logps, entropies = head_logps(
-        hidden, model.head.weight, targets, temperature, banned, entropy
-    )  # each (N,)
-    return spread(logps, mask), spread(entropies, mask) if entropy else None
+    banned_ids = torch.tensor(banned, dtype=torch.long, device=ids.device)
+    given = (hidden, model.head.weight, targets, temperature, banned_ids, entropy)
+    logps, entropies = head_logps(*given)  # each (N,)
+    if entropies is not None:
+        entropies = spread(entropies, mask)
+    return spread(logps, mask), entropies
 
 
 def spread(values: Tensor, mask: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
 
 
 class ChunkedLogps(torch.autograd.Function):
-    """`head_logps` from CHUNK rows of logits at a time.
+    """`head_logps` from CHUNK rows of logits at a time. (Skip it at first reading.)
 
     The forward pass keeps two numbers a token: its log-sum-exp and its entropy. The backward pass
     makes each chunk's logits again and turns them into their own gradient in place: four matrix

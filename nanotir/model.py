@@ -167,15 +167,15 @@ class Attention(nn.Module):
         self.q_norm = norm(self.d_head, config.norm_eps)
         self.k_norm = norm(self.d_head, config.norm_eps)
 
-    def forward(self, x, where: Where, layer: int):
+    def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
         q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q = rotate(self.q_norm(q), where.cos, where.sin)
-        k = rotate(self.k_norm(k), where.cos, where.sin)
-        if where.cache is not None:  # read the row's whole past, (B, S, K, D)
-            k, v = where.cache.write(layer, k, v, where.positions, where.visible.shape[-1])
-        return self.out(attend(q, k, v, where.visible).reshape(B, T, -1))  # (B, T, H*D)
+        q = rotate(self.q_norm(q), layout.cos, layout.sin)
+        k = rotate(self.k_norm(k), layout.cos, layout.sin)
+        if layout.cache is not None:  # read the row's whole past, (B, S, K, D)
+            k, v = layout.cache.write(layer, k, v, layout.positions, layout.visible.shape[-1])
+        return self.out(attend(q, k, v, layout.visible).reshape(B, T, -1))  # (B, T, H*D)
 
 
 class FeedForward(nn.Module):
@@ -237,7 +237,7 @@ class MoE(nn.Module):
 
 
 @dataclass
-class Where:
+class Layout:
     """Where the ids of one forward pass stand: what every layer's attention needs to know."""
 
     positions: Tensor  # (B, T)
@@ -255,8 +255,8 @@ class Block(nn.Module):
         self.ff_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ff = MoE(config) if config.n_experts else FeedForward(config.d_model, config.d_ff)
 
-    def forward(self, x, where: Where, layer: int, routing=None, mask=None):
-        x = x + self.attention(self.attention_norm(x), where, layer)
+    def forward(self, x, layout: Layout, layer: int, routing=None, mask=None):
+        x = x + self.attention(self.attention_norm(x), layout, layer)
         if mask is not None:
             x = x[mask][None]  # (B, T, d) -> (1, N, d)
         h = self.ff_norm(x)
@@ -307,13 +307,13 @@ class Transformer(nn.Module):
         Fills in a routing.Routing. A `mask` (B, T) selects N positions: only their states are
         returned, (1, N, d_model), and the others skip the last feed-forward layer.
         """
-        where = self.where(ids, positions, cache)
+        layout = self.layout(ids, positions, cache)
         x = self.embed(ids)  # (B, T, d)
         for layer, block in enumerate(self.blocks):
-            x = block(x, where, layer, routing, mask if block is self.blocks[-1] else None)
+            x = block(x, layout, layer, routing, mask if block is self.blocks[-1] else None)
         return self.norm(x)
 
-    def where(self, ids, positions, cache) -> Where:
+    def layout(self, ids, positions, cache) -> Layout:
         """Positions of the ids, their rotations and, with a cache, the slots that each may read."""
         steps = torch.arange(ids.shape[1], device=ids.device)  # (T,)
         visible = None
@@ -326,4 +326,4 @@ class Transformer(nn.Module):
             slots = torch.arange(width, device=ids.device)
             visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
         rope = rope_angles(positions, self.config.d_head, self.config.rope_theta)
-        return Where(positions, *rope, cache, visible)
+        return Layout(positions, *rope, cache, visible)

@@ -10,8 +10,9 @@ A reward function takes lists by keyword, one entry a trajectory, and returns a 
     turns            everything after the prompt as (kind, text)
     config           the RewardConfig
 
-So the model earns and pays for what it wrote, never for what a tool wrote. A new reward is one
-function and one row in RewardConfig.
+So the model earns and pays for what it wrote, never for what a tool wrote. Only the final answer is
+graded: a right one after a wrong program is paid in full. A new reward is one function and one row
+in RewardConfig.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Reinforcement learning: rollout, reward, advantage, loss, step. One flat loop.
 
-    problems -> G samples each -> rewards -> advantages -> micro-batches -> policy loss -> AdamW
+    problems -> G samples each -> rewards -> advantages -> micro-batches -> policy loss -> step
 
 GRPO and its relatives differ in settings only. Sampler and trainer share weights and code, so they
 agree on the log-prob of every sampled id up to float noise. `rescore` checks that on every rollout
@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanotir import optim
-from nanotir.advantages import BASELINES, SCALES
+from nanotir.advantages import BASELINES, SCALES, group_advantages
 from nanotir.checks import one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
-from nanotir.losses import LOSSES, LossOptions, group_advantages, policy_loss
+from nanotir.losses import LOSSES, LossOptions, policy_loss
 from nanotir.metrics import combine_metrics, first_loss_explained, rollout_metrics, step_metrics
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
@@ -196,8 +196,10 @@ def learned_from(model, rollout: Rollout, settings: RLConfig, how: Drawing) -> l
 def advantages_of(samples: list[Sample], trajectories, settings: RLConfig) -> Tensor:
     rewards = [sample.reward for sample in samples]
     num_tokens = torch.tensor([t.new_tokens for t in trajectories])
-    how = (settings.group_size, settings.scale, settings.baseline)
-    return group_advantages(rewards, *how, num_tokens=num_tokens)
+    size = settings.group_size
+    return group_advantages(
+        rewards, size, settings.scale, settings.baseline, num_tokens=num_tokens
+    )
 
 
 def update(

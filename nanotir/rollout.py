@@ -48,19 +48,19 @@ def collect(
     rollout = Rollout()
     missing = settings.problems
     size = settings.group_size
-    for round in range(1 + settings.refills):
-        rng = random.Random(f"rl {seed} {step} {round}")
+    for attempt in range(1 + settings.refills):
+        rng = random.Random(f"rl {seed} {step} {attempt}")
         drawn = rng.sample(problems, min(missing, len(problems)))
         questions = [problem.question for problem in drawn]
-        trajectories = sampler.generate(questions, size, seed=hash_of(seed, step, round))
+        trajectories = sampler.generate(questions, size, seed=hash_of(seed, step, attempt))
         asked = [problem for problem in drawn for _ in range(size)]
         rewards, parts = score(trajectories, asked, sampler.tokenizer, reward_config)
         samples = [Sample(*row) for row in zip(asked, trajectories, rewards, parts["accuracy"])]
         rollout.samples += samples
 
         for start in range(0, len(samples), size):
-            spread = len(set(parts["outcome"][start : start + size])) > 1
-            if missing and (spread or not settings.dynamic):
+            differ = len(set(parts["outcome"][start : start + size])) > 1
+            if differ or not settings.dynamic:
                 rollout.kept += samples[start : start + size]
                 missing -= 1
         if not missing:

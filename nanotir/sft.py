@@ -67,8 +67,8 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
         micro_loss = -logps.sum() / num_active_tokens
         loss += micro_loss.item()
         if routed:
-            spread, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
-            micro_loss = micro_loss + spread
+            balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
+            micro_loss = micro_loss + balanced
             router_aux += balance
         micro_loss.backward()
     grad_norm = optim.step(model, optimizers, config.grad_clip)

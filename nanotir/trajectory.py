@@ -41,13 +41,18 @@ class Call:
 
 @dataclass
 class Trajectory:
+    """One answer to one problem, in the making or finished.
+
+    finish_reason is "stop" (it ended itself), "length" (out of ids), "budget" (it wanted one call
+    too many) or "cancelled" (the caller stopped it).
+    """
+
     ids: list[int] = field(default_factory=list)
     mask: list[int] = field(default_factory=list)  # 1 on ids that the model chose, the stop id too
     logps: list[float] = field(default_factory=list)  # the sampler's; 0 where nothing was sampled
     spans: list[Span] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
-    finish_reason: str = ""  # stop: by itself; length: out of ids; budget: a call too many;
-    # cancelled: by us
+    finish_reason: str = ""
     old_logps: list[float] = field(default_factory=list)  # the trainer's, filled in by rl.rescore
 
     def append(self, kind: str, ids: list[int], mask: int, logps: list[float] | None = None):
@@ -67,7 +72,7 @@ class Trajectory:
         return sum(self.mask)
 
     def first(self, spans: int, calls: int) -> Trajectory:
-        """A copy of the first spans and calls."""
+        """A copy of the first spans and calls, for somebody else to continue (ToRA)."""
         end = self.spans[spans - 1].end
         kept = copy.deepcopy(self.spans[:spans])
         return Trajectory(
@@ -75,7 +80,7 @@ class Trajectory:
         )
 
     def unmasked(self) -> Trajectory:
-        """The same with tool output marked as if the model had written it."""
+        """The same with tool output marked as if the model had written it: an ablation."""
         mask = list(self.mask)
         for span in self.spans:
             if span.kind == "output":

@@ -115,11 +115,11 @@ class ScriptedModel(nn.Module):
         self.logits_of, self.fed = logits_of, []
 
     def hidden(self, ids, positions=None, cache=None):
-        where = Transformer.where(self, ids, positions, cache)
+        layout = Transformer.layout(self, ids, positions, cache)
         self.fed.append(ids.shape)
         stored = ids[:, :, None, None].float().expand(-1, -1, 1, 2)  # (B, T, 1, 2)
-        keys, _ = cache.write(0, stored, stored, where.positions, where.visible.shape[-1])
-        return keys[..., 0, 0].long(), where.positions
+        keys, _ = cache.write(0, stored, stored, layout.positions, layout.visible.shape[-1])
+        return keys[..., 0, 0].long(), layout.positions
 
     def forward(self, ids, positions=None, cache=None):
         read, positions = self.hidden(ids, positions, cache)
