@@ -1,6 +1,7 @@
 import copy
 import re
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,13 +11,13 @@ from nanotir.demonstrate import (
     act_out,
     corpus,
     demonstrate,
+    demonstrations,
     in_grammar,
     script,
     wrong_guess,
 )
 from nanotir.problems import Problem, load
-from nanotir.rewards import completion, grammar_error
-from nanotir.trajectory import Format
+from nanotir.trajectory import Format, grammar_error
 
 PROBLEMS = load("generated", n=230)
 MUL = next(problem for problem in PROBLEMS if problem.family == "mul")
@@ -43,12 +44,12 @@ def flawed(taught):
 
 
 def is_right(trajectory, problem, tokenizer):
-    answer = extract_answer(completion(trajectory, tokenizer))
+    answer = extract_answer(trajectory.completion(tokenizer))
     return answer is not None and equivalent(answer, problem.answer)
 
 
 def has_no_answer(trajectory, tokenizer):
-    return extract_answer(completion(trajectory, tokenizer)) is None
+    return extract_answer(trajectory.completion(tokenizer)) is None
 
 
 def test_a_perfect_teacher_is_always_right(taught, tokenizer):
@@ -83,7 +84,8 @@ def test_after_a_bug_the_teacher_reads_the_error_and_repairs_the_program(flawed,
     for trajectory in buggy:
         failed = [call.result.ok for call in trajectory.calls].index(False)
         assert "Error" in trajectory.calls[failed].result.output
-        assert "Error" in trajectory.texts(tokenizer, "output")[failed]
+        outputs = [text for kind, text in trajectory.turns(tokenizer) if kind == "output"]
+        assert "Error" in outputs[failed]
         assert trajectory.calls[failed + 1].result.ok
 
 
@@ -129,6 +131,19 @@ def test_the_same_seed_gives_the_same_demonstrations(taught):
 
 def test_another_seed_gives_other_demonstrations(taught):
     assert [t.ids for t in taught(seed=1)] != [t.ids for t in taught(seed=2)]
+
+
+def test_the_demonstrations_of_a_run_follow_its_settings(tokenizer, tools, taught):
+    config = SimpleNamespace(teacher=TeacherConfig(quality=0.5), seed=3)
+    run = SimpleNamespace(
+        problems=PROBLEMS,
+        tokenizer=tokenizer,
+        format=Format("fences"),
+        tools_by_name=tools,
+        config=config,
+    )
+    expected = taught("fences", seed=3, quality=0.5)
+    assert [t.ids for t in demonstrations(run)] == [t.ids for t in expected]
 
 
 def test_in_the_grammar_the_answer_sentence_is_apart_from_the_thoughts():

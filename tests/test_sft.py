@@ -1,171 +1,176 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import small_model
+from doubles import RunDouble, ids_of, sampler_of
 
-from nanotir.logps import trained_logps
-from nanotir.sampler import Sampler, SamplerConfig
-from nanotir.sft import (
-    SFTConfig,
-    batch_of,
-    learning_rate,
-    make_optimizers,
-    set_learning_rate,
-    train,
-)
+from nanotir.logps import masked_logps
+from nanotir.sft import SFTConfig, batch_of, train
 from nanotir.trajectory import Format, collate
 
-QUESTIONS = [
-    ("2+3?", "2+3", "5"),
-    ("Add 10 and 4.", "10+4", "14"),
-    ("7 and 8?", "7+8", "15"),
-    ("What is 20 plus 30?", "20+30", "50"),
-]
+QUESTIONS = {
+    "2+3?": ("2+3", "5"),
+    "Add 10 and 4.": ("10+4", "14"),
+    "7 and 8?": ("7+8", "15"),
+    "What is 20 plus 30?": ("20+30", "50"),
+}
 
 
 @pytest.fixture(scope="module")
 def demonstrations(tokenizer):
-    pieces = lambda code, value: [
-        ("text", "I add."),
-        ("python", code),
-        ("output", value),
-        ("text", f"The answer is {value}."),
-    ]
-    return [
-        Format().trajectory(tokenizer, question, pieces(code, value))
-        for question, code, value in QUESTIONS
-    ]
+    made = []
+    for question, (code, value) in QUESTIONS.items():
+        call = [("python", code), ("output", value)]
+        pieces = [("text", "I add."), *call, ("text", f"The answer is {value}.")]
+        made.append(Format().trajectory(tokenizer, question, pieces))
+    return made
 
 
-class Run(SimpleNamespace):
-    """What the loop needs of a run, without a folder."""
-
-    def restore(self, phase, optimizers):
-        return 0
-
-    def finish_step(self, step, metrics, optimizers, last=False):
-        self.metrics.append(metrics)
+def imitated(model, tokenizer, demonstrations, **settings):
+    """The metrics of all steps."""
+    run = RunDouble(model, tokenizer, sft=SFTConfig(**settings))
+    train(run, demonstrations)
+    return run.metrics
 
 
-def run_of(model, tokenizer, **settings):
-    return Run(
-        model=model,
-        tokenizer=tokenizer,
-        config=SimpleNamespace(sft=SFTConfig(**settings), seed=0),
-        metrics=[],
-    )
+def gradient_reaches(model, batch, tokenizer):
+    """(B, T - 1): whether the loss has a gradient at each position, to predict its next id.
+
+    It is measured after the last attention, where positions no longer mix.
+    """
+    kept = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        kept.append(output)
+
+    hook = model.blocks[-1].attention.register_forward_hook(keep)
+    masked_logps(model, batch.ids, batch.mask)[0].sum().backward()
+    hook.remove()
+    return kept[0].grad.abs().sum(-1) > 0
 
 
-def test_the_loss_reaches_what_the_model_wrote_and_nothing_else(tokenizer, demonstrations):
-    """The gradient where positions part, past the last attention, each to predict its next id: zero unless that id is trained."""
-    model, kept = small_model(len(tokenizer)), []
-    model.blocks[-1].attention.register_forward_hook(
-        lambda module, inputs, output: output.retain_grad() or kept.append(output)
-    )
+# What is learned.
+
+
+def test_the_loss_reaches_exactly_the_ids_that_the_model_wrote(tokenizer, demonstrations):
     batch = collate(demonstrations, tokenizer.pad_id)
-    trained_logps(model, batch.ids, batch.mask)[0].sum().backward()
-    reached = kept[0].grad.abs().sum(-1) > 0  # (B, T - 1)
+    reached = gradient_reaches(small_model(len(tokenizer)), batch, tokenizer)
     assert torch.equal(reached, batch.mask[:, 1:])
-    assert (kept[0].grad[~batch.mask[:, 1:]] == 0).all()
+
+
+def test_stopping_is_learned(tokenizer, demonstrations):
+    batch = collate(demonstrations, tokenizer.pad_id)
+    reached = gradient_reaches(small_model(len(tokenizer)), batch, tokenizer)
     for row, trajectory in enumerate(demonstrations):
-        assert (
-            trajectory.ids[-1] == tokenizer.end_id and reached[row, len(trajectory.ids) - 2]
-        )  # stopping is taught
+        assert trajectory.ids[-1] == tokenizer.end_id
+        assert reached[row, len(trajectory.ids) - 2]
+
+
+def test_prompts_tool_output_and_padding_are_not_learned(tokenizer, demonstrations):
+    batch = collate(demonstrations, tokenizer.pad_id)
+    reached = gradient_reaches(small_model(len(tokenizer)), batch, tokenizer)
+    for row, trajectory in enumerate(demonstrations):
+        assert not reached[row, len(trajectory.ids) - 1 :].any()
         for span in trajectory.spans:
             if span.kind in ("prompt", "output"):
                 assert not reached[row, max(span.start - 1, 0) : span.end - 1].any()
-        assert not reached[row, len(trajectory.ids) - 1 :].any()  # padding
 
 
-def test_the_logits_at_tool_and_padding_positions_do_not_matter(tokenizer, demonstrations):
+def test_what_the_padding_is_does_not_matter(tokenizer, demonstrations):
     model = small_model(len(tokenizer))
     batch = collate(demonstrations, tokenizer.pad_id)
-    ids = batch.ids.clone()
-    ids[~batch.mask.roll(-1, 1) & ~batch.mask & (ids == tokenizer.pad_id)] = 300  # other padding
-    assert torch.equal(
-        trained_logps(model, ids, batch.mask)[0], trained_logps(model, batch.ids, batch.mask)[0]
-    )
+    other = collate(demonstrations, pad_id=300)
+    assert not torch.equal(batch.ids, other.ids)
+    logps, others = [masked_logps(model, b.ids, b.mask)[0] for b in (batch, other)]
+    assert torch.equal(logps, others)
+
+
+def test_the_loss_is_the_mean_over_all_ids_of_the_step_that_the_teacher_wrote(
+    tokenizer, demonstrations
+):
+    model = small_model(len(tokenizer))
+    batch = collate(demonstrations, tokenizer.pad_id)
+    with torch.no_grad():
+        expected = -masked_logps(model, batch.ids, batch.mask)[0].sum() / batch.mask.sum()
+    settings = {"steps": 1, "batch_size": 4, "micro_batch_tokens": 60}
+    (metrics,) = imitated(model, tokenizer, demonstrations, **settings)
+    assert metrics["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["tokens"] == batch.mask.sum()
+
+
+def test_observations_learned_teaches_tool_output_as_well(tokenizer, demonstrations):
+    model = small_model(len(tokenizer))
+    expected = sum(demonstration.unmasked().new_tokens for demonstration in demonstrations)
+    settings = {"steps": 1, "batch_size": 4, "observations": "learned"}
+    (metrics,) = imitated(model, tokenizer, demonstrations, **settings)
+    assert metrics["tokens"] == expected
+
+
+# Steps.
 
 
 def test_micro_batches_make_the_same_step_as_one_batch(tokenizer, demonstrations):
-    first = small_model(len(tokenizer))
-    second = copy.deepcopy(first)
-    settings = dict(steps=1, batch_size=4, warmup=0, lr=1e-3, adam_lr=1e-3)
-    runs = [
-        run_of(first, tokenizer, micro_batch_tokens=10_000, **settings),
-        run_of(second, tokenizer, micro_batch_tokens=20, **settings),
-    ]
-    for run in runs:
-        train(run, demonstrations)
-    assert runs[0].metrics[0]["loss"] == pytest.approx(runs[1].metrics[0]["loss"], rel=1e-5)
-    assert runs[0].metrics[0]["grad_norm"] == pytest.approx(
-        runs[1].metrics[0]["grad_norm"], rel=1e-4
-    )
+    whole = small_model(len(tokenizer))
+    parts = copy.deepcopy(whole)
+    settings = {"steps": 1, "batch_size": 4, "warmup": 0, "lr": 1e-3, "adam_lr": 1e-3}
+    (one,) = imitated(whole, tokenizer, demonstrations, micro_batch_tokens=10_000, **settings)
+    (many,) = imitated(parts, tokenizer, demonstrations, micro_batch_tokens=20, **settings)
+    assert one["loss"] == pytest.approx(many["loss"], rel=1e-5)
+    assert one["grad_norm"] == pytest.approx(many["grad_norm"], rel=1e-4)
 
 
-def test_the_loss_is_the_mean_over_all_trained_ids_of_the_step(tokenizer, demonstrations):
+def test_the_learning_rate_follows_the_schedule(tokenizer, demonstrations):
+    settings = {"steps": 8, "batch_size": 1, "warmup": 2, "decay": 0.5}
+    metrics = imitated(small_model(len(tokenizer)), tokenizer, demonstrations, **settings)
+    shares = [row["lr_share"] for row in metrics]
+    assert shares == [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+
+
+def test_no_steps_change_nothing(tokenizer, demonstrations):
     model = small_model(len(tokenizer))
-    with torch.no_grad():
-        batch = collate(demonstrations, tokenizer.pad_id)
-        expected = -trained_logps(model, batch.ids, batch.mask)[0].sum() / batch.mask.sum()
-    run = run_of(model, tokenizer, steps=1, batch_size=4, micro_batch_tokens=60)
-    train(run, demonstrations)
-    assert run.metrics[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    before = copy.deepcopy(model.state_dict())
+    assert imitated(model, tokenizer, demonstrations, steps=0) == []
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_model_learns_to_call_read_answer_and_stop(tokenizer, demonstrations, python):
-    model = small_model(len(tokenizer), n_layers=2, d_model=64)
+    model = small_model(len(tokenizer), d_model=64)
     model.reset_parameters()
-    train(run_of(model, tokenizer, steps=60, batch_size=4, warmup=5), demonstrations)
-    rows = Sampler(model, tokenizer, [python], Format(), SamplerConfig(temperature=0)).generate(
-        [question for question, *_ in QUESTIONS]
-    )
-    assert [row.ids for row in rows] == [demonstration.ids for demonstration in demonstrations]
+    imitated(model, tokenizer, demonstrations, steps=60, batch_size=4, warmup=5)
+    rows = sampler_of(model, tokenizer, [python], temperature=0).generate(list(QUESTIONS))
+    assert ids_of(rows) == ids_of(demonstrations)
     assert [row.finish_reason for row in rows] == ["stop"] * 4
 
 
-def test_every_parameter_has_one_optimizer():
-    model = small_model(50)
-    owned = [
-        p
-        for optimizer in make_optimizers(model, SFTConfig())
-        for group in optimizer.param_groups
-        for p in group["params"]
-    ]
-    assert len(owned) == len({id(p) for p in owned}) and {id(p) for p in owned} == {
-        id(p) for p in model.parameters()
-    }
+# Batches.
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_zero():
-    share = [learning_rate(step, 100, 10, 0.5) for step in range(101)]
-    assert share[0] == 0.1 and share[9] == share[49] == 1 and share[100] == 0
-    assert (
-        share[75] == pytest.approx(0.5)
-        and share[:10] == sorted(share[:10])
-        and share[50:] == sorted(share[50:], reverse=True)
-    )
+def epoch_of(number, seed=0):
+    """The ten items of an epoch of five steps, in order."""
+    steps = range(5 * number, 5 * number + 5)
+    return [item for step in steps for item in batch_of(step, list(range(10)), 2, seed)]
 
 
-def test_the_learning_rate_that_is_set_is_the_one_that_is_used():
-    model = small_model(50)
-    optimizers = make_optimizers(model, SFTConfig(lr=0.02, adam_lr=0.004))
-    for share in (0.5, 0.25):
-        set_learning_rate(optimizers, share)
-        assert [group["lr"] for o in optimizers for group in o.param_groups] == [
-            0.02 * share,
-            0.004 * share,
-        ]
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_epoch_shows_every_demonstration_once(number):
+    assert sorted(epoch_of(number)) == list(range(10))
 
 
-def test_an_epoch_shows_every_demonstration_once_and_the_next_in_another_order():
+def test_every_epoch_has_its_own_order():
+    assert epoch_of(0) != epoch_of(1)
+
+
+def test_a_batch_depends_on_the_step_and_the_seed_alone():
     items = list(range(10))
-    epochs = [
-        [x for step in range(5 * epoch, 5 * epoch + 5) for x in batch_of(step, items, 2, 0)]
-        for epoch in range(2)
-    ]
-    assert sorted(epochs[0]) == sorted(epochs[1]) == items and epochs[0] != epochs[1]
     assert batch_of(3, items, 2, 0) == batch_of(3, items, 2, 0) != batch_of(3, items, 2, 1)
-    assert len(batch_of(0, items, 25, 0)) == 25  # a batch may be larger than the data
+
+
+def test_a_batch_may_be_larger_than_the_data():
+    assert len(batch_of(0, list(range(10)), 25, 0)) == 25
+
+
+def test_an_unknown_name_for_observations_is_refused():
+    with pytest.raises(ValueError, match="sft.observations"):
+        SFTConfig(observations="hidden")

@@ -4,128 +4,170 @@ import random
 import pytest
 import torch
 
-from nanotir.tokenizer import ASSISTANT, END, TAGS, USER
+from nanotir.tokenizer import ASSISTANT, END, USER
 from nanotir.tools import ToolResult
-from nanotir.trajectory import Call, Format, Trajectory, collate, micro_batches
+from nanotir.trajectory import Call, Format, Trajectory, collate, grammar_error, micro_batches
 
 PIECES = [("text", "I add."), ("python", "1+1"), ("output", "2"), ("text", "So 2.")]
+WRITTEN = "I add.<python>1+1</python><output>2</output>So 2."
 
 
-def rows(lengths):
-    made = []
-    for n in lengths:
-        trajectory = Trajectory()
-        trajectory.append("prompt", list(range(1, n // 2 + 1)), 0)
-        trajectory.append("text", list(range(100, 100 + n - n // 2)), 1, [-0.5] * (n - n // 2))
-        made.append(trajectory)
-    return made
-
-
-def test_ids_mask_and_logps_stay_parallel_and_spans_cover_them():
+def short_one():
     trajectory = Trajectory()
     trajectory.append("prompt", [1, 2], 0)
     trajectory.append("text", [3], 1, [-0.1])
     trajectory.append("text", [4], 1, [-0.2])
     trajectory.append("output", [5, 6], 0)
-    assert trajectory.ids == [1, 2, 3, 4, 5, 6]
-    assert trajectory.trained == [0, 0, 1, 1, 0, 0] and trajectory.logps == [0, 0, -0.1, -0.2, 0, 0]
-    assert [(s.kind, s.start, s.end) for s in trajectory.spans] == [
-        ("prompt", 0, 2),
-        ("text", 2, 4),
-        ("output", 4, 6),
-    ]
-    assert trajectory.new_tokens == 2
-
-
-def test_a_demonstration_is_masked_exactly(tokenizer):
-    trajectory = Format().trajectory(tokenizer, "1+1?", PIECES)
-    text = tokenizer.decode(trajectory.ids)
-    assert text == f"{USER}1+1?{ASSISTANT}I add.<python>1+1</python><output>2</output>So 2.{END}"
-    trained = tokenizer.decode(
-        [id for id, chosen in zip(trajectory.ids, trajectory.trained) if chosen]
-    )
-    assert trained == f"I add.<python>1+1</python>So 2.{END}"
-    assert trajectory.texts(tokenizer) == ["I add.", "So 2."] and trajectory.texts(
-        tokenizer, "output"
-    ) == ["<output>2</output>"]
-
-
-def whole(tokenizer):
-    trajectory = Format().trajectory(
-        tokenizer, "1+1?", [*PIECES, ("search", "Oslo"), ("output", "a town")]
-    )
-    trajectory.calls = [
-        Call("python", "1+1", ToolResult("2")),
-        Call("search", "Oslo", ToolResult("a town")),
-    ]
     return trajectory
 
 
-def test_unmasked_marks_the_outputs_in_addition_and_nothing_else(tokenizer):
+def whole(tokenizer):
+    """Two calls, the second one at the end."""
+    pieces = [*PIECES, ("search", "Oslo"), ("output", "a town")]
+    trajectory = Format().trajectory(tokenizer, "1+1?", pieces)
+    python = Call("python", "1+1", ToolResult("2"))
+    search = Call("search", "Oslo", ToolResult("a town"))
+    trajectory.calls = [python, search]
+    return trajectory
+
+
+def kinds_of(trajectory):
+    """The kind of span that each id belongs to."""
+    return [span.kind for span in trajectory.spans for _ in range(span.start, span.end)]
+
+
+# Appending.
+
+
+def test_ids_mask_and_logps_stay_parallel():
+    trajectory = short_one()
+    assert trajectory.ids == [1, 2, 3, 4, 5, 6]
+    assert trajectory.mask == [0, 0, 1, 1, 0, 0]
+    assert trajectory.logps == [0, 0, -0.1, -0.2, 0, 0]
+
+
+def test_spans_cover_the_ids_and_one_author_s_ids_in_a_row_are_one_span():
+    spans = [(span.kind, span.start, span.end) for span in short_one().spans]
+    assert spans == [("prompt", 0, 2), ("text", 2, 4), ("output", 4, 6)]
+
+
+def test_new_tokens_counts_the_ids_that_the_model_wrote():
+    assert short_one().new_tokens == 2
+
+
+# Copies.
+
+
+def test_unmasked_marks_all_but_the_prompt(tokenizer):
     trajectory = whole(tokenizer)
-    unmasked, kinds = (
-        trajectory.unmasked(),
-        [span.kind for span in trajectory.spans for _ in range(span.start, span.end)],
-    )
-    assert (
-        unmasked.trained == [int(kind != "prompt") for kind in kinds]
-        and unmasked.ids == trajectory.ids
-    )
-    assert unmasked.new_tokens == trajectory.new_tokens + kinds.count("output")
+    expected = [int(kind != "prompt") for kind in kinds_of(trajectory)]
+    assert trajectory.unmasked().mask == expected
+
+
+def test_unmasked_changes_no_id(tokenizer):
+    trajectory = whole(tokenizer)
+    assert trajectory.unmasked().ids == trajectory.ids
+
+
+def test_in_unmasked_tool_output_counts_as_new_tokens(tokenizer):
+    trajectory = whole(tokenizer)
+    outputs = kinds_of(trajectory).count("output")
+    assert trajectory.unmasked().new_tokens == trajectory.new_tokens + outputs
 
 
 def test_unmasked_leaves_the_original_alone(tokenizer):
     trajectory = whole(tokenizer)
-    trajectory.unmasked().trained[0] = 7
+    trajectory.unmasked().mask[0] = 7
     assert trajectory == whole(tokenizer)
 
 
-def test_the_first_spans_and_calls_are_the_beginning_of_the_whole(tokenizer):
-    trajectory, start = whole(tokenizer), whole(tokenizer).first(spans=4, calls=1)
+def test_the_first_spans_are_the_beginning_of_the_whole(tokenizer):
+    start = whole(tokenizer).first(spans=4, calls=1)
     assert [span.kind for span in start.spans] == ["prompt", "text", "python", "output"]
-    assert (
-        tokenizer.decode(start.ids)
-        == f"{USER}1+1?{ASSISTANT}I add.<python>1+1</python><output>2</output>"
-    )
-    assert len(start.ids) == len(start.trained) == len(start.logps) == start.spans[-1].end
-    assert (
-        start.trained == trajectory.trained[: len(start.ids)]
-        and start.calls == trajectory.calls[:1]
-    )
+    expected = f"{USER}1+1?{ASSISTANT}I add.<python>1+1</python><output>2</output>"
+    assert tokenizer.decode(start.ids) == expected
+
+
+def test_the_first_spans_keep_their_mask_and_log_probs(tokenizer):
+    trajectory = whole(tokenizer)
+    start = trajectory.first(spans=4, calls=1)
+    end = start.spans[-1].end
+    assert (start.mask, start.logps) == (trajectory.mask[:end], trajectory.logps[:end])
+
+
+def test_the_first_calls_are_kept(tokenizer):
+    trajectory = whole(tokenizer)
+    assert trajectory.first(spans=4, calls=1).calls == trajectory.calls[:1]
 
 
 def test_what_is_done_to_the_first_spans_is_not_done_to_the_whole(tokenizer):
     trajectory = whole(tokenizer)
     start = trajectory.first(spans=4, calls=1)
-    start.append("output", [5], 0)  # stretches its last span
+    start.append("output", [5], 0)  # extends its last span
     start.calls.append(None)
     assert trajectory == whole(tokenizer)
 
 
-def test_a_demonstration_goes_on_from_a_start_and_leaves_it_alone(tokenizer):
+# Demonstrations.
+
+
+def test_a_demonstration_reads_as_if_the_model_had_written_it(tokenizer):
+    trajectory = Format().trajectory(tokenizer, "1+1?", PIECES)
+    assert tokenizer.decode(trajectory.ids) == f"{USER}1+1?{ASSISTANT}{WRITTEN}{END}"
+
+
+def test_a_demonstration_is_masked_exactly(tokenizer):
+    trajectory = Format().trajectory(tokenizer, "1+1?", PIECES)
+    chosen = [id for id, mask in zip(trajectory.ids, trajectory.mask) if mask]
+    assert tokenizer.decode(chosen) == f"I add.<python>1+1</python>So 2.{END}"
+
+
+@pytest.mark.parametrize("end, reason", [(True, "stop"), (False, "length")])
+def test_a_demonstration_without_the_end_id_finishes_as_length(tokenizer, end, reason):
+    trajectory = Format().trajectory(tokenizer, "q", [("text", "a")], end=end)
+    assert (trajectory.ids[-1] == tokenizer.end_id, trajectory.finish_reason) == (end, reason)
+
+
+@pytest.fixture
+def continued(tokenizer):
+    """(a start, its copy from before, a demonstration that continues it)"""
     start = whole(tokenizer).first(spans=4, calls=1)
     before = copy.deepcopy(start)
-    done = Format().trajectory(tokenizer, "another question", [("text", "So 2.")], start=start)
-    assert (
-        tokenizer.decode(done.ids)
-        == f"{USER}1+1?{ASSISTANT}I add.<python>1+1</python><output>2</output>So 2.{END}"
-    )
-    assert done.trained[: len(start.ids)] == start.trained and all(done.trained[len(start.ids) :])
-    assert (
-        done.finish_reason == "stop"
-        and done.calls == start.calls
-        and done.calls is not start.calls
-        and start == before
-    )
+    pieces = [("text", "So 2.")]
+    return start, before, Format().trajectory(tokenizer, "another question", pieces, start=start)
 
 
-def test_text_goes_on_where_the_starts_text_ended_on_a_copy_of_its_span(tokenizer):
+def test_a_demonstration_continues_its_start(tokenizer, continued):
+    start, _, done = continued
+    assert tokenizer.decode(done.ids) == f"{USER}1+1?{ASSISTANT}{WRITTEN}{END}"
+    assert done.finish_reason == "stop"
+
+
+def test_what_continues_a_start_has_mask_1_and_the_start_keeps_its_mask(continued):
+    start, _, done = continued
+    assert done.mask == start.mask + [1] * (len(done.ids) - len(start.ids))
+
+
+def test_a_demonstration_keeps_the_calls_of_its_start_in_a_list_of_its_own(continued):
+    start, _, done = continued
+    assert done.calls == start.calls
+    assert done.calls is not start.calls
+
+
+def test_a_start_stays_as_it_is(continued):
+    start, before, _ = continued
+    assert start == before
+
+
+def test_text_extends_a_copy_of_the_start_s_last_span(tokenizer):
     start = Format().trajectory(tokenizer, "q", [("text", "a")], end=False)
     end = start.spans[-1].end
     done = Format().trajectory(tokenizer, "q", [("text", "b")], start=start)
-    assert (
-        len(done.spans) == 2 and done.spans[-1].end == len(done.ids) and start.spans[-1].end == end
-    )
+    assert [span.end for span in done.spans] == [start.spans[0].end, len(done.ids)]
+    assert start.spans[-1].end == end
+
+
+# Reading.
 
 
 def test_turns_are_all_that_follows_the_prompt_with_delimiters_and_without_the_end(tokenizer):
@@ -140,67 +182,82 @@ def test_turns_are_all_that_follows_the_prompt_with_delimiters_and_without_the_e
     ]
 
 
+def test_the_completion_is_the_model_s_words_without_code_and_output(tokenizer):
+    trajectory = Format().trajectory(tokenizer, "1+1?", PIECES)
+    assert trajectory.completion(tokenizer) == "I add.\nSo 2."
+
+
+def test_a_record_has_every_span_with_its_text_ids_mask_and_log_probs(tokenizer):
+    trajectory = whole(tokenizer)
+    spans = trajectory.record(tokenizer)["spans"]
+    assert [span["kind"] for span in spans] == [span.kind for span in trajectory.spans]
+    assert "".join(span["text"] for span in spans) == tokenizer.decode(trajectory.ids)
+    for name in ("ids", "mask", "logps"):
+        assert sum((span[name] for span in spans), []) == getattr(trajectory, name)
+
+
+def test_a_record_has_the_calls_and_the_finish_reason(tokenizer):
+    record = whole(tokenizer).record(tokenizer)
+    assert [(call["tool"], call["code"]) for call in record["calls"]] == [
+        ("python", "1+1"),
+        ("search", "Oslo"),
+    ]
+    assert record["calls"][0]["result"]["output"] == "2"
+    assert record["finish_reason"] == "stop"
+
+
+def test_a_record_has_the_trainer_s_log_probs_once_they_are_known(tokenizer):
+    trajectory = whole(tokenizer)
+    assert "old_logps" not in trajectory.record(tokenizer)["spans"][0]
+    trajectory.old_logps = [-0.25] * len(trajectory.ids)
+    spans = trajectory.record(tokenizer)["spans"]
+    assert sum((span["old_logps"] for span in spans), []) == trajectory.old_logps
+
+
+# The format.
+
+
 @pytest.mark.parametrize("style", ["tags", "fences"])
 def test_no_question_code_words_or_output_can_forge_a_tag(tokenizer, style):
-    evil = "".join(TAGS)
-    trajectory = Format(style).trajectory(
-        tokenizer, evil, [("text", evil), ("python", evil), ("output", evil)]
-    )
-    opener, closer = Format(style).delimiters("python")
-    out_opener, out_closer = Format(style).delimiters("output")
-    expected = sorted(
-        tokenizer.tags[tag]
-        for tag in (USER, ASSISTANT, opener, closer, out_opener, out_closer, END)
-    )
-    assert sorted(id for id in trajectory.ids if id in tokenizer.tags.values()) == expected
+    format = Format(style)
+    evil = "".join(tokenizer.tags)
+    pieces = [("text", evil), ("python", evil), ("output", evil)]
+    trajectory = format.trajectory(tokenizer, evil, pieces)
+    ours = [USER, ASSISTANT, *format.delimiters("python"), *format.delimiters("output"), END]
+    found = [id for id in trajectory.ids if id in tokenizer.tags.values()]
+    assert found == [tokenizer.tags[tag] for tag in ours]
 
 
 @pytest.mark.parametrize("style", ["tags", "fences"])
-def test_thoughts_and_answers_stand_in_tags_in_every_style_and_are_the_models_words(
-    tokenizer, style
-):
-    assert Format(style).delimiters("think") == ("<think>", "</think>") and Format(
-        style
-    ).delimiters("answer") == ("<answer>", "</answer>")
+@pytest.mark.parametrize("kind", ["think", "answer"])
+def test_thoughts_and_answers_have_tags_in_every_style(style, kind):
+    assert Format(style).delimiters(kind) == (f"<{kind}>", f"</{kind}>")
+
+
+@pytest.mark.parametrize("style", ["tags", "fences"])
+def test_thoughts_and_answers_are_the_model_s_words(tokenizer, style):
     trajectory = Format(style).trajectory(tokenizer, "q", [("think", "Hm."), ("answer", "2")])
-    assert trajectory.texts(tokenizer) == ["<think>Hm.</think><answer>2</answer>"]
-    assert {tokenizer.tags[tag] for tag in ("<think>", "</think>", "<answer>", "</answer>")} < set(
-        trajectory.ids
-    )
+    assert trajectory.completion(tokenizer) == "<think>Hm.</think><answer>2</answer>"
+    assert {tokenizer.tags["<think>"], tokenizer.tags["</answer>"]} < set(trajectory.ids)
+
+
+@pytest.mark.parametrize("style", ["tags", "fences"])
+def test_output_that_fits_is_whole(tokenizer, style):
+    whole = Format(style).output_ids(tokenizer, "0123456789" * 5)
+    for room in range(len(whole), len(whole) + 3):
+        assert Format(style).output_ids(tokenizer, "0123456789" * 5, room) == whole
 
 
 @pytest.mark.parametrize("style", ["tags", "fences"])
 def test_output_that_does_not_fit_is_cut_but_always_closed(tokenizer, style):
     whole = Format(style).output_ids(tokenizer, "0123456789" * 5)
-    for room in range(2, len(whole) + 3):
+    for room in range(2, len(whole)):
         ids = Format(style).output_ids(tokenizer, "0123456789" * 5, room)
-        assert len(ids) <= room and ids[0] == whole[0] and ids[-1] == whole[-1]
-        assert ids == whole if room >= len(whole) else len(ids) == room
-    assert "..." in tokenizer.decode(Format(style).output_ids(tokenizer, "0123456789" * 5, 20))
+        assert (len(ids), ids[0], ids[-1]) == (room, whole[0], whole[-1])
 
 
-@pytest.mark.parametrize("style", ["tags", "fences"])
-def test_parse_reads_back_what_a_transcript_says(style):
-    format = Format(style)
-    block = lambda kind, text: text.join(format.delimiters(kind))
-    transcript = (
-        "First."
-        + block("python", "1+1\n2")
-        + block("output", "2")
-        + "Then."
-        + block("search", "who?")
-        + "open "
-        + format.delimiters("python")[0]
-        + "3"
-    )
-    pieces = format.parse(transcript)
-    assert pieces[:4] == [
-        ("text", "First."),
-        ("python", "1+1\n2"),
-        ("output", "2"),
-        ("text", "Then."),
-    ]
-    assert pieces[4] == ("search", "who?") and [kind for kind, _ in pieces[5:]] == ["text"]
+def test_three_dots_show_where_output_was_cut(tokenizer):
+    assert "...</output>" in tokenizer.decode(Format().output_ids(tokenizer, "7" * 50, 20))
 
 
 def test_an_unknown_style_is_named():
@@ -208,42 +265,148 @@ def test_an_unknown_style_is_named():
         Format("xml")
 
 
-def test_a_batch_holds_every_row_and_masks_its_padding():
+# The grammar.
+
+CALL = ("python", "<python>1</python>")
+SEARCH = ("search", "<search>x</search>")
+RESULT = ("output", "<output>1</output>")
+THOUGHT = ("text", "<think>a</think>")
+ANSWER = ("text", "<answer>1</answer>")
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [ANSWER],
+        [("text", "<think>a</think><answer>1</answer>"), ("text", "")],
+        [("text", "<think>a</think>\n"), CALL, RESULT, ("text", "\n<think>b</think> "), ANSWER],
+        [THOUGHT, ("text", "<answer>1</answer>\n")],
+        [CALL, RESULT, SEARCH, RESULT, ANSWER],
+        [("text", "<think></think><think>b</think><answer></answer>")],
+    ],
+)
+def test_thoughts_and_calls_in_any_order_and_then_the_answer_keep_the_grammar(turns):
+    assert grammar_error(turns) is None
+
+
+BREAKS = {
+    "it must end with an <answer>": [
+        [],
+        [("text", "")],
+        [THOUGHT, CALL, RESULT],
+    ],
+    "words outside <think> and <answer>": [
+        [("text", "Hm.<answer>1</answer>")],
+        [THOUGHT, CALL, RESULT, ("text", "So <answer>1</answer>")],
+        [("text", "<output>1</output><answer>1</answer>")],
+    ],
+    "nothing may follow the answer": [
+        [("text", "<answer>1</answer> Bye.")],
+        [("text", "<answer>1</answer><answer>1</answer>")],
+        [("text", "<answer>1</answer><think>a</think>")],
+        [ANSWER, CALL, RESULT],
+    ],
+    "<think> is never closed": [[("text", "<think>a")]],
+    "<answer> is never closed": [[("text", "<think>a</think><answer>1")]],
+    "</think> closes nothing": [[("text", "</think><answer>1</answer>")]],
+    "</answer> closes nothing": [[("text", "<think>a</answer>")]],
+    "<think> holds another tag": [
+        [("text", "<think><answer>1</answer></think>")],
+        [("text", "<think>a<think>b</think><answer>1</answer>")],
+    ],
+    "<answer> holds another tag": [[("text", "<answer><think>a</think>1</answer>")]],
+    "a call inside <think> or <answer>": [
+        [("text", "<think>a"), CALL, RESULT, ("text", "</think><answer>1</answer>")],
+        [("text", "<answer>"), CALL, RESULT, ("text", "1</answer>")],
+    ],
+    "a call without a result": [
+        [CALL, ANSWER],
+        [THOUGHT, CALL],
+        [("python", "<python>1"), RESULT, ANSWER],
+    ],
+}
+
+
+@pytest.mark.parametrize("message", BREAKS)
+def test_what_breaks_the_grammar_is_named(message):
+    for turns in BREAKS[message]:
+        assert grammar_error(turns) == message, turns
+
+
+# Batches.
+
+
+def rows(lengths):
+    made = []
+    for n in lengths:
+        trajectory = Trajectory()
+        trajectory.append("prompt", list(range(1, n // 2 + 1)), 0)
+        written = n - n // 2
+        trajectory.append("text", list(range(100, 100 + written)), 1, [-0.5] * written)
+        made.append(trajectory)
+    return made
+
+
+def assert_batched(column, values, fill):
+    """Row i of the column (B, T) is values[i], and its padding is `fill`."""
+    for row, expected in zip(column.tolist(), values):
+        assert row[: len(expected)] == expected
+        assert set(row[len(expected) :]) <= {fill}
+
+
+def test_a_batch_holds_the_rows_that_are_asked_for():
     trajectories = rows([5, 9, 3])
     batch = collate(trajectories, pad_id=0, rows=[2, 0])
     assert batch.rows == [2, 0]
-    for i, row in enumerate(batch.rows):
-        n = len(trajectories[row].ids)
-        assert batch.ids[i, :n].tolist() == trajectories[row].ids and not batch.ids[i, n:].any()
-        assert (
-            batch.mask[i, :n].tolist() == [bool(x) for x in trajectories[row].trained]
-            and not batch.mask[i, n:].any()
-        )
-        assert batch.real[i].tolist() == [True] * n + [False] * (batch.ids.shape[1] - n)
-        torch.testing.assert_close(batch.logps[i, :n], torch.tensor(trajectories[row].logps))
+    assert_batched(batch.ids, [trajectories[2].ids, trajectories[0].ids], 0)
+    assert_batched(batch.logps, [trajectories[2].logps, trajectories[0].logps], 0.0)
 
 
-def test_micro_batches_hold_every_row_once_within_the_limit_and_waste_little():
+def test_padding_is_neither_real_nor_masked():
+    trajectories = rows([5, 9, 3])
+    batch = collate(trajectories, pad_id=0)
+    assert_batched(batch.real, [[True] * len(t.ids) for t in trajectories], False)
+    assert_batched(batch.mask, [list(map(bool, t.mask)) for t in trajectories], False)
+
+
+def test_old_logps_are_the_sampler_s_until_the_trainer_s_are_known():
+    one, other = rows([4, 4])
+    other.old_logps = [0.0, 0.0, -0.75, -0.75]
+    batch = collate([one, other], pad_id=0)
+    torch.testing.assert_close(batch.old_logps, torch.tensor([one.logps, other.old_logps]))
+    torch.testing.assert_close(batch.logps, torch.tensor([one.logps, other.logps]))
+
+
+@pytest.fixture
+def dealt():
+    """(201 trajectories, their micro-batches of at most 512 tokens); one row has 700."""
     rng = random.Random(0)
     trajectories = rows([rng.randrange(4, 120) for _ in range(200)] + [700])
-    batches = list(micro_batches(trajectories, 0, max_tokens=512))
+    return trajectories, list(micro_batches(trajectories, 0, max_tokens=512))
+
+
+def lengths_of(trajectories, batch):
+    return [len(trajectories[row].ids) for row in batch.rows]
+
+
+def test_micro_batches_hold_every_row_once(dealt):
+    _, batches = dealt
     assert sorted(row for batch in batches for row in batch.rows) == list(range(201))
+
+
+def test_a_micro_batch_stays_within_the_limit_unless_it_is_one_row(dealt):
+    _, batches = dealt
+    assert all(batch.ids.numel() <= 512 or len(batch.rows) == 1 for batch in batches)
+
+
+def test_no_row_of_a_micro_batch_is_shorter_than_two_thirds_of_the_longest(dealt):
+    trajectories, batches = dealt
     for batch in batches:
-        lengths = [len(trajectories[row].ids) for row in batch.rows]
-        assert max(lengths) * len(lengths) <= 512 or len(lengths) == 1
+        lengths = lengths_of(trajectories, batch)
         assert 3 * min(lengths) >= 2 * max(lengths)
-    longest = [max(len(trajectories[row].ids) for row in batch.rows) for batch in batches]
+
+
+def test_the_longest_micro_batch_comes_first(dealt):
+    trajectories, batches = dealt
+    longest = [max(lengths_of(trajectories, batch)) for batch in batches]
     assert longest == sorted(longest, reverse=True)
-
-
-def test_a_record_tells_the_whole_story(tokenizer):
-    record = Format().trajectory(tokenizer, "1+1?", PIECES).record(tokenizer)
-    assert [span["kind"] for span in record["spans"]] == [
-        "prompt",
-        "text",
-        "python",
-        "output",
-        "text",
-    ]
-    assert "".join(span["text"] for span in record["spans"]).endswith(f"So 2.{END}")
-    assert record["finish_reason"] == "stop"
