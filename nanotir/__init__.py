@@ -1,1 +1,1 @@
-"""nanotir: tool-integrated reasoning, from random weights to a policy that calls its tools. Read README.md first."""
+"""nanotir: tool-integrated reasoning, small enough to read."""

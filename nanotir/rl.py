@@ -197,9 +197,7 @@ def advantages_of(samples: list[Sample], trajectories, settings: RLConfig) -> Te
     rewards = [sample.reward for sample in samples]
     num_tokens = torch.tensor([t.new_tokens for t in trajectories])
     size = settings.group_size
-    return group_advantages(
-        rewards, size, settings.scale, settings.baseline, num_tokens=num_tokens
-    )
+    return group_advantages(rewards, size, settings.scale, settings.baseline, num_tokens=num_tokens)
 
 
 def update(

@@ -77,27 +77,22 @@ def needs(layers):
 
 
 def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:
-    """A random transformer whose logits spread widely, so that no test passes because all ids are about equally likely."""
-    settings = (
-        dict(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64, max_seq_len=256) | settings
-    )
+    """A random transformer with logits so different that its choices are not left to chance."""
+    sizes = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64}
+    settings = sizes | {"max_seq_len": 256} | settings
     model = Transformer(ModelConfig(vocab_size=vocab_size, **settings))
     generator = torch.Generator().manual_seed(seed)
     for weight in model.parameters():
-        nn.init.normal_(
-            weight,
-            1.0 if weight.dim() == 1 else 0.0,
-            0.1 if weight.dim() == 1 else 0.3,
-            generator=generator,
-        )
+        mean, std = (1.0, 0.1) if weight.dim() == 1 else (0.0, 0.3)
+        nn.init.normal_(weight, mean, std, generator=generator)
     return model
 
 
 class ScriptedModel(nn.Module):
     """Gives the logits that `logits_of(ids so far)` says.
 
-    What it has read it keeps, as a transformer does, in its KV cache and nowhere else. Ids that were
-    never fed, fed twice or copied to the wrong row lead to another script.
+    What it has read it keeps, as a transformer does, in its KV cache and nowhere else. Ids that
+    were never fed, fed twice or copied to the wrong row lead to another script.
     """
 
     def __init__(self, vocab_size: int, logits_of, max_seq_len: int = 256):
