@@ -323,6 +323,12 @@ def test_a_run_folder_holds_all_it_takes_to_use_the_model(unbroken):
     assert {path.name for path in unbroken.iterdir()} >= files
 
 
+def test_the_command_that_evaluates_a_run_finds_what_the_run_has_recorded(unbroken, capsys):
+    evaluate.main(["--run", str(unbroken), "--json"])
+    recorded = json.loads((unbroken / "eval.json").read_text())
+    assert json.loads(capsys.readouterr().out) == recorded["final"]
+
+
 def test_the_latest_run_is_the_one_with_the_newest_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, seconds in (("a", 3), ("b", 5), ("c", 4)):
