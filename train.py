@@ -17,12 +17,10 @@ import torch
 
 from nanotir import run, sft
 from nanotir.config import RECIPES, RunConfig, build, parse
-from nanotir.demonstrate import corpus
 from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
-from nanotir.tokenizer import Tokenizer
-from nanotir.tools import TOOLS, DeadTool
+from nanotir.tools import DeadTool
 from nanotir.trajectory import Format
 
 
@@ -42,7 +40,7 @@ def train(config: RunConfig):
         tools = [stack.enter_context(tool) for tool in run.open_tools(asdict(config))]
 
         # A tokenizer that spells the problems well, or that of the run that we go on with.
-        tokenizer, config.model = make_tokenizer(config, problems, tools)
+        tokenizer, config.model = run.make_tokenizer(config, problems, tools)
 
         # The policy: a transformer with random weights, or those of another run.
         model = Transformer(config.model, config.seed).to(device)
@@ -88,19 +86,6 @@ def check_init(config: RunConfig):
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"
             raise ValueError(f"{differs}: add --format {style}")
-
-
-def make_tokenizer(config: RunConfig, problems, tools):
-    """(tokenizer, the config of a model that fits it)."""
-    if folder := config.resume or config.init:
-        return run.load_tokenizer(folder), run.read_model_config(folder)
-    documents = []
-    if config.data.startswith("generated") or config.search.path:  # about what is searched, too
-        documents = [text for tool in tools for text in getattr(tool, "documents", ())]
-    texts = corpus(problems, documents)
-    tokenizer = Tokenizer.train(texts, config.model.vocab_size, tools=TOOLS)
-    config.model.vocab_size = len(tokenizer)
-    return tokenizer, config.model
 
 
 def new_folder(config: RunConfig) -> str:

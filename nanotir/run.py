@@ -16,13 +16,14 @@ import pickle
 import random
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from nanotir.checks import one_of
+from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
@@ -217,6 +218,24 @@ def open_tools(config: dict) -> list[Tool]:
     for name in names:
         one_of("tool", name, TOOLS)
     return [TOOLS[name](**config.get(name, {})) for name in names]
+
+
+def make_tokenizer(
+    config, problems: list[Problem], tools: list[Tool]
+) -> tuple[Tokenizer, ModelConfig]:
+    """A tokenizer that spells the problems well, and the config of a model that fits it.
+
+    A run that goes on with another, or starts from it, has those of that run.
+    """
+    if folder := config.resume or config.init:
+        return load_tokenizer(folder), read_model_config(folder)
+    documents = []
+    if config.data.startswith("generated") or config.search.path:  # about what is searched, too
+        for tool in tools:
+            documents += getattr(tool, "documents", [])
+    texts = corpus(problems, documents)
+    tokenizer = Tokenizer.train(texts, config.model.vocab_size, tools=TOOLS)
+    return tokenizer, replace(config.model, vocab_size=len(tokenizer))
 
 
 def load_run(folder, device: str = "cpu"):

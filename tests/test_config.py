@@ -1,135 +1,158 @@
 import dataclasses
 import functools
+import json
+import re
 
 import pytest
 
-from nanotir.config import PRESETS, RECIPES, RunConfig, build, flags, parse
+from nanotir.config import PRESETS, RECIPES, RunConfig, build, comments_of, flags, parse
+from nanotir.model import Transformer
 
 
 def refused(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as stopped:
         parse(list(arguments))
     out, err = capsys.readouterr()
-    assert stopped.value.code == 2 and out == "" and err.count("\n") == 1
+    assert stopped.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1
     return err
 
 
-def test_every_setting_has_a_flag_a_default_and_help(capsys):
+@pytest.fixture
+def help_text(monkeypatch, capsys) -> list[str]:
+    """The lines of --help, one a flag, on a terminal where none is wrapped."""
+    monkeypatch.setenv("COLUMNS", "500")
     with pytest.raises(SystemExit) as stopped:
         parse(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
+    flags = re.split(r"\n  (?=-)", capsys.readouterr().out)
+    return [" ".join(line.split()) for line in flags]
+
+
+def test_every_setting_has_a_flag_its_type_its_comment_and_its_default(help_text):
     for name, (kind, default, comment) in flags().items():
-        assert (
-            f"--{name.replace('_', '-')} {kind.__name__.upper()}" in text
-            and comment
-            and repr(default) in text
-        )
-    assert len(flags()) > 60
+        flag = f"--{name.replace('_', '-')} {kind.__name__.upper()}"
+        assert comment
+        assert f"{flag} {comment} (default: {default!r})" in help_text
+    assert len(help_text) == len(flags()) + 2  # the usage, and --help itself
+
+
+def fields_of(cls=RunConfig, prefix: str = "") -> list[str]:
+    found = []
+    for item in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(item.default_factory):
+            found += fields_of(item.default_factory, f"{item.name}.")
+        else:
+            found.append(prefix + item.name)
+    return found
+
+
+def test_every_field_is_a_flag():
+    assert list(flags()) == fields_of()
+    assert len(flags()) > 100
+
+
+@dataclasses.dataclass
+class Settings:
+    # Not about a field.
+    one: str = "# not a comment"  # a comment
+    two: int = 0  # a comment
+    # that goes on
+    # and on: 100% of it
+
+    # Not about a field either.
+    three: float = 1.0  # the third
+
+
+def test_a_comment_goes_on_on_the_lines_below_its_field():
+    assert comments_of(Settings) == {
+        "one": "a comment",
+        "two": "a comment that goes on and on: 100% of it",
+        "three": "the third",
+    }
+
+
+def test_comments_of_two_lines_are_whole_in_the_help(help_text):
+    assert any(
+        "or grammar (tags for thoughts and the answer as well) (" in line for line in help_text
+    )
+    assert any("2 say; 0: no weights (default: 0.0)" in line for line in help_text)
+
+
+def test_no_comment_ends_in_the_middle_of_a_sentence():
+    for name, (_, _, comment) in flags().items():
+        assert not comment.endswith((",", ";", ":", " and", " or", " the", " of")), name
+        assert comment.count("(") == comment.count(")"), name
 
 
 def test_flags_reach_their_fields_with_their_types():
-    config = parse(
-        [
-            "--seed",
-            "3",
-            "--rl.lr",
-            "1e-3",
-            "--sampler.sessions",
-            "true",
-            "--model.n_layers=2",
-            "--data",
-            "generated:mul",
-        ]
-    )
-    assert (
-        config.seed,
-        config.rl.lr,
-        config.sampler.sessions,
-        config.model.n_layers,
-        config.data,
-    ) == (3, 1e-3, True, 2, "generated:mul")
+    given = "--seed 3 --rl.lr 1e-3 --sampler.sessions true --model.n_layers=2 --data generated:mul"
+    config = parse(given.split())
+    assert config.seed == 3
+    assert config.rl.lr == 1e-3
+    assert config.sampler.sessions is True
+    assert config.model.n_layers == 2
+    assert config.data == "generated:mul"
 
 
-def test_a_flag_may_be_spelled_with_dashes_or_as_its_field():
-    for flag in ("--eval-data", "--eval_data"):
-        assert (
-            parse([flag, "jsonl:my_file.jsonl"]).eval_data
-            == parse([f"{flag}=jsonl:my_file.jsonl"]).eval_data
-            == "jsonl:my_file.jsonl"
-        )
+@pytest.mark.parametrize("flag", ["--eval-data", "--eval_data"])
+def test_a_flag_may_be_spelled_with_dashes_or_as_its_field(flag):
+    spaced = parse([flag, "jsonl:my_file.jsonl"])
+    assert spaced == parse([f"{flag}=jsonl:my_file.jsonl"])
+    assert spaced.eval_data == "jsonl:my_file.jsonl"
 
 
 def test_a_flag_wins_over_the_preset_and_the_preset_over_the_default():
-    assert (
-        parse([]).sft.steps
-        != parse(["--preset", "probe"]).sft.steps
-        == PRESETS["probe"]["sft.steps"]
-    )
+    preset = PRESETS["probe"]["sft.steps"]
+    assert parse([]).sft.steps != preset
+    assert parse(["--preset", "probe"]).sft.steps == preset
     assert parse(["--sft.steps", "7", "--preset", "probe"]).sft.steps == 7
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_a_recipe_sets_lies_between_the_defaults_and_the_flags(recipe):
-    config, settings = parse(["--recipe", recipe]), RECIPES[recipe].SETTINGS
-    assert all(
-        functools.reduce(getattr, name.split("."), config) == value
-        for name, value in settings.items()
-    )
-    assert config == build(
-        {"recipe": recipe, **settings}
-    )  # and nothing else differs from the defaults
+    config = parse(["--recipe", recipe])
+    for name, value in RECIPES[recipe].SETTINGS.items():
+        assert functools.reduce(getattr, name.split("."), config) == value
+    assert config == build({"recipe": recipe, **RECIPES[recipe].SETTINGS})  # and nothing else
     assert parse(["--recipe", recipe, "--sft.steps", "7"]).sft.steps == 7
 
 
-def test_a_preset_wins_over_the_recipe_and_leaves_alone_what_it_does_not_name():
-    recipe, both = parse(["--recipe", "cir"]), parse(["--preset", "probe", "--recipe", "cir"])
-    assert (
-        recipe.sft.steps
-        == RECIPES["cir"].SETTINGS["sft.steps"]
-        != both.sft.steps
-        == PRESETS["probe"]["sft.steps"]
-    )
-    assert recipe.format == both.format == "fences" != RunConfig().format
-    assert (
-        parse(
-            ["--preset", "probe", "--recipe", "cir", "--sft.steps", "7", "--format", "tags"]
-        ).format
-        == "tags"
-    )
+def test_a_preset_wins_over_the_recipe():
+    config = parse(["--preset", "probe", "--recipe", "cir"])
+    assert config.sft.steps == PRESETS["probe"]["sft.steps"]
+    assert config.sft.steps != RECIPES["cir"].SETTINGS["sft.steps"]
+
+
+def test_a_preset_leaves_alone_what_it_does_not_name():
+    both = ["--preset", "probe", "--recipe", "cir"]
+    assert parse(both).format == "fences" != RunConfig().format
+    assert parse([*both, "--format", "tags"]).format == "tags"
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_goes_with_every_preset(recipe, preset):
     config = parse(["--recipe", recipe, "--preset", preset])
-    assert (config.recipe, config.preset) == (recipe, preset) and build(
-        dataclasses.asdict(config)
-    ) == config
+    assert (config.recipe, config.preset) == (recipe, preset)
+    assert build(dataclasses.asdict(config)) == config
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_is_a_valid_config(preset):
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "probe"])
+def test_every_preset_charges_for_length_before_an_answer_is_cut(preset):
     config = parse(["--preset", preset])
-    assert config.preset == preset
-    assert (
-        config.reward.max_completion_len <= config.sampler.max_new_tokens + 1 or preset == "probe"
-    )
+    assert config.reward.max_completion_len <= config.sampler.max_new_tokens + 1
 
 
 def test_small_has_about_fifteen_million_parameters():
-    from nanotir.model import Transformer
-
-    assert (
-        12e6
-        < sum(p.numel() for p in Transformer(parse(["--preset", "small"]).model).parameters())
-        < 18e6
-    )
+    model = Transformer(parse(["--preset", "small"]).model)
+    assert 12e6 < sum(weight.numel() for weight in model.parameters()) < 18e6
 
 
 def test_a_config_survives_the_way_through_its_file():
     config = parse(["--preset", "small", "--seed", "5", "--rl.epsilon", "0.1"])
-    assert build(dataclasses.asdict(config)) == config
+    assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -150,6 +173,7 @@ def test_a_config_survives_the_way_through_its_file():
         (["--eval.k", "4"], "number of samples"),
         (["--level", "0"], "at least 1"),
         (["--rl.scale", "std"], "no scale 'std'"),
+        (["--rl.fused", "true", "--rl.entropy_coef", "0.1"], "leave out rl.entropy_coef"),
         (["--sampler.top_p", "0.9"], "RL needs"),
         (["--sampler.top_k", "5"], "RL needs"),
         (["--sampler.temperature", "0"], "RL needs"),

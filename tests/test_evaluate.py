@@ -3,31 +3,34 @@ import json
 import math
 
 import pytest
-from conftest import SHARED, ScriptedModel, follow
+from conftest import ScriptedModel, follow
 
+from nanotir.config import build
 from nanotir.evaluate import (
     EvalConfig,
     evaluate,
+    evaluate_run,
     main,
     maj_at_k,
     pass_at_k,
-    replay,
     statistics,
     table,
     wilson_interval,
 )
-from nanotir.problems.problem import Problem
+from nanotir.problems import Problem
+from nanotir.run import Run, read_evaluations
 from nanotir.sampler import SamplerConfig
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Format
 
+# Estimates.
+
 
 def test_pass_at_k_is_the_share_of_k_subsets_with_a_right_answer():
     for n in range(1, 7):
-        for c in range(n + 1):
-            for k in range(1, n + 1):
-                subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
-                assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+            assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
 @pytest.mark.parametrize("k", [0, 5])
@@ -55,123 +58,219 @@ def test_the_majority_decides_and_the_first_wins_a_tie(answers, k, value):
     assert maj_at_k(answers, "1", k) == value
 
 
-def test_wilson_interval_solves_its_equation():
-    for successes, n in ((0, 10), (3, 10), (10, 10), (95, 100)):
-        low, high = wilson_interval(successes, n)
-        assert 0 <= low <= successes / n <= high <= 1
-        for edge in (
-            low,
-            high,
-        ):  # (p - edge)^2 = z^2 edge (1 - edge) / n, where the edge is not cut at 0 or 1
-            assert (successes / n - edge) ** 2 == pytest.approx(
-                1.96**2 * edge * (1 - edge) / n, abs=1e-12
-            )
+@pytest.mark.parametrize("successes, n", [(0, 10), (3, 10), (10, 10), (95, 100)])
+def test_wilson_interval_solves_its_equation(successes, n):
+    """(p - edge)^2 = z^2 edge (1 - edge) / n."""
+    p = successes / n
+    low, high = wilson_interval(successes, n)
+    assert 0 <= low <= p <= high <= 1
+    for edge in (low, high):
+        distance = 1.96**2 * edge * (1 - edge) / n
+        assert (p - edge) ** 2 == pytest.approx(distance, abs=1e-12)
+
+
+def test_wilson_interval_of_nothing_is_everything():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
+# Statistics.
+
+PROBLEMS = [Problem("a", "1", "f", "A"), Problem("b", "1", "g", "A"), Problem("c", "1", "g", "B")]
+
+
+def answer(tokenizer, text: str, *calls: Call):
+    trajectory = Format().trajectory(tokenizer, "q", [("text", text)])
+    trajectory.calls += calls
+    return trajectory
+
+
+@pytest.fixture
 def groups(tokenizer):
-    right, wrong = ([("text", f"\\boxed{{{n}}}")] for n in (1, 2))
-    made = lambda pieces: Format().trajectory(tokenizer, "q", pieces)
-    rows = [
-        [made(right), made(wrong)],
-        [made(right), made(right)],
-        [made(wrong), made([("text", "none")])],
+    """Two answers to each of PROBLEMS: one right, two right, none right."""
+    ok = Call("python", "1", ToolResult("1"))
+    error = Call("python", "(", ToolResult("SyntaxError", False, "error"))
+    search = Call("search", "1", ToolResult("x"))
+    right, wrong = "\\boxed{1}", "\\boxed{2}"
+    return [
+        [answer(tokenizer, right, ok, error), answer(tokenizer, wrong)],
+        [answer(tokenizer, right), answer(tokenizer, right)],
+        [answer(tokenizer, wrong, search), answer(tokenizer, "none")],
     ]
-    rows[0][0].calls = [
-        Call("python", "1", ToolResult("1")),
-        Call("python", "(", ToolResult("SyntaxError", False, "error")),
-    ]
-    rows[2][0].calls = [Call("search", "1", ToolResult("x"))]
-    return rows
 
 
-def test_statistics_are_what_their_names_say(tokenizer):
-    problems = [
-        Problem("a", "1", "f", "A"),
-        Problem("b", "1", "g", "A"),
-        Problem("c", "1", "g", "B"),
-    ]
-    s = statistics(problems, groups(tokenizer), tokenizer, [1, 2])
-    assert (
-        s["accuracy"] == 0.5
-        and (s["low"], s["high"]) == wilson_interval(1.5, 3)
-        and (s["n"], s["samples"]) == (3, 2)
-    )
-    assert s["pass@k"] == {1: 0.5, 2: pytest.approx(2 / 3)} and s["maj@k"] == {
-        1: pytest.approx(2 / 3),
-        2: pytest.approx(2 / 3),
-    }
-    assert s["calls_per_problem"] == 3 / 6 and s["calls_per_correct"] == 3 / 3
-    assert s["call_status"] == {"ok": 2 / 3, "error": 1 / 3} and s["finish"] == {"stop": 6}
-    assert s["by_family"]["g"] == {
+@pytest.fixture
+def found(tokenizer, groups):
+    return statistics(PROBLEMS, groups, tokenizer, [1, 2])
+
+
+def test_accuracy_is_the_mean_share_of_right_answers_with_its_interval(found):
+    assert found["accuracy"] == 0.5
+    assert (found["low"], found["high"]) == wilson_interval(1.5, 3)
+    assert (found["n"], found["samples"]) == (3, 2)
+
+
+def test_pass_and_majority_are_means_over_problems(found):
+    assert found["pass@k"] == {1: 0.5, 2: pytest.approx(2 / 3)}
+    assert found["maj@k"] == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3)}
+
+
+def test_calls_are_counted_per_answer_and_per_right_answer(found):
+    assert found["calls_per_problem"] == 3 / 6
+    assert found["calls_per_correct"] == 3 / 3
+    assert found["call_status"] == {"ok": 2 / 3, "error": 1 / 3}
+
+
+def test_new_tokens_and_ends_are_those_of_all_answers(found, groups):
+    lengths = [t.new_tokens for group in groups for t in group]
+    assert found["mean_new_tokens"] == pytest.approx(sum(lengths) / 6)
+    assert found["finish"] == {"stop": 6}
+
+
+def test_families_and_kinds_have_their_own_numbers(found):
+    assert found["by_family"]["g"] == {
         "accuracy": 0.5,
         "n": 2,
         "calls_per_problem": 0.25,
         "calls_by_tool": {"search": 1},
     }
-    assert {kind: row["accuracy"] for kind, row in s["by_kind"].items()} == {"A": 0.75, "B": 0.0}
-    assert s["mean_new_tokens"] == pytest.approx(
-        sum(t.new_tokens for group in groups(tokenizer) for t in group) / 6
-    )
-    assert "50.0%" in table({"final": {"tools": s}})
+    assert {kind: row["accuracy"] for kind, row in found["by_kind"].items()} == {"A": 0.75, "B": 0}
 
 
-def test_program_accuracy_is_the_share_of_answers_whose_last_call_printed_the_gold_answer(
-    tokenizer,
-):
-    def answer(*outputs, text="\\boxed{1}"):
-        trajectory = Format().trajectory(tokenizer, "q", [("text", text)])
-        trajectory.calls = [Call("python", "x", ToolResult(output)) for output in outputs]
-        return trajectory
+def test_a_problem_without_a_kind_is_counted_by_its_family(tokenizer, groups):
+    found = statistics([Problem("c", "1", "g")], groups[2:], tokenizer, [1])
+    assert set(found["by_kind"]) == {"g"}
 
-    rows = [
-        [answer("1"), answer("2", "1.0")],
-        [answer("1", "2"), answer()],
-        [answer("NameError: 1"), answer("0", "1\n", text="\\boxed{7}")],
+
+def test_nothing_right_leaves_calls_per_correct_undefined(tokenizer, groups):
+    found = statistics([Problem("c", "7", "g")], groups[2:], tokenizer, [1])
+    assert found["calls_per_correct"] is None
+
+
+def test_a_table_has_a_line_for_each_evaluation_and_mode(found):
+    said = table({"before": {"tools": found}, "final": {"tools": found, "text": found}})
+    head, *lines = said.splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        ["before", "tools", "50.0%"],
+        ["final", "tools", "50.0%"],
+        ["final", "text", "50.0%"],
     ]
-    s = statistics([Problem(question, "1") for question in "abc"], rows, tokenizer, [1])
-    assert (
-        s["program_accuracy"] == 3 / 6 and s["accuracy"] == 5 / 6
-    )  # what was answered in words does not matter
-
-
-def test_nothing_right_leaves_calls_per_correct_undefined(tokenizer):
-    assert (
-        statistics([Problem("c", "7", "g")], groups(tokenizer)[2:], tokenizer, [1])[
-            "calls_per_correct"
-        ]
-        is None
-    )
-
-
-def test_text_mode_masks_the_tools_and_the_same_model_answers_by_itself(tokenizer, python):
-    """The model prefers to call; where it cannot, the likeliest id left is its own guess."""
-    call, guess = (tokenizer.encode(text) for text in ("<python>6*7</python>", "\\boxed{1}<|end|>"))
-    after = tokenizer.encode("\\boxed{42}<|end|>")
-
-    def logits_of(ids):
-        logits = follow(tokenizer, lambda written: guess[min(len(written), len(guess) - 1)])(ids)
-        if tokenizer.tags["<|assistant|>"] in ids:
-            written = ids[ids.index(tokenizer.tags["<|assistant|>"]) + 1 :]
-            if tokenizer.tags["</output>"] in written:
-                done = len(written) - written.index(tokenizer.tags["</output>"]) - 1
-                logits[after[min(done, len(after) - 1)]] = 9.0
-            elif tuple(written) == tuple(call[: len(written)]):
-                logits[call[min(len(written), len(call) - 1)]] = 9.0
-        return logits
-
-    model = ScriptedModel(len(tokenizer), logits_of)
-    result = evaluate(
-        model, tokenizer, [python], Format(), [Problem("6*7?", "42")], EvalConfig(), SamplerConfig()
-    )
-    assert (result["tools"]["accuracy"], result["tools"]["calls_per_problem"]) == (1.0, 1.0)
-    assert (result["text"]["accuracy"], result["text"]["calls_per_problem"]) == (0.0, 0.0)
-    assert json.loads(json.dumps(result))["text"]["mean_new_tokens"] == len(guess)
-    assert math.isfinite(result["text"]["high"])
+    assert max(map(len, lines)) <= len(head) <= 100
 
 
 @pytest.mark.parametrize(
-    "settings", [{"modes": "tool"}, {"k": "2"}, {"k": "0"}, {"k": "x"}, {"samples": 4, "k": "1,5"}]
+    "text, outputs, right",
+    [
+        ("\\boxed{1}", ["1"], 1),
+        ("\\boxed{1}", ["2", "1.0"], 1),
+        ("\\boxed{1}", ["1", "2"], 0),
+        ("\\boxed{1}", [], 0),
+        ("\\boxed{1}", ["NameError: 1"], 0),
+        ("\\boxed{7}", ["0", "1\n"], 1),  # the words do not matter
+    ],
+)
+def test_program_accuracy_asks_whether_the_last_call_printed_the_gold_answer(
+    tokenizer, text, outputs, right
+):
+    calls = [Call("python", "x", ToolResult(output)) for output in outputs]
+    found = statistics([Problem("q", "1")], [[answer(tokenizer, text, *calls)]], tokenizer, [1])
+    assert found["program_accuracy"] == right
+
+
+# A model that calls where it can, and guesses where it cannot.
+
+
+@pytest.fixture
+def caller(tokenizer):
+    """It prefers to call. Without a tool, the likeliest ids left are its own guess."""
+    call = tokenizer.encode("<python>6*7</python>")
+    guess = tokenizer.encode("\\boxed{1}<|end|>")
+    after = tokenizer.encode("\\boxed{42}<|end|>")
+    guessing = follow(tokenizer, lambda written: guess[min(len(written), len(guess) - 1)])
+    assistant, closer = tokenizer.tags["<|assistant|>"], tokenizer.tags["</output>"]
+
+    def logits_of(ids):
+        logits = guessing(ids)
+        if assistant not in ids:
+            return logits
+        written = list(ids[ids.index(assistant) + 1 :])
+        if closer in written:
+            done = len(written) - written.index(closer) - 1
+            logits[after[min(done, len(after) - 1)]] = 9.0
+        elif written == call[: len(written)]:
+            logits[call[min(len(written), len(call) - 1)]] = 9.0
+        return logits
+
+    return ScriptedModel(len(tokenizer), logits_of)
+
+
+def test_text_mode_takes_the_tools_away_and_the_model_answers_by_itself(tokenizer, python, caller):
+    problems = [Problem("6*7?", "42")]
+    given = (caller, tokenizer, [python], Format(), problems, EvalConfig(), SamplerConfig())
+    result = evaluate(*given)
+    assert (result["tools"]["accuracy"], result["tools"]["calls_per_problem"]) == (1.0, 1.0)
+    assert (result["text"]["accuracy"], result["text"]["calls_per_problem"]) == (0.0, 0.0)
+    assert result["text"]["mean_new_tokens"] == len(tokenizer.encode("\\boxed{1}<|end|>"))
+    assert math.isfinite(json.loads(json.dumps(result))["text"]["high"])
+
+
+@pytest.fixture
+def run(tokenizer, python, caller, tmp_path):
+    """A run with six held-out problems, of which the model answers every second one."""
+    held_out = [Problem(f"6*7 or {i}?", ("42", "43")[i % 2], "f") for i in range(6)]
+    config = build({"sampler.max_new_tokens": 32})
+    return Run(tmp_path, config, caller, tokenizer, Format(), [python], [], held_out)
+
+
+def traces(run) -> list[dict]:
+    return [json.loads(line) for line in (run.out / "traces.jsonl").read_text().splitlines()]
+
+
+def test_an_evaluation_of_a_run_is_recorded_under_its_name(run):
+    result = evaluate_run(run, "before")
+    assert read_evaluations(run.out) == {"before": json.loads(json.dumps(result))}
+    assert (result["tools"]["accuracy"], result["text"]["accuracy"]) == (0.5, 0.0)
+
+
+def test_an_evaluation_that_is_recorded_is_not_made_again(run):
+    result = evaluate_run(run, "before")
+    written = traces(run)
+    run.model = None
+    assert evaluate_run(run, "before") == json.loads(json.dumps(result))
+    assert traces(run) == written
+
+
+def test_the_answers_to_the_first_four_problems_are_written_down_in_each_mode(run):
+    evaluate_run(run, "after_sft")
+    questions = [problem.question for problem in run.held_out[:4]]
+    expected = [(mode, question) for mode in ("tools", "text") for question in questions]
+    assert [(row["mode"], row["question"]) for row in traces(run)] == expected
+
+
+def test_an_answer_that_is_written_down_can_be_shown_without_the_run(run):
+    evaluate_run(run, "after_sft")
+    row, *others = traces(run)
+    assert (row["phase"], row["step"], row["name"]) == ("eval", 0, "after_sft")
+    assert (row["answer"], row["family"], row["finish_reason"]) == ("42", "f", "stop")
+    kinds = [span["kind"] for span in row["spans"]]
+    assert kinds == ["prompt", "python", "output", "text"]
+    assert [call["result"]["output"] for call in row["calls"]] == ["42"]
+    assert [other["correct"] for other in [row, *others]] == [True, False] * 2 + [False] * 4
+
+
+# Settings and mistakes.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"modes": "tool"},
+        {"k": "2"},
+        {"k": "0"},
+        {"k": "x"},
+        {"samples": 4, "k": "1,5"},
+        {"problems": 0},
+        {"samples": 0},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
@@ -182,73 +281,6 @@ def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--run", str(tmp_path)])
     out, err = capsys.readouterr()
-    assert (
-        stopped.value.code == 2 and out == "" and err.count("\n") == 1 and "not a run folder" in err
-    )
-
-
-RECORDED = "I compute.\n```python\n%s\n```\n```output\n%s\n```\nThe answer is $\\boxed{%s}$."
-
-
-def test_a_replay_counts_the_same_outputs_and_the_same_verdicts(tmp_path):
-    rows = [
-        (RECORDED % ("x = 6\nprint(x * 7)", "42", "42"), "42", "42"),  # as recorded
-        (RECORDED % ("print(6 * 7)", "43", "43"), "43", "42"),  # another output; wrong, as recorded
-        (
-            RECORDED % ("x = 20\nx", "20", "0") + "\n" + RECORDED % ("x + 1", "21", "21.0"),
-            "21",
-            "21",
-        ),  # two cells of one notebook
-        (
-            RECORDED % ("1/0", "ZeroDivisionError: division by  zero", "5"),
-            "6",
-            "6",
-        ),  # we read another answer than was recorded
-    ]
-    path = tmp_path / "recorded.jsonl"
-    path.write_text(
-        "".join(
-            json.dumps({"gt": gold, "pred": [pred], "code": [code]}) + "\n"
-            for code, pred, gold in rows
-        )
-    )
-    assert replay(str(path)) == {
-        "transcripts": 4,
-        "programs": 5,
-        "same_output": 4 / 5,
-        "same_verdict": 3 / 4,
-        "recorded_accuracy": 3 / 4,
-    }
-
-
-@pytest.mark.parametrize(
-    "line, message",
-    [
-        ("{", "not JSON"),
-        ('{"gt": "1", "code": ["x"]}', "no field 'pred'"),
-        ('{"gt": "1", "pred": ["1"], "code": [3]}', "list of texts"),
-    ],
-)
-def test_a_bad_line_in_a_recording_is_named(tmp_path, capsys, line, message):
-    path = tmp_path / "recorded.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(SystemExit) as stopped:
-        main(["--replay", str(path)])
-    assert (
-        stopped.value.code == 2
-        and f"{path}:1" in (err := capsys.readouterr().err)
-        and message in err
-        and err.count("\n") == 1
-    )
-
-
-@pytest.mark.skipif(
-    not (SHARED / "data" / "tora").exists(), reason="the recorded transcripts are not here"
-)
-def test_real_transcripts_say_today_what_they_said_then():
-    result = replay(str(SHARED / "data" / "tora" / "gsm8k-tora-code-34b.jsonl"))
-    assert (
-        result["transcripts"] == 1319
-        and result["same_output"] >= 0.995
-        and result["same_verdict"] >= 0.995
-    )
+    assert stopped.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1 and "not a run folder" in err

@@ -8,41 +8,24 @@ import sample
 import train
 from nanotir.config import parse
 
-SHORT = [
-    "--preset",
-    "probe",
-    "--problems",
-    "120",
-    "--data",
-    "generated:itself,cancel",
-    "--eval.problems",
-    "4",
-    "--rl.steps",
-    "0",
-]
+SHORT = (
+    "--preset probe --problems 120 --data generated:itself,cancel --eval.problems 4 --rl.steps 0"
+).split()
 
 
 @pytest.fixture(scope="module")
 def folder(shared_tools, tmp_path_factory):
+    """A folder with two runs, of which the second, the latest, has learned to stop."""
     folder = tmp_path_factory.mktemp("user")
     for number, steps in ((1, "1"), (2, "60")):
-        train.train(
-            parse(
-                [
-                    *SHORT,
-                    "--out",
-                    str(folder / "runs" / f"tapo-probe-{number}"),
-                    "--sft.steps",
-                    steps,
-                ]
-            )
-        )
+        out = folder / "runs" / f"tapo-probe-{number}"
+        train.train(parse([*SHORT, "--out", str(out), "--sft.steps", steps]))
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def ask(folder, monkeypatch, capsys):
-    def ask(*arguments):
+    def ask(*arguments) -> str:
         monkeypatch.chdir(folder)
         sample.main(list(arguments))
         return capsys.readouterr().out
@@ -50,34 +33,52 @@ def ask(folder, monkeypatch, capsys):
     return ask
 
 
+def refused(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        sample.main(list(arguments))
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert out == ""
+    assert err.count("\n") == 1 and err.startswith("sample.py: ")
+    return err
+
+
 def test_without_a_run_one_line_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        sample.main(["What is 1+1?"])
-    out, err = capsys.readouterr()
-    assert (
-        stopped.value.code == 2 and out == "" and err.count("\n") == 1 and "python train.py" in err
-    )
+    assert "python train.py" in refused(capsys, "What is 1+1?")
 
 
 def test_a_wrong_run_folder_is_named(folder, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        sample.main(["--run", str(folder / "nowhere"), "What is 1+1?"])
-    assert stopped.value.code == 2 and "nowhere" in capsys.readouterr().err
+    assert "nowhere" in refused(capsys, "--run", str(folder / "nowhere"), "What is 1+1?")
 
 
-def test_the_latest_run_answers_and_a_pipe_gets_no_colour(ask, folder):
+def test_the_latest_run_answers(ask, folder):
     text = ask("What is 384 * 927?")
-    assert text.strip() and "\x1b" not in text
+    assert text.strip()
     assert text == ask("What is 384 * 927?", "--run", str(folder / "runs" / "tapo-probe-2"))
-    assert text == ask("What is 384 * 927?")  # greedy
+    assert text != ask("What is 384 * 927?", "--run", str(folder / "runs" / "tapo-probe-1"))
+
+
+def test_one_answer_is_greedy(ask):
+    assert ask("What is 384 * 927?") == ask("What is 384 * 927?", "--seed", "1")
+
+
+def test_a_pipe_gets_no_colour(ask):
+    assert "\x1b" not in ask("What is 384 * 927?")
 
 
 def test_json_is_one_line_an_answer(ask):
-    lines = ask("What is 1+1?", "--n", "3", "--json").splitlines()
-    assert len(lines) == 3 and all(json.loads(line)["question"] == "What is 1+1?" for line in lines)
-    assert len({line for line in lines}) > 1  # several answers are drawn at temperature 1
-    assert {json.loads(line)["finish_reason"] for line in lines} <= {"stop", "length", "budget"}
+    rows = [json.loads(line) for line in ask("What is 1+1?", "--n", "3", "--json").splitlines()]
+    assert [row["question"] for row in rows] == ["What is 1+1?"] * 3
+    assert {row["finish_reason"] for row in rows} <= {"stop", "length", "budget"}
+
+
+def test_several_answers_are_drawn_at_temperature_1(ask):
+    assert len(set(ask("What is 1+1?", "--n", "3", "--json").splitlines())) > 1
+
+
+def test_several_answers_are_shown_one_after_the_other(ask):
+    assert len(ask("What is 1+1?", "--n", "3").splitlines()) >= 3
 
 
 def test_no_tools_means_no_calls(ask):
@@ -88,7 +89,8 @@ def test_no_tools_means_no_calls(ask):
 def test_without_a_question_it_asks_until_there_is_no_more(ask, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is 1+1?\n\nWhat is 2+2?\n"))
     text = ask()
-    assert text.count("question> ") == 4 and len(text.splitlines()) >= 2
+    assert text.count("question> ") == 4
+    assert len(text.splitlines()) >= 2
 
 
 @pytest.mark.parametrize(
@@ -99,8 +101,6 @@ def test_without_a_question_it_asks_until_there_is_no_more(ask, monkeypatch):
         (["--n", "0", "q"], "--n"),
     ],
 )
-def test_a_mistake_is_one_line(ask, capsys, arguments, hint):
-    with pytest.raises(SystemExit) as stopped:
-        ask(*arguments)
-    err = capsys.readouterr().err
-    assert stopped.value.code == 2 and hint in err and "Traceback" not in err
+def test_a_mistake_is_one_line(folder, monkeypatch, capsys, arguments, hint):
+    monkeypatch.chdir(folder)
+    assert hint in refused(capsys, *arguments)

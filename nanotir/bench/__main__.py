@@ -22,7 +22,7 @@ from nanotir.bench.head import head_memory
 from nanotir.bench.policy import Policy, cold_start, policy_of
 from nanotir.bench.sandbox import python_tool
 from nanotir.bench.training import rl_step, sft_step
-from nanotir.checkpoint import latest_run
+from nanotir.run import latest_run
 
 MEASUREMENTS = {
     "rl_step": rl_step,

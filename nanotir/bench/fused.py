@@ -1,4 +1,4 @@
-"""A measurement of the fused loss on a GPU: errors, time and memory, next to PyTorch's.
+"""A measurement of the fused log-probs on a GPU: errors, time and memory, next to PyTorch's.
 
 No policy is needed.
 """
@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 
 from nanotir.bench.timing import timed
-from nanotir.kernels import fused_token_losses
+from nanotir.kernels import fused_logps
 from nanotir.logps import token_logps
-from nanotir.losses import fused_policy_loss
+from nanotir.losses import policy_loss
 
-# Of every loss here. Each is a sum over tokens, so that some of them have the same gradient alone.
+# Of both losses here. Each is a sum over tokens, so a token's gradient does not depend on others.
 OPTIONS = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.05}
 
 
@@ -35,7 +35,7 @@ Loss = Callable[[Case, torch.Tensor], torch.Tensor]
 
 
 def fused_loss(policy, N: int = 16384, V: int = 152064) -> dict:
-    """The Triton kernels, forward and backward, on a GPU.
+    """The Triton kernels, forward and backward, on a GPU: alone, and with the policy loss.
 
     They are compared with the same loss in PyTorch, plain and compiled, and their speed with that
     of a plain copy of the logits.
@@ -67,25 +67,16 @@ def make_case(N: int, V: int, device: str) -> Case:
 
 
 def fused(case: Case, logits: torch.Tensor) -> torch.Tensor:
-    """The fused loss as training uses it, with metrics."""
-    loss, _ = fused_policy_loss(
-        logits,
-        case.ids,
-        case.old,
-        case.advantages,
-        case.mask,
-        ref_logps=case.ref,
-        num_active_tokens=1,
-        **OPTIONS,
-    )
+    """The policy loss of fused log-probs as training uses it, with metrics."""
+    logps = fused_logps(logits[0], case.ids[0], mask=case.mask[0])[None]  # (1, N)
+    given = (logps, case.old, case.advantages, case.mask)
+    loss, _ = policy_loss(*given, ref_logps=case.ref, num_active_tokens=1, **OPTIONS)
     return loss
 
 
 def kernels(case: Case, logits: torch.Tensor) -> torch.Tensor:
     """The two kernels and almost nothing else."""
-    rows = [x[0] for x in (case.ids, case.old, case.advantages, case.mask, case.ref)]
-    losses, _ = fused_token_losses(logits.view(-1, logits.shape[-1]), *rows, **OPTIONS)
-    return losses.sum()
+    return fused_logps(logits[0], case.ids[0], mask=case.mask[0]).sum()
 
 
 def twin(case: Case, logits: torch.Tensor) -> torch.Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-from nanotir.checkpoint import load_run, open_tools
+from nanotir import optim
 from nanotir.config import RunConfig, build
-from nanotir.demonstrate import corpus, demonstrate
+from nanotir.demonstrate import demonstrate
 from nanotir.model import Transformer
 from nanotir.problems import load
-from nanotir.problems.generate import documents
+from nanotir.run import load_run, make_tokenizer, open_tools
 from nanotir.sampler import Sampler
-from nanotir.sft import imitate, make_optimizers
+from nanotir.sft import imitate
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import Tool
 from nanotir.trajectory import Format, Trajectory
@@ -55,13 +55,13 @@ def cold_start(steps: int = 150) -> Policy:
     """A policy that has imitated the teacher for a short time, with the default settings."""
     config = RunConfig()
     problems = load("generated", n=2000)
-    tokenizer = Tokenizer.train(corpus(problems, documents()), config.model.vocab_size)
-    config.model.vocab_size = len(tokenizer)
-    policy = Policy(config, Transformer(config.model), tokenizer, open_tools(asdict(config)))
+    tools = open_tools(asdict(config))
+    tokenizer, config.model = make_tokenizer(config, problems, tools)
+    policy = Policy(config, Transformer(config.model), tokenizer, tools)
     policy.problems = problems
 
     shown = policy.demonstrations(len(problems))
-    optimizers = make_optimizers(policy.model, config.sft)
+    optimizers = optim.muon_and_adamw(policy.model, config.sft.lr, config.sft.adam_lr)
     for step in range(steps):
         first = step * 64 % 1900
         batch = shown[first : first + 64]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
+from nanotir import optim
+from nanotir.advantages import group_advantages
 from nanotir.bench.policy import Policy
 from nanotir.bench.timing import medians, timed
-from nanotir.losses import group_advantages
 from nanotir.rewards import score
-from nanotir.rl import rescore, split, update
-from nanotir.sft import imitate, make_optimizers
+from nanotir.rl import drawing_of, rescore, split, update
+from nanotir.sft import imitate
 from nanotir.trajectory import Trajectory
 
 
@@ -22,13 +21,14 @@ def rl_step(policy: Policy) -> dict:
     """
     config, sampler = policy.config.rl, policy.sampler()
     # With a learning rate of 0 the weights stay, so all rounds measure the same policy.
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.0)
+    optimizer = optim.adamw(policy.model.parameters(), lr=0.0)
+    how = drawing_of(sampler)
 
     def learn(rows, rewards, number):
         advantages = group_advantages(rewards, 8)
         for part in split(list(range(len(rows))), config.updates, seed=0, step=number):
             chosen = [rows[row] for row in part]
-            update(policy.model, optimizer, chosen, advantages[part], config, sampler)
+            update(policy.model, optimizer, chosen, advantages[part], config, how)
 
     def measure(number):
         first = 32 * number
@@ -38,7 +38,7 @@ def rl_step(policy: Policy) -> dict:
 
         rollout, rows = timed(sampler.generate, questions, 8, number)
         reward, (rewards, _) = timed(score, rows, asked, policy.tokenizer, policy.config.reward)
-        rescored, _ = timed(rescore, policy.model, rows, config, sampler)
+        rescored, _ = timed(rescore, policy.model, rows, config, how)
         updated, _ = timed(learn, rows, rewards, number)
         return {
             "seconds": rollout + reward + rescored + updated,
@@ -68,7 +68,7 @@ def sft_step(policy: Policy) -> dict:
     """One optimiser step of imitation on 64 demonstrations."""
     shown = policy.demonstrations(512)
     settings = replace(policy.config.sft, lr=0.0, adam_lr=0.0)  # the weights stay
-    optimizers = make_optimizers(policy.model, settings)
+    optimizers = optim.muon_and_adamw(policy.model, settings.lr, settings.adam_lr)
 
     def measure(number):
         first = 64 * (number + 1) % 512

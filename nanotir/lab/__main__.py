@@ -18,11 +18,12 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from nanotir.checkpoint import write_atomically
-from nanotir.config import Parser, unknown
+from nanotir.checks import one_of
+from nanotir.config import Parser
 from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
 from nanotir.lab.tables import listing, markdown, summary
+from nanotir.run import write_atomically
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")  # committed
@@ -82,8 +83,8 @@ def make_parser() -> Parser:
 def check(options: argparse.Namespace, experiments: dict[str, Experiment]):
     """ValueError for options that do not go together."""
     for name in options.names:
-        if name != "all" and name not in experiments:
-            raise ValueError(unknown("experiment", name, experiments))
+        if name != "all":
+            one_of("experiment", name, experiments)
     if not 1 <= options.seeds <= MAX_SEEDS or options.workers < 0:
         raise ValueError(f"--seeds must be 1 to {MAX_SEEDS}, --workers at least 0")
     if options.quick and options.keep:

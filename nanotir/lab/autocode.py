@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nanotir.checkpoint import write_json
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, measure, trained
-from nanotir.recipes.autocode import better, describe, look
+from nanotir.recipes.autocode import Explored, better, em_metrics, look
+from nanotir.run import write_json
 
 # Three families that only code solves, two that a hasty program gets wrong, three that both solve
 # and where words are cheaper.
@@ -66,29 +66,29 @@ def oracle(folder, held_out: list, seed: int, quick: bool) -> tuple[list, list]:
         settings = start("both") | {"init": str(init), "sft.steps": 0}
         with trained(folder / "oracle", "autocode", settings, seed, quick) as run:
             rows = look(run, problems, n=4 if quick else 16, seed=seed)
-        write_json(path, [row["Q"][1] - row["Q"][0] for row in rows])
+        write_json(path, [row.Q[1] - row.Q[0] for row in rows])
     return problems, json.loads(path.read_text())
 
 
-def metrics(rows: list[dict], gaps: list[float]) -> dict:
+def metrics(rows: list[Explored], gaps: list[float]) -> dict:
     """How often the likelier decision is the better one, where the oracle's gap is clear too."""
-    right = [better(row["prior"]) == (gap > 0) for row, gap in zip(rows, gaps)]
+    right = [better(row.prior) == (gap > 0) for row, gap in zip(rows, gaps)]
     clear = [good for good, gap in zip(right, gaps) if abs(gap) > 0.25]
     found = {
         "selection_accuracy": sum(right) / len(right),
         "clear_selection": sum(clear) / max(1, len(clear)),
         "code rate by gap": by_gap(rows, gaps),
     }
-    for name, value in describe(rows).items():
+    for name, value in em_metrics(rows).items():
         found[f"own_{name}"] = value
     return found
 
 
-def by_gap(rows: list[dict], gaps: list[float]) -> list[list]:
+def by_gap(rows: list[Explored], gaps: list[float]) -> list[list]:
     """[[Q(code) - Q(words), rounded to quarters; mean rate of code], ...]."""
     bins = {}  # is code used where it is the better choice?
     for row, gap in zip(rows, gaps):
-        bins.setdefault(round(4 * gap) / 4, []).append(row["prior"][1])
+        bins.setdefault(round(4 * gap) / 4, []).append(row.prior[1])
     return [[gap, sum(rates) / len(rates)] for gap, rates in sorted(bins.items())]
 
 

@@ -25,8 +25,8 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from nanotir.checkpoint import write_json
 from nanotir.lab.experiment import Experiment
+from nanotir.run import write_json
 
 LAB = Path("runs/lab")
 

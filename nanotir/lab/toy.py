@@ -10,16 +10,21 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from nanotir.checkpoint import open_run
-from nanotir.config import RECIPES, build
+import torch
+
+from nanotir import run, sft
+from nanotir.config import RECIPES, RunConfig, build
 from nanotir.evaluate import evaluate
-from nanotir.rewards import completion, is_correct
+from nanotir.model import Transformer
+from nanotir.problems import load
+from nanotir.rewards import is_correct
 from nanotir.sampler import Sampler
+from nanotir.trajectory import Format
 
 # The settings of every arm of every experiment.
 TOY = {
@@ -48,18 +53,28 @@ QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
 
 
 @contextmanager
-def make_run(config):
-    """An open Run with its tools. Here, and in `train`, the laboratory depends on Run's set-up."""
-    with open_run(config) as run:
-        if not config.sft.steps:
-            # The start that arms share is measured elsewhere; recipes need not measure it again.
-            run.record("after_sft", {})
-        yield run
+def make_run(config: RunConfig) -> Iterator[run.Run]:
+    """An open Run in a new folder, set up as train.py does it."""
+    device = run.use_device(config.device)
+    torch.set_num_threads(config.threads)
+    problems = load(config.data, "train", config.problems, config.seed, config.level)
+    held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
+    with ExitStack() as stack:
+        tools = [stack.enter_context(tool) for tool in run.open_tools(asdict(config))]
+        tokenizer, config.model = run.make_tokenizer(config, problems, tools)
+        model = Transformer(config.model, config.seed).to(device)
+        if config.init:
+            run.load_state(Path(config.init) / "checkpoint", model)
+        given = (config, model, tokenizer, Format(config.format), tools, problems, held_out)
+        yield stack.enter_context(run.Run(config.out, *given).create())
 
 
 def train(run):
-    """Train a run by its recipe."""
-    RECIPES[run.config.recipe].train(run)
+    """Train a run by its recipe, without evaluations: arms are measured in their own ways."""
+    recipe = RECIPES[run.config.recipe]
+    if run.config.sft.steps:
+        sft.train(run, recipe.demonstrations(run))
+    recipe.improve(run)
 
 
 @contextmanager
@@ -173,6 +188,6 @@ def right_counts(run, problems: list, n: int, tools: bool = True, seed: int = 0)
     counts = []
     for i, problem in enumerate(problems):
         answers = rows[i * n : (i + 1) * n]
-        right = [is_correct(completion(row, run.tokenizer), problem.answer) for row in answers]
+        right = [is_correct(row.completion(run.tokenizer), problem.answer) for row in answers]
         counts.append(sum(right))
     return counts
