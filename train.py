@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from nanotir import run, sft
+from nanotir import run as runs
+from nanotir import sft
 from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
@@ -27,7 +28,7 @@ from nanotir.trajectory import Format
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
     config = resolved(config)
-    device = run.use_device(config.device)
+    device = runs.use_device(config.device)
     torch.set_num_threads(config.threads)
 
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
@@ -37,43 +38,44 @@ def train(config: RunConfig):
 
     with ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
-        tools = [stack.enter_context(tool) for tool in run.open_tools(asdict(config))]
+        tools = [stack.enter_context(tool) for tool in runs.open_tools(asdict(config))]
 
         # A tokenizer that spells the problems well, or that of the run that we go on with.
-        tokenizer, config.model = run.make_tokenizer(config, problems, tools)
+        tokenizer, config.model = runs.make_tokenizer(config, problems, tools)
 
         # The policy: a transformer with random weights, or those of another run.
         model = Transformer(config.model, config.seed).to(device)
         if config.init:
-            run.load_state(Path(config.init) / "checkpoint", model)
+            runs.load_state(Path(config.init) / "checkpoint", model)
 
         # The run folder. From here on Ctrl-C saves, and --resume goes on.
         format = Format(config.format)
-        state = run.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
-        stack.enter_context(state.resume() if config.resume else state.create())
+        given = (config, model, tokenizer, format, tools, problems, held_out)
+        run = runs.Run(config.out, *given)
+        stack.enter_context(run.resume() if config.resume else run.create())
         size = sum(weight.numel() for weight in model.parameters())
-        print(f"{state.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
-        evaluate_run(state, "before")
+        print(f"{run.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
+        evaluate_run(run, "before")
 
         # Cold start: imitate a scripted teacher, which calls the real tools.
         recipe = RECIPES[config.recipe]
-        if config.sft.steps and "sft" not in state.state["done"]:
-            sft.train(state, recipe.demonstrations(state))
-        evaluate_run(state, "after_sft")
+        if config.sft.steps and not run.is_done("sft"):
+            sft.train(run, recipe.demonstrations(run))
+        evaluate_run(run, "after_sft")
 
         # Reinforcement learning, or what the recipe does instead.
-        recipe.improve(state)
-        evaluate_run(state, "final")
+        recipe.improve(run)
+        evaluate_run(run, "final")
 
-    print(table(run.read_evaluations(state.out)))
+    print(table(runs.read_evaluations(run.out)))
     ask = "python sample.py 'What is 384 * 927?'"
-    print(f"look at {state.out}/traces.jsonl, or ask it something: {ask}")
+    print(f"look at {run.out}/traces.jsonl, or ask it something: {ask}")
 
 
 def resolved(config: RunConfig) -> RunConfig:
     """The config of the run that is resumed, or this one with a folder that is new."""
     if config.resume:
-        config = build(run.read_config(config.resume) | {"resume": config.resume})
+        config = build(runs.read_config(config.resume) | {"resume": config.resume})
         config.out = config.resume
     config.out = config.out or new_folder(config)
     return config
@@ -82,7 +84,7 @@ def resolved(config: RunConfig) -> RunConfig:
 def check_init(config: RunConfig):
     """A run can only start from one that writes its calls in the same way."""
     if config.init:
-        style = run.read_config(config.init).get("format")
+        style = runs.read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"
             raise ValueError(f"{differs}: add --format {style}")
@@ -99,7 +101,7 @@ def main(arguments=None):
     config = parse(arguments)
     try:
         train(config)
-    except run.Stopped as stopped:
+    except runs.Stopped as stopped:
         print(f"{stopped}; go on with: python train.py --resume {config.resume or config.out}")
         sys.exit(130)
     except KeyboardInterrupt:

@@ -89,6 +89,9 @@ class Run:
             self.drop_later_rows(self.out / name)
         return self
 
+    def is_done(self, phase: str) -> bool:
+        return phase in self.state["done"]
+
     def restore(self, phase: str, optimizers) -> int | None:
         """The step at which this phase goes on, its optimizers as they were; None if it is over."""
         if phase in self.state["done"]:

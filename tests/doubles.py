@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 from conftest import ScriptedModel, follow, small_model
+from tqdm import tqdm
 
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tokenizer import ASSISTANT, USER
@@ -95,8 +96,8 @@ class RunDouble(SimpleNamespace):
         self.tools, self.problems, self.state = [], [], {}
         self.metrics, self.traces = [], []
 
-    def restore(self, phase, optimizers):
-        return 0
+    def remaining(self, phase, optimizers, steps):
+        return tqdm(range(steps), disable=True)
 
     def finish_step(self, step, metrics, optimizers, last=False):
         self.metrics.append(metrics)
