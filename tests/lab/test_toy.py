@@ -78,6 +78,12 @@ def logged(out) -> list[dict]:
     return [{key: row[key] for key in row if key not in clocks} for row in rows]
 
 
+def asked(out) -> set[str]:
+    """The questions of a run's evaluations."""
+    rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
+    return {row["question"] for row in rows if row["phase"] == "eval"}
+
+
 @pytest.mark.parametrize("recipe", ["tapo", "tora"])
 def test_a_run_of_the_laboratory_is_the_run_that_the_command_makes(tmp_path, recipe):
     values = {**LEAST, "recipe": recipe, "model.vocab_size": 400, "data": "generated:mul,home"}
@@ -85,6 +91,7 @@ def test_a_run_of_the_laboratory_is_the_run_that_the_command_makes(tmp_path, rec
     with toy.make_run(build({**values, "out": str(tmp_path / "laboratory")})) as run:
         toy.train(run)
     assert logged(run.out) == logged(tmp_path / "command")
+    assert asked(tmp_path / "command") == {problem.question for problem in run.held_out}
     assert not (run.out / "eval.json").exists()
 
 
