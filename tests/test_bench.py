@@ -3,10 +3,13 @@ import json
 import pytest
 import torch
 
-from nanotir import losses
+from nanotir import kernels
 from nanotir.bench import __main__ as bench
-from nanotir.bench import fused
+from nanotir.bench import fused, training
+from nanotir.bench import policy as policies
 from nanotir.bench.timing import medians, timed
+from nanotir.config import build
+from nanotir.logps import token_logps
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -41,15 +44,83 @@ class Nothing:
         self.tools = []
 
 
-def test_the_losses_that_are_timed_are_one_loss_and_their_errors_are_those_of_bf16(monkeypatch):
+@pytest.fixture
+def case(monkeypatch):
+    """Few tokens and ids, and the kernels, where there is no GPU in Triton's interpreter."""
     pytest.importorskip("triton", reason="Triton is optional, and not installed")
-    monkeypatch.setattr(losses, "kernel_runs_on", lambda device: True)
-    case = fused.make_case(12, 40, DEVICE)
-    whole, kernels, twin = (
-        fused.gradient(loss, case, case.logits.clone())
-        for loss in (fused.fused, fused.kernels, fused.twin)
-    )
-    assert torch.equal(whole, kernels)
+    monkeypatch.setattr(kernels, "kernel_runs_on", lambda device: True)
+    return fused.make_case(12, 40, DEVICE)
+
+
+def test_the_fused_loss_and_its_twin_are_one_loss(case):
+    whole = fused.gradient(fused.fused, case, case.logits.clone())
+    twin = fused.gradient(fused.twin, case, case.logits.clone())
     assert whole.abs().max() > 0.1
     torch.testing.assert_close(whole, twin, atol=1e-4, rtol=2**-6)
-    assert all(0 < error < 2**-7 for error in fused.errors(case, 8).values())
+
+
+def test_a_masked_token_has_no_gradient(case):
+    half = case._replace(mask=torch.arange(12, device=DEVICE)[None] % 2 == 0)
+    for loss in (fused.fused, fused.kernels):
+        gradient = fused.gradient(loss, half, case.logits.clone())[0]
+        assert (gradient[1::2] == 0).all()
+        assert torch.equal(gradient[::2], fused.gradient(loss, case, case.logits.clone())[0][::2])
+
+
+def test_the_kernels_alone_have_the_gradient_of_log_probs(case):
+    found = fused.gradient(fused.kernels, case, case.logits.clone())
+    logits = case.logits.detach().requires_grad_()
+    token_logps(logits, case.ids).sum().backward()
+    torch.testing.assert_close(found, logits.grad, atol=1e-4, rtol=2**-6)
+
+
+def test_errors_of_the_fused_loss_and_its_twin_are_those_of_bf16(case):
+    errors = fused.errors(case, 8)
+    assert set(errors) == {"gradient_error", "gradient_error_twin"}
+    assert all(0 < error < 2**-7 for error in errors.values())
+
+
+def test_without_a_gpu_the_fused_loss_is_not_timed(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fused.fused_loss(None) == {"skipped": "needs a GPU"}
+
+
+# The policy that is measured.
+
+FIGURES = {  # measurements that are short on a small policy, and what they must have found
+    "rl_step": {"rollout", "rescore", "update", "new_tokens", "calls"},
+    "sft_step": {"seconds", "tokens_per_second"},
+}
+
+
+@pytest.fixture(scope="module")
+def policy(shared_tools):
+    """A small policy that has imitated for two steps."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(policies, "RunConfig", small_config)
+        yield policies.cold_start(steps=2)
+
+
+def small_config():
+    sizes = {"n_layers": 1, "d_model": 32, "n_heads": 2, "n_kv_heads": 1, "d_ff": 32}
+    values = {f"model.{name}": size for name, size in sizes.items()}
+    return build({**values, "sampler.max_new_tokens": 4})
+
+
+@pytest.fixture
+def one_round(monkeypatch):
+    monkeypatch.setattr(training, "medians", lambda measure: medians(measure, rounds=1))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_small_policy_can_be_measured(policy, one_round, name):
+    figures = bench.MEASUREMENTS[name](policy)
+    assert FIGURES[name] <= set(figures)
+    assert all(value >= 0 for value in figures.values())
+
+
+def test_a_measurement_leaves_the_policy_as_it_is(policy, one_round):
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    for name in FIGURES:
+        bench.MEASUREMENTS[name](policy)
+    torch.testing.assert_close(policy.model.state_dict(), before, rtol=0, atol=0)

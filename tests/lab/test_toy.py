@@ -1,11 +1,13 @@
-"""The code of the experiments on models that learn nothing: every kind of arm runs, and arms share
-what they should."""
+"""The experiments' code on models that learn nothing: every kind of arm runs."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+import train
+from nanotir.config import build
 from nanotir.lab import toy
 from nanotir.lab.experiments import EXPERIMENTS
 from nanotir.lab.grpo import BadLine
@@ -68,6 +70,42 @@ def test_every_kind_of_arm_gives_what_its_experiment_compares_and_draws(
     curves = {name for name, value in metrics.items() if isinstance(value, list)}
     assert set(EXPERIMENTS[experiment].figure) <= curves
     assert json.dumps(metrics)
+
+
+def logged(out) -> list[dict]:
+    clocks = ("time", "seconds_rollout", "seconds_update", "logp_gap")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row if key not in clocks} for row in rows]
+
+
+def asked(out) -> set[str]:
+    """The questions of a run's evaluations."""
+    rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
+    return {row["question"] for row in rows if row["phase"] == "eval"}
+
+
+@pytest.mark.parametrize("recipe", ["tapo", "tora"])
+def test_a_run_of_the_laboratory_is_the_run_that_the_command_makes(tmp_path, recipe):
+    values = {**LEAST, "recipe": recipe, "model.vocab_size": 400, "data": "generated:mul,home"}
+    train.train(build({**values, "out": str(tmp_path / "command")}))
+    with toy.make_run(build({**values, "out": str(tmp_path / "laboratory")})) as run:
+        toy.train(run)
+    assert logged(run.out) == logged(tmp_path / "command")
+    assert asked(tmp_path / "command") == {problem.question for problem in run.held_out}
+    assert not (run.out / "eval.json").exists()
+
+
+def test_a_run_can_start_from_the_weights_and_the_tokenizer_of_another(tmp_path):
+    values = {**LEAST, "model.vocab_size": 400, "tools": "python"}
+    with toy.make_run(build({**values, "out": str(tmp_path / "first")})) as first:
+        toy.train(first)
+    later = {**LEAST, "tools": "python", "init": str(first.out), "out": str(tmp_path / "second")}
+    with toy.make_run(build({**later, "data": "generated:det", "sft.steps": 0})) as second:
+        assert second.config.model == first.config.model
+        assert second.tokenizer.encode("What is 12 * 7?") == first.tokenizer.encode(
+            "What is 12 * 7?"
+        )
+        torch.testing.assert_close(second.model.state_dict(), first.model.state_dict())
 
 
 def test_a_cold_start_is_trained_once_and_shared(least, monkeypatch):
