@@ -7,7 +7,6 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-
 STATUSES = ("ok", "error", "timeout", "memory", "refused", "crash")
 
 
