@@ -293,3 +293,9 @@ def test_without_a_solution_the_corpus_has_the_rationale():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         TeacherConfig(**settings)
+
+
+def test_a_solution_that_names_no_tool_is_refused(tokenizer):
+    problem = Problem("3 km in m?", "3000 m", solution=(("units", "3 km in m"),))
+    with pytest.raises(ValueError, match="no tool for the solutions of 'file' 'units'"):
+        demonstrate([problem], tokenizer, Format(), {}, TeacherConfig(quality=1.0))
