@@ -81,6 +81,21 @@ def test_drawing_is_what_a_trainer_must_know_of_the_sampler(start, tokenizer):
     assert drawing_of(sampler) == (0.7, sampler.banned, tokenizer.pad_id, 12)
 
 
+@pytest.mark.parametrize("experts", [0, 4])
+@pytest.mark.parametrize("dtype, noise", [(torch.float64, 1e-5), (torch.bfloat16, 0.5)])
+def test_a_model_in_another_precision_trains_on_what_it_samples(tokenizer, dtype, noise, experts):
+    model = small_model(len(tokenizer), n_experts=experts).to(dtype)
+    sampler = sampler_of(model, tokenizer, max_new_tokens=12)
+    trajectories = sampler.generate(["a", "b?"], n=4)
+    how = drawing_of(sampler)
+    assert rescore(model, trajectories, RLConfig(), how) < noise
+    before = copy.deepcopy(model)
+    metrics = step((model, how, trajectories), randn(8))
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert all(weight.dtype == dtype for weight in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
+
+
 # One update.
 
 
