@@ -69,6 +69,14 @@ def test_an_objection_is_not_learned_from(answered):
         assert set(row.mask[span.start : span.end]) == {written}
 
 
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_no_second_chance_is_given_beyond_max_new_tokens(answered, tokenizer, more):
+    spoken = len(tokenizer.encode("<think>Easy.</think>")) + 1
+    row = answered("<think>Easy.</think>", "<think>Still easy", max_new_tokens=spoken + more)
+    assert row.new_tokens == spoken + more
+    assert row.finish_reason == ("length" if more else "stop")
+
+
 @pytest.mark.parametrize("format", ["tags", "fences"])
 def test_other_formats_have_no_grammar_to_break(tokenizer, answered, format):
     row = answered("<think>Easy.", format=format)
