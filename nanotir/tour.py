@@ -419,7 +419,7 @@ STOPS = [  # in the order of the README's section "Read it"
     Stop("How does text become ids?", Tokenizer.__init__, '"] = []', see_tokenizer),
     Stop("What predicts the next id?", Transformer.hidden, "where =", see_model),
     Stop("Where does chance come from?", uniforms, "seeded =", see_draws),
-    Stop("How is an id drawn?", Sampler.pick, "cumulative =", see_sampler),
+    Stop("How is an id drawn?", Sampler.pick, "ids = draw(", see_sampler),
     Stop("What happens while a tool runs?", Generation.accept, "if id ==", see_generation),
     Stop("What is a tool?", ToolResult, "class", see_tool),
     Stop("What is an answer worth?", is_correct, "def", see_rewards),

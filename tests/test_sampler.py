@@ -4,6 +4,7 @@ import torch
 from conftest import ScriptedModel, small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of, scripted
 
+from nanotir.draws import LARGE
 from nanotir.generation import Generation
 from nanotir.logps import masked_logps
 from nanotir.sampler import SamplerConfig
@@ -322,6 +323,18 @@ def test_the_greedy_ids_of_a_row_are_the_same_in_other_company(
     questions = list(together)[::-1]
     rows = greedy(transformer, tokenizer, questions, max_rows)
     assert ids_of(rows) == [together[question].ids for question in questions]
+
+
+def test_every_id_of_a_large_vocabulary_can_be_sampled(tokenizer):
+    sampler = sampler_of(small_model(len(tokenizer)), tokenizer)
+    logits = torch.zeros(1, LARGE)
+    logits[0, sampler.banned] = -torch.inf
+    logits[0, LARGE // 2] = 20.0
+    total = logits.double().exp().sum().item()
+    rare = range(LARGE - 32, LARGE)
+    u = [1 - (LARGE - id - 0.5) / total for id in rare]
+    ids, _ = sampler.pick(logits.expand(32, -1), u)
+    assert ids.tolist() == list(rare)
 
 
 # Prompts.
