@@ -215,7 +215,7 @@ class Generation:
         """
         error = None
         if self.sampler.format.style == "grammar" and not row.told and not full:
-            error = grammar_error(row.trajectory.turns(self.tokenizer))
+            error = grammar_error(row.trajectory, self.tokenizer)
         if error is None or self.tool_room(row) < 2:
             self.finish(row, "stop")
         else:
