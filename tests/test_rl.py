@@ -8,7 +8,7 @@ from doubles import RunDouble, sampler_of
 
 from nanotir import rl, sft
 from nanotir.config import build
-from nanotir.losses import LOSSES, group_advantages
+from nanotir.losses import LOSSES, group_advantages, policy_loss
 from nanotir.metrics import first_loss_explained
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
@@ -344,6 +344,22 @@ def test_the_budget_of_calls_changes_in_equal_parts_of_the_run(budgets, steps, c
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RLConfig(**settings)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_counted_observations_are_accepted_exactly_where_they_change_the_loss(loss_type):
+    high = 5.0 if loss_type == "cispo" else 0.28
+    options = RLConfig(loss_type=loss_type, epsilon_high=high).loss_options(8)
+    logps, ones = torch.full((1, 4), -1.0), torch.ones(1, 4)
+    given = (logps, logps, torch.ones(1), ones)
+    losses = {policy_loss(*given, num_active_tokens=n, **vars(options))[0].item() for n in (4, 9)}
+    try:
+        RLConfig(loss_type=loss_type, epsilon_high=high, observations="counted")
+        accepted = True
+    except ValueError as error:
+        assert "observations counted does nothing here" in str(error)
+        accepted = False
+    assert accepted == (len(losses) == 2)
 
 
 # The loop.
