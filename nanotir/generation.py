@@ -231,7 +231,7 @@ class Generation:
         elif spent:
             self.tell(row, NO_CALLS_LEFT)
         else:
-            session = row if self.config.sessions else None
+            session = row if self.config.sessions else None  # a row is the key of its session
             self.park(row, self.ask(self.sampler.tools[row.tool], self.code(row), session))
 
     def park(self, row: Row, future: Future):
@@ -261,7 +261,8 @@ class Generation:
         if not ready:
             return
 
-        # By the invariant, the closing tag is still to be fed, and the result's last id will be.
+        # By the invariant, the cache lacks the row's last id. Feed it and the result, but for the
+        # result's last id, which the next decoding step feeds.
         starts = [len(row.trajectory.ids) - 1 for row in ready]
         for row in ready:
             self.append_result(row, row.future.result())

@@ -115,7 +115,7 @@ def mean(values) -> float:
 
 
 def first_loss_explained(first: dict) -> str:
-    """Why the loss of a run's first update says nothing, with its own numbers."""
+    """Why DAPO's loss in a run's first update says nothing, with its own numbers."""
     return (
         f"first update: the loss is {first['loss']:+.4f}, which says nothing about learning: the "
         f"ratio of new to old policy is still {first['ratio_mean']:.4f} everywhere, so the loss is "

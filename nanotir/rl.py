@@ -46,7 +46,7 @@ class RLConfig:
     grad_clip: float = 1.0  # largest gradient norm
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
-    loss_type: str = "dapo"  # dapo, grpo, dr_grpo, bnpo, luspo, cispo, sapo, gmpo or vespo
+    loss_type: str = "dapo"  # a row of losses.LOSSES, such as dapo, grpo, dr_grpo or cispo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
     epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
     epsilon_high: float = 0.28  # and above 1 + epsilon_high; cispo: above epsilon_high itself
@@ -90,7 +90,7 @@ class RLConfig:
             )
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
-        # bnpo divides by a batch's own tokens. Over the micro-batches of a step, that is dapo.
+        # In training, bnpo is dapo: every micro-batch is divided by the update's count.
         one_of("loss_type", self.loss_type, LOSSES)
         return LossOptions(
             loss_type="dapo" if self.loss_type == "bnpo" else self.loss_type,
@@ -127,7 +127,7 @@ def train(run):
     bar = run.remaining("rl", [optimizer], settings.steps)
     reference = starting_policy(model, run) if settings.beta else None
     results = {tool.name: [] for tool in run.tools}  # of the last calls: is the tool alive?
-    explained = bar.n > 0  # the loss of the first step, in a run that is resumed
+    explained = bar.n > 0 or settings.loss_type != "dapo"
     for step in bar:
         optim.schedule([optimizer], step, settings)
 
@@ -216,7 +216,7 @@ def update(
 ) -> dict:
     """One optimiser step, in micro-batches that add up to one batch.
 
-    Every micro-batch's loss is divided by what the whole step holds. Routers, if there are any,
+    Every micro-batch's loss is divided by what the whole update holds. Routers, if there are any,
     learn to spread the load; the logged loss leaves that out.
     """
     device = model.embed.weight.device
