@@ -175,8 +175,7 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
     """Fill in old_logps, the trainer's. Returns the largest difference from the sampler's.
 
     They do not depend on which rows happened to share a batch while tools were slow. The sampler's
-    do, in their last bits, and so does the difference: it is the one metric that may differ between
-    two equal runs.
+    do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
     gap = 0.0
