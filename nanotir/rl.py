@@ -25,7 +25,7 @@ from nanotir.advantages import BASELINES, SCALES, group_advantages
 from nanotir.checks import one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
-from nanotir.losses import LOSSES, LossOptions, policy_loss
+from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import combine_metrics, first_loss_explained, rollout_metrics, step_metrics
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
@@ -69,7 +69,10 @@ class RLConfig:
         one_of("scale", self.scale, SCALES)
         one_of("baseline", self.baseline, BASELINES)
         one_of("observations", self.observations, ("masked", "counted", "learned"))
-        self.loss_options(max_completion_length=1)  # checks the names
+        options = self.loss_options(max_completion_length=1)  # checks the names
+        if self.observations == "counted" and LOSSES[options.loss_type][1] is not over_tokens:
+            divides = f"{self.loss_type} does not divide by the number of ids"
+            raise ValueError(f"observations counted does nothing here: {divides}, as dapo does")
         if not all(part.strip().isdigit() for part in self.budgets.split(",") if self.budgets):
             raise ValueError(f"budgets ({self.budgets}) must be whole numbers, as 2,3,4")
         if self.loss_type == "cispo" and self.epsilon_high < 1:
@@ -171,7 +174,8 @@ def make_sampler(run, **changes) -> Sampler:
 def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Drawing) -> float:
     """Fill in old_logps, the trainer's. Returns the largest difference from the sampler's.
 
-    They do not depend on which rows happened to share a batch while tools were slow.
+    They do not depend on which rows happened to share a batch while tools were slow. The sampler's
+    do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
     gap = 0.0

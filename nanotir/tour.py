@@ -236,7 +236,7 @@ STOPS = {
     "tokenizer": ("How does text become ids?", Tokenizer.__init__, '"] = []'),
     "model": ("What predicts the next id?", Transformer.hidden, "layout ="),
     "draws": ("Where does chance come from?", draws.uniforms, "seeded ="),
-    "sampler": ("How is an id drawn?", Sampler.pick, "cumulative ="),
+    "sampler": ("How is an id drawn?", Sampler.pick, "ids = draw("),
     "generation": ("What happens while a tool runs?", Generation.accept, "if id =="),
     "tool": ("What is a tool?", ToolResult, "class"),
     "rewards": ("What is an answer worth?", rewards.is_correct, "def"),
