@@ -12,8 +12,9 @@ import inspect
 import re
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from nanotir.checks import one_of, unknown
+from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of, range_of, unknown
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.model import ModelConfig
@@ -25,6 +26,8 @@ from nanotir.sft import SFTConfig
 from nanotir.tools.python import PythonConfig
 from nanotir.tools.search import SearchConfig
 
+Threads = Annotated[int, Range(1, 1024)]
+
 
 @dataclass
 class RunConfig:
@@ -32,20 +35,20 @@ class RunConfig:
     preset: str = "tiny"  # tiny (minutes on a CPU), tiny-moe, probe (seconds, learns next to
     # nothing), small (15M parameters), gpu (107M)
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
-    seed: int = 0  # every random draw of the run derives from it
+    seed: Seed = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH,
     # math:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
-    problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
-    level: int = 1  # difficulty of generated problems, from 1
+    problems: Count = 8000  # training problems, each demonstrated once; a file may hold fewer
+    level: Count = 1  # difficulty of generated problems
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
     # the answer as well)
     init: str = ""  # start from this run's weights and tokenizer instead of random ones
     resume: str = ""  # go on with this run folder, by its own settings
-    save_every: int = 25  # steps between checkpoints
+    save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 1  # CPU threads; more than one pays only on an idle machine
+    threads: Threads = 1  # CPU threads; more than one pays only on an idle machine
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -59,13 +62,12 @@ class RunConfig:
     autocode: autocode.AutoCodeConfig = field(default_factory=autocode.AutoCodeConfig)
 
     def __post_init__(self):
+        check_settings(self)
         one_of("recipe", self.recipe, RECIPES)
         if not self.eval_data and not self.data.startswith("generated"):
             mend = "needs held-out problems as well: name them by --eval-data"
             raise ValueError(f"--data {self.data} {mend}")
         self.eval_data = self.eval_data or self.data
-        if min(self.level, self.problems, self.save_every, self.threads) < 1:
-            raise ValueError("level, problems, save_every and threads must be at least 1")
         if self.rl.observations == "learned" and not self.sampler.forge:
             raise ValueError(
                 "--rl.observations learned needs --sampler.forge true: the model must be able to "
@@ -192,15 +194,18 @@ def check_given(given: dict):
 
 
 def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
-    """{flag: (type, default, comment)} of a settings class and of those inside it, in order."""
+    """{flag: (type, default, comment and range)} of a settings class and of those inside it."""
     found = {}
     comments = comments_of(cls)
+    hints = hints_of(cls)
     for item in dataclasses.fields(cls):
         section = item.default_factory
         if dataclasses.is_dataclass(section):
             found |= flags(section, f"{item.name}.")
         else:
-            found[prefix + item.name] = (type(item.default), item.default, comments[item.name])
+            allowed = range_of(hints[item.name])
+            comment = comments[item.name] + (f" [{allowed}]" if allowed else "")
+            found[prefix + item.name] = (type(item.default), item.default, comment)
     return found
 
 

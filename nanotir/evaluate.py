@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from nanotir.answers import equivalent, extract_answer
-from nanotir.checks import one_of
+from nanotir.checks import Count, Seed, check_settings, number, one_of
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
 from nanotir.routing import expert_disagreement, expert_use
@@ -31,14 +31,13 @@ EXAMPLES = 4  # held-out problems whose answers are written to traces.jsonl at e
 
 @dataclass
 class EvalConfig:
-    problems: int = 250  # held-out problems
-    samples: int = 1  # answers to each; one is greedy, several are drawn
+    problems: Count = 250  # held-out problems
+    samples: Count = 1  # answers to each; one is greedy, several are drawn
     k: str = "1"  # pass@k and maj@k for these k, as 1,4,16
     modes: str = "tools,text"  # tools: as trained; text: without tools, so by itself
 
     def __post_init__(self):
-        if min(self.problems, self.samples) < 1:
-            raise ValueError("an evaluation needs at least 1 problem and 1 sample of each")
+        check_settings(self, "eval")
         for mode in self.modes.split(","):
             one_of("evaluation mode", mode, MODES)
         for k in self.k.split(","):
@@ -248,12 +247,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m nanotir.evaluate", description=description)
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's)")
-    parser.add_argument("--problems", type=int, help="how many (default: the run's own number)")
-    parser.add_argument("--n", type=int, default=1, help="samples of each problem; 1 is greedy")
+    count, seed = number(Count), number(Seed)
+    parser.add_argument("--problems", type=count, help="how many (default: the run's own number)")
+    parser.add_argument("--n", type=count, default=1, help="samples of each problem; 1 is greedy")
     parser.add_argument("--k", default="1", help="pass@k and maj@k for these k, as 1,4,16")
     parser.add_argument("--modes", default="tools,text")
     own = "of problems and samples (default: the run's own, so the problems of its eval.json)"
-    parser.add_argument("--seed", type=int, help=own)
+    parser.add_argument("--seed", type=seed, help=own)
     parser.add_argument("--json", action="store_true", help="print all statistics as JSON")
     return parser
 

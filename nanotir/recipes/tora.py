@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanotir import sft
+from nanotir.checks import Part, Whole, check_settings
 from nanotir.demonstrate import act_out, answer_sentence, demonstrate
 from nanotir.model import Transformer
 from nanotir.problems import Problem
@@ -37,21 +38,20 @@ SETTINGS = {"rl.steps": 0, "teacher.quality": 1.0, "sft.steps": 300}
 
 @dataclass
 class ToRAConfig:
-    covered: float = 0.83  # share of the problems that the corpus demonstrates
-    samples: int = 8  # answers drawn to each problem for shaping; 0: imitation alone
-    keep: int = 4  # of these, how many are learned from at most, a problem
+    covered: Part = 0.83  # share of the problems that the corpus demonstrates
+    samples: Whole = 8  # answers drawn to each problem for shaping; 0: imitation alone
+    keep: Whole = 4  # of these, how many are learned from at most, a problem
     correct: bool = True  # the teacher completes wrong answers from their longest good prefix
     control: bool = False  # learn from as many copies of demonstrations instead
 
     def __post_init__(self):
-        if not 0 < self.covered <= 1 or min(self.samples, self.keep) < 0:
-            raise ValueError("tora needs covered in (0, 1], samples and keep of at least 0")
+        check_settings(self, "tora")
 
 
 def demonstrations(run) -> list[Trajectory]:
     """The corpus. It is written down, because shaping and a resumed run need it again."""
     config = run.config
-    covered = run.problems[: round(config.tora.covered * len(run.problems))]
+    covered = run.problems[: max(1, round(config.tora.covered * len(run.problems)))]
     given = (run.tokenizer, run.format, run.tools_by_name, config.teacher, config.seed)
     return remembered(run.out / "corpus.jsonl", lambda: demonstrate(covered, *given))
 
