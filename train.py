@@ -21,6 +21,7 @@ from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
+from nanotir.room import demonstrations_with_room, problems_with_room
 from nanotir.tools import DeadTool
 from nanotir.trajectory import Format
 
@@ -43,24 +44,34 @@ def train(config: RunConfig):
         # A tokenizer that spells the problems well, or that of the run that we go on with.
         tokenizer, config.model = runs.make_tokenizer(config, problems, tools)
 
+        # A row must hold a problem and an answer: better to know it now than after hours.
+        format = Format(config.format)
+        room = (tokenizer, format, config.model.max_seq_len, config.too_long)
+        problems, held_out = (problems_with_room(rows, *room) for rows in (problems, held_out))
+
         # The policy: a transformer with random weights, or those of another run.
         model = Transformer(config.model, config.seed).to(device)
-        if config.init:
+        if config.init and not config.resume:
             runs.load_state(Path(config.init) / "checkpoint", model)
-
-        # The run folder. From here on Ctrl-C saves, and --resume goes on.
-        format = Format(config.format)
         given = (config, model, tokenizer, format, tools, problems, held_out)
         run = runs.Run(config.out, *given)
-        stack.enter_context(run.resume() if config.resume else run.create())
+        if config.resume:
+            run.resume()
+
+        # What a scripted teacher shows, which calls the real tools.
+        recipe = RECIPES[config.recipe]
+        if config.sft.steps and not run.is_done("sft"):
+            run.demonstrations = demonstrations_with_room(run, recipe.demonstrations(run))
+
+        # The run folder. From here on Ctrl-C saves, and --resume goes on.
+        stack.enter_context(run if config.resume else run.create())
         size = sum(weight.numel() for weight in model.parameters())
         print(f"{run.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
         evaluate_run(run, "before")
 
-        # Cold start: imitate a scripted teacher, which calls the real tools.
-        recipe = RECIPES[config.recipe]
-        if config.sft.steps and not run.is_done("sft"):
-            sft.train(run, recipe.demonstrations(run))
+        # Cold start: imitate the teacher.
+        if run.demonstrations:
+            sft.train(run, run.demonstrations)
         evaluate_run(run, "after_sft")
 
         # Reinforcement learning, or what the recipe does instead.
@@ -75,15 +86,19 @@ def train(config: RunConfig):
 def resolved(config: RunConfig) -> RunConfig:
     """The config of the run that is resumed, or this one with a folder that is new."""
     if config.resume:
-        config = build(runs.read_config(config.resume) | {"resume": config.resume})
-        config.out = config.resume
+        folder = config.resume
+        settings = runs.read_config(folder)
+        try:
+            config = build(settings | {"resume": folder, "out": folder})
+        except ValueError as error:
+            raise ValueError(f"'{folder}/config.json': {error}") from None
     config.out = config.out or new_folder(config)
     return config
 
 
 def check_init(config: RunConfig):
     """A run can only start from one that writes its calls in the same way."""
-    if config.init:
+    if config.init and not config.resume:
         style = runs.read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"

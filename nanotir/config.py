@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from nanotir.model import ModelConfig
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
+from nanotir.room import TOO_LONG
 from nanotir.sampler import SamplerConfig
 from nanotir.sft import SFTConfig
 from nanotir.tools.python import PythonConfig
@@ -39,6 +41,7 @@ class RunConfig:
     data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH,
     # math:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
+    too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
     problems: Count = 8000  # training problems, each demonstrated once; a file may hold fewer
     level: Count = 1  # difficulty of generated problems
     tools: str = "python,search"  # what the model may call
@@ -64,6 +67,7 @@ class RunConfig:
     def __post_init__(self):
         check_settings(self)
         one_of("recipe", self.recipe, RECIPES)
+        one_of("too_long", self.too_long, TOO_LONG)
         if not self.eval_data and not self.data.startswith("generated"):
             mend = "needs held-out problems as well: name them by --eval-data"
             raise ValueError(f"--data {self.data} {mend}")
@@ -154,6 +158,8 @@ PRESETS = {
     },
 }
 
+PATHS = {"out", "init", "resume", "eval_data", "search.path"}
+
 
 def parse(arguments=None) -> RunConfig:
     """The RunConfig of a command line: defaults, then the recipe's, the preset's, the flags.
@@ -171,6 +177,8 @@ def parse(arguments=None) -> RunConfig:
             metavar=kind.__name__.upper(),
             help=f"{comment} (default: {default!r})".replace("%", "%%"),
         )
+    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    parser.add_argument("--data.too-long", dest="too_long", **hidden)  # goes as well
     given = vars(parser.parse_args(arguments))
     try:
         check_given(given)
@@ -184,6 +192,8 @@ def parse(arguments=None) -> RunConfig:
 def check_given(given: dict):
     """ValueError for flags that do not go together."""
     one_of("preset", given.get("preset", "tiny"), PRESETS)
+    for name in PATHS & given.keys():
+        check_path(dashed(f"--{name}"), given[name])
     others = given.keys() - {"resume"}
     if "resume" in given and others:
         flag = dashed(f"--{min(others)}")
@@ -191,6 +201,15 @@ def check_given(given: dict):
     shape = [name for name in given if name.startswith("model.")]
     if "init" in given and shape:
         raise ValueError(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
+
+
+def check_path(flag: str, path: str):
+    """ValueError for a path that the shell has not filled in: "" or ~/x."""
+    if not path.strip():
+        raise ValueError(f"{flag} is empty: is a variable not set?")
+    if os.path.expanduser(path) != path:
+        mend = f"write {flag} {path}, or the whole path"
+        raise ValueError(f"{flag}={path}: no shell fills in a ~ after an '=': {mend}")
 
 
 def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
@@ -237,7 +256,7 @@ def build(values: dict, cls=RunConfig) -> RunConfig:
     kinds = {item.name: item.default_factory for item in dataclasses.fields(cls)}
     for name, value in nested.items():
         one_of("setting", name, kinds)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and dataclasses.is_dataclass(kinds[name]):
             nested[name] = build(value, kinds[name])
     return cls(**nested)
 

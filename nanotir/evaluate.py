@@ -20,6 +20,7 @@ from nanotir.answers import equivalent, extract_answer
 from nanotir.checks import Count, Seed, check_settings, number, one_of
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
+from nanotir.room import problems_with_room
 from nanotir.routing import expert_disagreement, expert_use
 from nanotir.run import Run, load_run, read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
@@ -263,12 +264,14 @@ def main(arguments=None):
     try:
         config, model, tokenizer, format, tools = load_run(options.run)
         torch.set_num_threads(config["threads"])
-        n = options.problems or config["eval"]["problems"]
+        n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
-        data = options.data or config["eval_data"]
+        data = config["eval_data"] if options.data is None else options.data
         problems = load(data, "test", n, seed=seed + 1, level=config["level"])
-        sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"]["budgets"])
+        problems = problems_with_room(problems, tokenizer, format, model.config.max_seq_len)
+        budgets = config["rl"].get("budgets", "")
+        sampling = at_the_end(SamplerConfig(**config["sampler"]), budgets)
         given = (model, tokenizer, tools, format, problems, settings, sampling, seed)
         result = evaluate(*given)
     except ValueError as error:

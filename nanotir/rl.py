@@ -174,14 +174,14 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
     do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
-    gap = 0.0
+    gaps = [torch.zeros((), device=device)]
     for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
         with autocast(device, settings.bf16):
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
-        gap = max(gap, (logps - micro.logps).abs().max().item())  # both are 0 off the mask
+        gaps.append((logps - micro.logps).abs().max())  # both are 0 off the mask
         for row, values in zip(micro.rows, logps.tolist()):
             trajectories[row].old_logps = values[: len(trajectories[row].ids)]
-    return gap
+    return torch.stack(gaps).max().item()  # nan if one is nan
 
 
 def learned_from(model, rollout: Rollout, settings: RLConfig, how: Drawing) -> list[Trajectory]:

@@ -101,6 +101,8 @@ class Sampler:
         banned = torch.tensor(self.banned, device=logits.device)
         logits = logits.float().index_fill(-1, banned, float("-inf"))
         logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
+        if not logps.amax(-1).isfinite().all():
+            raise ValueError("the model's probabilities are not finite: its weights are damaged")
         if config.temperature == 0:
             ids = logps.argmax(-1)
         else:

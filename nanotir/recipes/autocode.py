@@ -134,7 +134,9 @@ def maximise(run):
         updates = []
         for rows in split(list(range(len(drawn))), settings.updates, run.config.seed, step):
             updates.append(m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler))
-        metrics = em_metrics(explored) | updates[-1]
+        # Means, so that one update that is not finite shows.
+        losses = {name: mean([update[name] for update in updates]) for name in updates[0]}
+        metrics = em_metrics(explored) | losses
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
 
 
