@@ -96,15 +96,16 @@ def _is_finite(text: str) -> bool:
 
 def gold(answer: str) -> str:
     """A correct answer, unwrapped from its boxes. ValueError if no answer could ever equal it."""
-    answer = boxed(answer) or answer.strip()
+    answer = boxed(answer) or answer
+    if broken := CONTROL.search(answer):  # before strip(), to which a form feed is white space
+        mend = r"write \\frac, not \frac, in JSON"
+        raise ValueError(f"the answer holds the control character {broken[0]!r}: {mend}")
+    answer = answer.strip()
     if not answer:
         # With an empty gold answer, a model that says nothing would be right.
         raise ValueError("the answer is empty")
     if not _is_finite(answer):
         raise ValueError(f"the answer is {answer}, which is no finite number")
-    if broken := CONTROL.search(answer):
-        mend = r"write \\frac, not \frac, in JSON"
-        raise ValueError(f"the answer holds the control character {broken[0]!r}: {mend}")
     if not equivalent(extract_answer(f"\\boxed{{{answer}}}") or "", answer):
         mend = "is a brace missing?"
         raise ValueError(f"the answer {answer[:60]!r} cannot be read back from a box: {mend}")
@@ -137,7 +138,7 @@ def gsm8k(record: dict) -> Problem:
         raise ValueError("the answer does not end in '#### ...': plain answers are for jsonl:PATH")
     return Problem(
         question=text_field(record, "question"),
-        answer=answer.strip(),
+        answer=answer,
         family="gsm8k",
         solution=tuple(_calls_for_marks(worked.strip() + "\n")),
         rationale=MARK.sub("", worked).strip(),

@@ -139,12 +139,20 @@ def test_a_gold_answer_that_is_no_finite_number_is_refused(tmp_path, answer):
         load_one("jsonl", tmp_path, f'{{"question": "q", "answer": {answer}}}')
 
 
+@pytest.mark.parametrize("before", ["", "1 "])
 @pytest.mark.parametrize(
     "command", ["frac{1}{2}", "times 2", "neq 2", "beta", "rho", "u0007", "u0000", "u001b[2J"]
 )
-def test_a_gold_answer_whose_backslash_was_not_escaped_is_refused(tmp_path, command):
+def test_a_gold_answer_whose_backslash_was_not_escaped_is_refused(tmp_path, before, command):
+    row = '{"question": "q", "answer": "' + before + "\\" + command + '"}'
     with pytest.raises(ValueError, match="a.jsonl:1: .*control character.*in JSON"):
-        load_one("jsonl", tmp_path, '{"question": "q", "answer": "1 \\' + command + '"}')
+        load_one("jsonl", tmp_path, row)
+
+
+def test_so_is_that_of_a_gsm8k_solution(tmp_path):
+    row = '{"question": "q", "answer": "words #### \\frac{1}{2}"}'
+    with pytest.raises(ValueError, match="a.jsonl:1: .*control character.*in JSON"):
+        load_one("gsm8k", tmp_path, row)
 
 
 @pytest.mark.parametrize("answer", ["\\frac{1}{2", "1}", "```2```", "<output>2</output>"])
