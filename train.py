@@ -36,6 +36,8 @@ def train(config: RunConfig):
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
     check_init(config)
+    if not config.resume:
+        runs.check_free(config.out)
 
     with ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.

@@ -243,6 +243,9 @@ def table(evaluations: dict) -> str:
     return "\n".join(lines)
 
 
+USED = {"eval": dict, "eval_data": str, "level": int}  # of a run's config
+
+
 def make_parser() -> argparse.ArgumentParser:
     description = "Evaluate a trained run on held-out problems."
     parser = argparse.ArgumentParser(prog="python -m nanotir.evaluate", description=description)
@@ -262,7 +265,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments=None):
     options = make_parser().parse_args(arguments)
     try:
-        config, model, tokenizer, format, tools = load_run(options.run)
+        config, model, tokenizer, format, tools = load_run(options.run, **USED)
         torch.set_num_threads(config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)

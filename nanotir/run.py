@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import signal
 import time
@@ -46,8 +47,7 @@ from nanotir.trajectory import Format, Trajectory
 # What a checkpoint holds beside the weights, and of which type.
 STATE = {"done": list, "phase": str | None, "step": int, "optimizers": list, "rng": dict}
 # What it takes to use a run, as its config has it.
-USED = {"sampler": dict, "eval": dict, "tools": str, "format": str, "eval_data": str}
-USED |= {"threads": int, "seed": int, "level": int}
+USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
 
 
 class Stopped(Exception):
@@ -90,12 +90,10 @@ class Run:
 
     def create(self) -> Run:
         """Make the folder and save the start in it. ValueError if it exists, or cannot be made."""
+        check_free(self.out)
         try:
             self.out.mkdir(parents=True)
             (self.out / "checkpoint").mkdir()
-        except FileExistsError:
-            mend = f"give another --out, or go on with it by --resume {self.out}"
-            raise ValueError(f"'{self.out}' exists already: {mend}") from None
         except OSError as error:
             why = f"cannot make the run folder '{self.out}': {error.strerror}"
             raise ValueError(f"{why}; give another --out") from None
@@ -236,6 +234,18 @@ class Run:
         print("\nstopping after this step; once more to stop at once", flush=True)
 
 
+def check_free(out):
+    """ValueError for a run folder that exists, or in whose place none can be made."""
+    out = Path(out)
+    if out.exists():
+        mend = f"give another --out, or go on with it by --resume {out}"
+        raise ValueError(f"'{out}' exists already: {mend}")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = f"cannot make the run folder '{out}': '{above}' is no folder to write in"
+        raise ValueError(f"{why}; give another --out")
+
+
 def checksum(problems: list[Problem]) -> int:
     """A resumed run notices by it that its problems have changed."""
     texts = [(p.question, p.answer, p.solution, p.rationale) for p in problems]
@@ -286,12 +296,15 @@ def make_tokenizer(
     return tokenizer, replace(config.model, vocab_size=len(tokenizer))
 
 
-def load_run(folder, device: str = "cpu"):
-    """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools)."""
+def load_run(folder, device: str = "cpu", **used):
+    """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools).
+
+    `used` are more keys of the config that the caller reads, and their types.
+    """
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     model = Transformer(read_model_config(folder)).to(device).eval()
-    for key, kind in USED.items():
+    for key, kind in (USED | used).items():
         if not isinstance(config.get(key), kind):
             raise ValueError(misfit(folder, f"it has no valid '{key}'"))
     try:

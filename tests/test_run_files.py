@@ -1,5 +1,6 @@
 """Run folders that are damaged, incomplete or changed: each is one line that names the file."""
 
+import itertools
 import json
 import shutil
 
@@ -173,8 +174,12 @@ def test_a_config_with_a_setting_of_a_wrong_type_is_named(copy, capsys, changes,
     assert f"run/config.json': {message}" in refused(capsys, train.main, "--resume", copy)
 
 
-@pytest.mark.parametrize("key", ["sampler", "eval", "tools", "format", "threads", "seed", "level"])
-@pytest.mark.parametrize("command", [(evaluate.main, "--run"), (sample.main, "1?", "--run")])
+ALL = [(evaluate.main, "--run"), (sample.main, "1?", "--run")]
+KEYS = list(itertools.product(("sampler", "tools", "format", "threads", "seed"), ALL))
+KEYS += list(itertools.product(("eval", "level", "eval_data"), ALL[:1]))
+
+
+@pytest.mark.parametrize("key, command", KEYS)
 def test_a_config_without_what_it_takes_to_use_the_model_is_named(copy, capsys, key, command):
     config = json.loads((copy / "config.json").read_text())
     config.pop(key)
