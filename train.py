@@ -35,9 +35,6 @@ def train(config: RunConfig):
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
-    check_init(config)
-    if not config.resume:
-        runs.check_free(config.out)
 
     with ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
@@ -46,7 +43,7 @@ def train(config: RunConfig):
         # A tokenizer that spells the problems well, or that of the run that we go on with.
         tokenizer, config.model = runs.make_tokenizer(config, problems, tools)
 
-        # A row must hold a problem and an answer: better to know it now than after hours.
+        # Problems must leave room for an answer: better to know it now than after hours.
         format = Format(config.format)
         room = (tokenizer, format, config.model.max_seq_len, config.too_long)
         problems, held_out = (problems_with_room(rows, *room) for rows in (problems, held_out))
@@ -55,12 +52,11 @@ def train(config: RunConfig):
         model = Transformer(config.model, config.seed).to(device)
         if config.init and not config.resume:
             runs.load_state(Path(config.init) / "checkpoint", model)
-        given = (config, model, tokenizer, format, tools, problems, held_out)
-        run = runs.Run(config.out, *given)
+        run = runs.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
         if config.resume:
             run.resume()
 
-        # What a scripted teacher shows, which calls the real tools.
+        # What to imitate: a scripted teacher calls the real tools.
         recipe = RECIPES[config.recipe]
         if config.sft.steps and not run.is_done("sft"):
             run.demonstrations = demonstrations_with_room(run, recipe.demonstrations(run))
@@ -71,12 +67,10 @@ def train(config: RunConfig):
         print(f"{run.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
         evaluate_run(run, "before")
 
-        # Cold start: imitate the teacher.
+        # Cold start, then reinforcement learning, or what the recipe does instead.
         if run.demonstrations:
             sft.train(run, run.demonstrations)
         evaluate_run(run, "after_sft")
-
-        # Reinforcement learning, or what the recipe does instead.
         recipe.improve(run)
         evaluate_run(run, "final")
 
@@ -90,17 +84,18 @@ def resolved(config: RunConfig) -> RunConfig:
     if config.resume:
         folder = config.resume
         settings = runs.read_config(folder)
-        try:
+        with runs.reading(f"{folder}/config.json"):
             config = build(settings | {"resume": folder, "out": folder})
-        except ValueError as error:
-            raise ValueError(f"'{folder}/config.json': {error}") from None
+        return config
     config.out = config.out or new_folder(config)
+    runs.check_free(config.out)
+    check_init(config)
     return config
 
 
 def check_init(config: RunConfig):
     """A run can only start from one that writes its calls in the same way."""
-    if config.init and not config.resume:
+    if config.init:
         style = runs.read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"

@@ -31,13 +31,10 @@ class Range:
         return self.low <= number <= self.high and not too_small
 
     def __str__(self) -> str:
-        if self.high < HUGE:
-            return f"{'above' if self.above else 'between'} {self.low} and {self._highest}"
-        return f"{'above' if self.above else 'at least'} {self.low}"
-
-    @property
-    def _highest(self) -> str:
-        return f"at most {self.high}" if self.above else str(self.high)
+        if self.high < HUGE and not self.above:
+            return f"between {self.low} and {self.high}"
+        lowest = f"above {self.low}" if self.above else f"at least {self.low}"
+        return lowest if self.high == HUGE else f"{lowest} and at most {self.high}"
 
 
 Count = Annotated[int, Range(1)]

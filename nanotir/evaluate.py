@@ -243,7 +243,7 @@ def table(evaluations: dict) -> str:
     return "\n".join(lines)
 
 
-USED = {"eval": dict, "eval_data": str, "level": int}  # of a run's config
+USED = {"eval": dict, "eval_data": str, "level": int, "rl": dict}  # of a run's config
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -29,12 +29,13 @@ from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.run_files import (
     check_finite,
+    check_types,
     load_state,
     load_tokenizer,
-    misfit,
     read_config,
     read_evaluations,
     read_model_config,
+    reading,
     write_atomically,
     write_json,
     write_lines,
@@ -44,9 +45,8 @@ from nanotir.tokenizer import Tokenizer
 from nanotir.tools import TOOLS, Tool
 from nanotir.trajectory import Format, Trajectory
 
-# What a checkpoint holds beside the weights, and of which type.
+# What a checkpoint holds beside the weights, and what it takes to use a run, as its config has it.
 STATE = {"done": list, "phase": str | None, "step": int, "optimizers": list, "rng": dict}
-# What it takes to use a run, as its config has it.
 USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
 
 
@@ -109,19 +109,15 @@ class Run:
         """Load the last checkpoint, and drop what was logged after it."""
         data = self.state["data"]
         self.state = load_state(self.out / "checkpoint", self.model)
-        for key, kind in STATE.items():
-            if not isinstance(self.state.get(key), kind):
-                raise self.damaged(f"it has no valid '{key}'")
         if self.state.get("data", data) != data:
             fault = f"the problems of '{self.out}' have changed since it began"
             raise ValueError(f"{fault}: restore '{self.config.data}', or start anew")
-        rng = self.state.pop("rng")
-        try:
+        with reading(self.out / "checkpoint" / "state.pt"):
+            check_types(self.state, STATE)
+            rng = self.state.pop("rng")
             torch.set_rng_state(rng["torch"].cpu())
             random.setstate(_tuples(rng["python"]))
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-            raise self.damaged("it has no valid 'rng'") from None
-        self.started = time.time() - self.state.get("seconds", 0.0)
+            self.started = time.time() - self.state.get("seconds", 0.0)
         self.saved = self.position
         for name in ("metrics.jsonl", "traces.jsonl"):
             self.drop_later_rows(self.out / name)
@@ -137,15 +133,10 @@ class Run:
         if self.state["phase"] != phase:
             self.state |= {"phase": phase, "step": 0}
             return 0
-        try:
+        with reading(self.out / "checkpoint" / "state.pt"):
             for optimizer, saved in zip(optimizers, self.state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        except (AttributeError, KeyError, TypeError, ValueError):
-            raise self.damaged(f"it has no valid optimizers for {phase}") from None
         return self.state["step"]
-
-    def damaged(self, fault: str) -> ValueError:
-        return ValueError(f"'{self.out}/checkpoint/state.pt' is damaged: {fault}")
 
     def spoiled(self, what: str) -> ValueError:
         """The error that stops a run whose numbers are not finite any more."""
@@ -202,12 +193,10 @@ class Run:
         whole, _, _ = path.read_text(errors="replace").rpartition("\n")  # a kill leaves half a line
         kept = []
         for number, line in enumerate(whole.splitlines(), 1):
-            try:
+            with reading(f"{path}:{number}"):
                 row = json.loads(line)
                 if self.is_saved(row, evaluations):
                     kept.append(row)
-            except (KeyError, TypeError, ValueError, RecursionError):
-                raise ValueError(f"'{path}' is damaged: line {number} is no row of it") from None
         write_lines(path, kept)
 
     def is_saved(self, row: dict, evaluations: dict) -> bool:
@@ -304,14 +293,10 @@ def load_run(folder, device: str = "cpu", **used):
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     model = Transformer(read_model_config(folder)).to(device).eval()
-    for key, kind in (USED | used).items():
-        if not isinstance(config.get(key), kind):
-            raise ValueError(misfit(folder, f"it has no valid '{key}'"))
-    try:
+    with reading(Path(folder) / "config.json"):
+        check_types(config, USED | used)
         format, tools = Format(config["format"]), open_tools(config)
         SamplerConfig(**config["sampler"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(misfit(folder, error)) from None
     load_state(Path(folder) / "checkpoint", model)
     return config, model, tokenizer, format, tools
 

@@ -8,12 +8,31 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from nanotir.model import ModelConfig, Transformer
 from nanotir.tokenizer import Tokenizer
+
+
+@contextmanager
+def reading(path):
+    """Whatever a damaged file raises, where it is read or used, as a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        fault = f"{kind}{error}".splitlines()[0]
+        raise ValueError(f"'{path}' cannot be used: {fault}") from None
+
+
+def check_types(values: dict, kinds: dict):
+    """Raise what `reading` turns into one line, unless all keys are there with their types."""
+    for key, kind in kinds.items():
+        if not isinstance(values[key], kind):
+            raise ValueError(f"'{key}' is {values[key]!r}")
 
 
 def write_atomically(path, write):
@@ -44,9 +63,11 @@ def read_config(folder) -> dict:
     """The config of a run folder. ValueError, in one line, if it is not one."""
     path = Path(folder) / "config.json"
     try:
-        config = read_json(path)
+        config = json.loads(path.read_text())
     except OSError:
         raise ValueError(f"'{folder}' is not a run folder: no readable config.json") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"'{path}' is not the config of a run: the folder is damaged")
     return config
@@ -65,19 +86,10 @@ def misfit(folder, error) -> str:
 
 def read_evaluations(out) -> dict:
     path = Path(out) / "eval.json"
-    evaluations = read_json(path) if path.exists() else {}
-    modes = list(evaluations.values()) if isinstance(evaluations, dict) else [None]
-    if not all(isinstance(found, dict) for found in modes):
-        raise ValueError(f"'{path}' holds no evaluations: the run folder is damaged")
-    return evaluations
-
-
-def read_json(path: Path):
-    """ValueError, in one line, for what is not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
+    if not path.exists():
+        return {}
+    with reading(path):
+        return {name: dict(modes) for name, modes in json.loads(path.read_text()).items()}
 
 
 def load_tokenizer(folder) -> Tokenizer:

@@ -81,7 +81,7 @@ def test_the_run_that_the_other_tests_damage_can_be_resumed(copy):
 def test_a_damaged_row_of_a_log_is_named(copy, capsys, name, row):
     first = '{"phase": "sft", "step": 1}\n'
     (copy / name).write_text(first + row + "\n" + first)
-    assert f"run/{name}' is damaged: line 2" in refused(capsys, train.main, "--resume", copy)
+    assert f"run/{name}:2' cannot be used: " in refused(capsys, train.main, "--resume", copy)
 
 
 @pytest.mark.parametrize("text", ["garbage", "[]", "3", '{"before": 3}', "{", "[" * 10**5])
@@ -135,21 +135,21 @@ def test_a_checkpoint_without_one_of_its_parts_is_named(copy, capsys, key, wrong
         state["phase"] = state.get("phase", 0)  # None is a phase: before the first one
     torch.save(state, copy / "checkpoint" / "state.pt")
     said = refused(capsys, train.main, "--resume", copy)
-    assert f"state.pt' is damaged: it has no valid '{key}'" in said
+    assert "state.pt' cannot be used: " in said
 
 
 @pytest.mark.parametrize("optimizers", [[], [{}], [{}, {}], [1, 2], [{"state": {}}] * 2])
 def test_optimizers_that_do_not_fit_are_named(copy, capsys, optimizers):
     torch.save(state_of(copy) | {"optimizers": optimizers}, copy / "checkpoint" / "state.pt")
     said = refused(capsys, train.main, "--resume", copy)
-    assert "state.pt' is damaged: it has no valid optimizers for sft" in said
+    assert "state.pt' cannot be used: " in said
 
 
 @pytest.mark.parametrize("rng", [{}, {"torch": 1, "python": 2}, {"python": ()}])
 def test_generators_that_cannot_be_restored_are_named(copy, capsys, rng):
     torch.save(state_of(copy) | {"rng": rng}, copy / "checkpoint" / "state.pt")
     said = refused(capsys, train.main, "--resume", copy)
-    assert "state.pt' is damaged: it has no valid 'rng'" in said
+    assert "state.pt' cannot be used: " in said
 
 
 # The config.
@@ -171,12 +171,13 @@ def test_generators_that_cannot_be_restored_are_named(copy, capsys, rng):
 )
 def test_a_config_with_a_setting_of_a_wrong_type_is_named(copy, capsys, changes, message):
     change(copy / "config.json", **changes)
-    assert f"run/config.json': {message}" in refused(capsys, train.main, "--resume", copy)
+    said = refused(capsys, train.main, "--resume", copy)
+    assert f"run/config.json' cannot be used: {message}" in said
 
 
 ALL = [(evaluate.main, "--run"), (sample.main, "1?", "--run")]
 KEYS = list(itertools.product(("sampler", "tools", "format", "threads", "seed"), ALL))
-KEYS += list(itertools.product(("eval", "level", "eval_data"), ALL[:1]))
+KEYS += list(itertools.product(("eval", "level", "eval_data", "rl"), ALL[:1]))
 
 
 @pytest.mark.parametrize("key, command", KEYS)
@@ -185,13 +186,13 @@ def test_a_config_without_what_it_takes_to_use_the_model_is_named(copy, capsys, 
     config.pop(key)
     (copy / "config.json").write_text(json.dumps(config))
     said = refused(capsys, *command, copy)
-    assert f"run/config.json' does not fit this version of nanotir: it has no valid '{key}'" in said
+    assert f"run/config.json' cannot be used: KeyError: '{key}'" in said
 
 
 @pytest.mark.parametrize("changes", [{"sampler": {"topp": 1}}, {"sampler": {"top_p": "x"}}])
 def test_a_section_of_another_version_is_named(copy, changes):
     change(copy / "config.json", **changes)
-    with pytest.raises(ValueError, match="run/config.json' does not fit"):
+    with pytest.raises(ValueError, match="run/config.json' cannot be used"):
         load_run(copy)
 
 
