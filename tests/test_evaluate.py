@@ -290,7 +290,7 @@ def test_the_command_asks_with_the_last_of_the_run_s_budgets(
 ):
     config = asdict(build({"rl.budgets": "1,0", "eval.problems": 2, "eval.modes": "tools"}))
     loaded = (config, caller, tokenizer, Format(), [python])
-    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder: loaded)
+    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
     main(["--run", str(tmp_path), "--modes", "tools", "--json"])
     assert json.loads(capsys.readouterr().out)["tools"]["calls_per_problem"] == 0
 
@@ -302,3 +302,18 @@ def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert stopped.value.code == 2
     assert out == ""
     assert err.count("\n") == 1 and "not a run folder" in err
+
+
+@pytest.mark.parametrize("option", ["--problems", "--n", "--seed"])
+@pytest.mark.parametrize("number", ["-1", "nan", "1e3", "9" * 30])
+def test_senseless_numbers_are_refused_before_anything_is_read(capsys, option, number):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--run", "nowhere", f"{option}={number}"])
+    assert stopped.value.code == 2
+    assert f"argument {option}: " in capsys.readouterr().err
+
+
+def test_no_problems_are_not_the_runs_own_number(capsys):
+    with pytest.raises(SystemExit):
+        main(["--run", "nowhere", "--problems", "0"])
+    assert "argument --problems: it must be at least 1, not 0" in capsys.readouterr().err

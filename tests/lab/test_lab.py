@@ -197,6 +197,8 @@ def test_kept_results_are_those_of_the_run(bench):
         (["toy", "--quick", "--keep"], "leave out --quick"),
         (["tog"], "no experiment 'tog': did you mean 'toy'?"),
         (["toy", "--seeds", "12"], "--seeds: it must be between 1 and 11, not 12"),
+        (["toy", "--seeds", "0"], "--seeds: it must be between 1 and 11, not 0"),
+        (["toy", "--workers", "-1"], "--workers: it must be at least 0, not -1"),
         (["--write", "README.md"], "--write goes with --table"),
     ],
 )

@@ -139,6 +139,19 @@ def test_a_gold_answer_that_is_no_finite_number_is_refused(tmp_path, answer):
         load_one("jsonl", tmp_path, f'{{"question": "q", "answer": {answer}}}')
 
 
+@pytest.mark.parametrize(
+    "source, row",
+    [
+        ("gsm8k", {"question": "q", "answer": "words #### inf"}),
+        ("math", {"problem": "p", "solution": "\\boxed{NaN}"}),
+        ("jsonl", {"question": "q", "answer": "\\boxed{1e400}"}),
+    ],
+)
+def test_so_is_one_that_a_solution_or_a_box_holds(tmp_path, source, row):
+    with pytest.raises(ValueError, match="a.jsonl:1: .*finite number"):
+        load_one(source, tmp_path, row)
+
+
 @pytest.mark.parametrize("before", ["", "1 "])
 @pytest.mark.parametrize(
     "command", ["frac{1}{2}", "times 2", "neq 2", "beta", "rho", "u0007", "u0000", "u001b[2J"]
