@@ -21,6 +21,7 @@ from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
+from nanotir.room import demonstrations_with_room, problems_with_room
 from nanotir.tools import DeadTool
 from nanotir.trajectory import Format
 
@@ -34,7 +35,6 @@ def train(config: RunConfig):
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
-    check_init(config)
 
     with ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
@@ -43,27 +43,34 @@ def train(config: RunConfig):
         # A tokenizer that spells the problems well, or that of the run that we go on with.
         tokenizer, config.model = runs.make_tokenizer(config, problems, tools)
 
+        # Problems must leave room for an answer: better to know it now than after hours.
+        format = Format(config.format)
+        room = (tokenizer, format, config.model.max_seq_len, config.too_long)
+        problems, held_out = (problems_with_room(rows, *room) for rows in (problems, held_out))
+
         # The policy: a transformer with random weights, or those of another run.
         model = Transformer(config.model, config.seed).to(device)
-        if config.init:
+        if config.init and not config.resume:
             runs.load_state(Path(config.init) / "checkpoint", model)
+        run = runs.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
+        if config.resume:
+            run.resume()
+
+        # What to imitate: a scripted teacher calls the real tools.
+        recipe = RECIPES[config.recipe]
+        if config.sft.steps and not run.is_done("sft"):
+            run.demonstrations = demonstrations_with_room(run, recipe.demonstrations(run))
 
         # The run folder. From here on Ctrl-C saves, and --resume goes on.
-        format = Format(config.format)
-        given = (config, model, tokenizer, format, tools, problems, held_out)
-        run = runs.Run(config.out, *given)
-        stack.enter_context(run.resume() if config.resume else run.create())
+        stack.enter_context(run if config.resume else run.create())
         size = sum(weight.numel() for weight in model.parameters())
         print(f"{run.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
         evaluate_run(run, "before")
 
-        # Cold start: imitate a scripted teacher, which calls the real tools.
-        recipe = RECIPES[config.recipe]
-        if config.sft.steps and not run.is_done("sft"):
-            sft.train(run, recipe.demonstrations(run))
+        # Cold start, then reinforcement learning, or what the recipe does instead.
+        if run.demonstrations:
+            sft.train(run, run.demonstrations)
         evaluate_run(run, "after_sft")
-
-        # Reinforcement learning, or what the recipe does instead.
         recipe.improve(run)
         evaluate_run(run, "final")
 
@@ -75,9 +82,14 @@ def train(config: RunConfig):
 def resolved(config: RunConfig) -> RunConfig:
     """The config of the run that is resumed, or this one with a folder that is new."""
     if config.resume:
-        config = build(runs.read_config(config.resume) | {"resume": config.resume})
-        config.out = config.resume
+        folder = config.resume
+        settings = runs.read_config(folder)
+        with runs.reading(f"{folder}/config.json"):
+            config = build(settings | {"resume": folder, "out": folder})
+        return config
     config.out = config.out or new_folder(config)
+    runs.check_free(config.out)
+    check_init(config)
     return config
 
 

@@ -9,21 +9,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
+import os
 import re
 import sys
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from nanotir.checks import one_of, unknown
+from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of, range_of, unknown
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.model import ModelConfig
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
+from nanotir.room import TOO_LONG
 from nanotir.sampler import SamplerConfig
 from nanotir.sft import SFTConfig
 from nanotir.tools.python import PythonConfig
 from nanotir.tools.search import SearchConfig
+
+Threads = Annotated[int, Range(1, 1024)]
 
 
 @dataclass
@@ -32,20 +37,21 @@ class RunConfig:
     preset: str = "tiny"  # tiny (minutes on a CPU), tiny-moe, probe (seconds, learns next to
     # nothing), small (15M parameters), gpu (107M)
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
-    seed: int = 0  # every random draw of the run derives from it
+    seed: Seed = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH,
     # math:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
-    problems: int = 8000  # training problems, each demonstrated once; a file may hold fewer
-    level: int = 1  # difficulty of generated problems, from 1
+    too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
+    problems: Count = 8000  # training problems, each demonstrated once; a file may hold fewer
+    level: Count = 1  # difficulty of generated problems
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
     # the answer as well)
     init: str = ""  # start from this run's weights and tokenizer instead of random ones
     resume: str = ""  # go on with this run folder, by its own settings
-    save_every: int = 25  # steps between checkpoints
+    save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
-    threads: int = 1  # CPU threads; more than one pays only on an idle machine
+    threads: Threads = 1  # CPU threads; more than one pays only on an idle machine
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -59,13 +65,13 @@ class RunConfig:
     autocode: autocode.AutoCodeConfig = field(default_factory=autocode.AutoCodeConfig)
 
     def __post_init__(self):
+        check_settings(self)
         one_of("recipe", self.recipe, RECIPES)
+        one_of("too_long", self.too_long, TOO_LONG)
         if not self.eval_data and not self.data.startswith("generated"):
             mend = "needs held-out problems as well: name them by --eval-data"
             raise ValueError(f"--data {self.data} {mend}")
         self.eval_data = self.eval_data or self.data
-        if min(self.level, self.problems, self.save_every, self.threads) < 1:
-            raise ValueError("level, problems, save_every and threads must be at least 1")
         if self.rl.observations == "learned" and not self.sampler.forge:
             raise ValueError(
                 "--rl.observations learned needs --sampler.forge true: the model must be able to "
@@ -152,6 +158,8 @@ PRESETS = {
     },
 }
 
+PATHS = {"out", "init", "resume", "eval_data", "search.path"}
+
 
 def parse(arguments=None) -> RunConfig:
     """The RunConfig of a command line: defaults, then the recipe's, the preset's, the flags.
@@ -169,6 +177,8 @@ def parse(arguments=None) -> RunConfig:
             metavar=kind.__name__.upper(),
             help=f"{comment} (default: {default!r})".replace("%", "%%"),
         )
+    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+    parser.add_argument("--data.too-long", dest="too_long", **hidden)  # goes as well
     given = vars(parser.parse_args(arguments))
     try:
         check_given(given)
@@ -182,6 +192,8 @@ def parse(arguments=None) -> RunConfig:
 def check_given(given: dict):
     """ValueError for flags that do not go together."""
     one_of("preset", given.get("preset", "tiny"), PRESETS)
+    for name in PATHS & given.keys():
+        check_path(dashed(f"--{name}"), given[name])
     others = given.keys() - {"resume"}
     if "resume" in given and others:
         flag = dashed(f"--{min(others)}")
@@ -191,16 +203,28 @@ def check_given(given: dict):
         raise ValueError(f"--init brings its own model: leave out {dashed(f'--{shape[0]}')}")
 
 
+def check_path(flag: str, path: str):
+    """ValueError for a path that the shell has not filled in: "" or ~/x."""
+    if not path.strip():
+        raise ValueError(f"{flag} is empty: is a variable not set?")
+    if os.path.expanduser(path) != path:
+        mend = f"write {flag} {path}, or the whole path"
+        raise ValueError(f"{flag}={path}: no shell fills in a ~ after an '=': {mend}")
+
+
 def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
-    """{flag: (type, default, comment)} of a settings class and of those inside it, in order."""
+    """{flag: (type, default, comment and range)} of a settings class and of those inside it."""
     found = {}
     comments = comments_of(cls)
+    hints = hints_of(cls)
     for item in dataclasses.fields(cls):
         section = item.default_factory
         if dataclasses.is_dataclass(section):
             found |= flags(section, f"{item.name}.")
         else:
-            found[prefix + item.name] = (type(item.default), item.default, comments[item.name])
+            allowed = range_of(hints[item.name])
+            comment = comments[item.name] + (f" [{allowed}]" if allowed else "")
+            found[prefix + item.name] = (type(item.default), item.default, comment)
     return found
 
 
@@ -232,7 +256,7 @@ def build(values: dict, cls=RunConfig) -> RunConfig:
     kinds = {item.name: item.default_factory for item in dataclasses.fields(cls)}
     for name, value in nested.items():
         one_of("setting", name, kinds)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and dataclasses.is_dataclass(kinds[name]):
             nested[name] = build(value, kinds[name])
     return cls(**nested)
 

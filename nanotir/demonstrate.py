@@ -18,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
+from typing import Annotated
 
 from tqdm import tqdm
 
 from nanotir.answers import equivalent
-from nanotir.checks import one_of
+from nanotir.checks import Range, Share, check_settings, one_of
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import TOOLS, Tool, ToolResult, check_alive
@@ -33,25 +34,20 @@ Piece = tuple[str, str]  # (kind, text); kind is "text", the name of a tool, "th
 FORMATS = ("tool", "rationale", "program")
 FLAWS = {"guess": 0.85, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.05}  # shares of the flawed
 
+Styles = Annotated[int, Range(1, 3)]
+
 
 @dataclass
 class TeacherConfig:
-    quality: float = 0.3  # share of demonstrations without a flaw; only the format tool has flaws
-    rationales: float = 0.0  # share of demonstrations in words alone, whatever the problem
-    styles: int = 1  # number of ways, 1 to 3, in which the teacher writes the same program
-    twice: float = 0.0  # share of calls that are repeated, to make sure
+    quality: Share = 0.3  # share of demonstrations without a flaw; only the format tool has flaws
+    rationales: Share = 0.0  # share of demonstrations in words alone, whatever the problem
+    styles: Styles = 1  # number of ways in which the teacher writes the same program
+    twice: Share = 0.0  # share of calls that are repeated, to make sure
     format: str = "tool"  # tool: words and calls; rationale: words only; program: calls only
 
     def __post_init__(self):
-        if self.format not in FORMATS:
-            known = ", ".join(FORMATS)
-            raise ValueError(f"no demonstration format '{self.format}'; there are {known}")
-        if self.styles not in (1, 2, 3):
-            raise ValueError(f"styles is 1, 2 or 3, not {self.styles}")
-        for name in ("quality", "rationales", "twice"):
-            share = getattr(self, name)
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} is a share between 0 and 1, not {share}")
+        check_settings(self, "teacher")
+        one_of("demonstration format", self.format, FORMATS)
 
 
 def corpus(problems: Iterable[Problem], documents: Iterable[str] = ()) -> Iterator[str]:

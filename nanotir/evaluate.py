@@ -17,9 +17,10 @@ import torch
 from tqdm import tqdm
 
 from nanotir.answers import equivalent, extract_answer
-from nanotir.checks import one_of
+from nanotir.checks import Count, Seed, check_settings, number, one_of
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
+from nanotir.room import problems_with_room
 from nanotir.routing import expert_disagreement, expert_use
 from nanotir.run import Run, load_run, read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
@@ -31,14 +32,13 @@ EXAMPLES = 4  # held-out problems whose answers are written to traces.jsonl at e
 
 @dataclass
 class EvalConfig:
-    problems: int = 250  # held-out problems
-    samples: int = 1  # answers to each; one is greedy, several are drawn
+    problems: Count = 250  # held-out problems
+    samples: Count = 1  # answers to each; one is greedy, several are drawn
     k: str = "1"  # pass@k and maj@k for these k, as 1,4,16
     modes: str = "tools,text"  # tools: as trained; text: without tools, so by itself
 
     def __post_init__(self):
-        if min(self.problems, self.samples) < 1:
-            raise ValueError("an evaluation needs at least 1 problem and 1 sample of each")
+        check_settings(self, "eval")
         for mode in self.modes.split(","):
             one_of("evaluation mode", mode, MODES)
         for k in self.k.split(","):
@@ -243,17 +243,21 @@ def table(evaluations: dict) -> str:
     return "\n".join(lines)
 
 
+USED = {"eval": dict, "eval_data": str, "level": int, "rl": dict}  # of a run's config
+
+
 def make_parser() -> argparse.ArgumentParser:
     description = "Evaluate a trained run on held-out problems."
     parser = argparse.ArgumentParser(prog="python -m nanotir.evaluate", description=description)
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's)")
-    parser.add_argument("--problems", type=int, help="how many (default: the run's own number)")
-    parser.add_argument("--n", type=int, default=1, help="samples of each problem; 1 is greedy")
+    count, seed = number(Count), number(Seed)
+    parser.add_argument("--problems", type=count, help="how many (default: the run's own number)")
+    parser.add_argument("--n", type=count, default=1, help="samples of each problem; 1 is greedy")
     parser.add_argument("--k", default="1", help="pass@k and maj@k for these k, as 1,4,16")
     parser.add_argument("--modes", default="tools,text")
     own = "of problems and samples (default: the run's own, so the problems of its eval.json)"
-    parser.add_argument("--seed", type=int, help=own)
+    parser.add_argument("--seed", type=seed, help=own)
     parser.add_argument("--json", action="store_true", help="print all statistics as JSON")
     return parser
 
@@ -261,14 +265,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments=None):
     options = make_parser().parse_args(arguments)
     try:
-        config, model, tokenizer, format, tools = load_run(options.run)
+        config, model, tokenizer, format, tools = load_run(options.run, **USED)
         torch.set_num_threads(config["threads"])
-        n = options.problems or config["eval"]["problems"]
+        n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
-        data = options.data or config["eval_data"]
+        data = config["eval_data"] if options.data is None else options.data
         problems = load(data, "test", n, seed=seed + 1, level=config["level"])
-        sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"]["budgets"])
+        problems = problems_with_room(problems, tokenizer, format, model.config.max_seq_len)
+        budgets = config["rl"].get("budgets", "")
+        sampling = at_the_end(SamplerConfig(**config["sampler"]), budgets)
         given = (model, tokenizer, tools, format, problems, settings, sampling, seed)
         result = evaluate(*given)
     except ValueError as error:

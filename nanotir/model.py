@@ -16,34 +16,34 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanotir.checks import Amount, Count, Positive, Whole, check_settings
+
 
 @dataclass
 class ModelConfig:
-    vocab_size: int = 768  # ids, the tags included
-    n_layers: int = 3  # blocks of attention and feed-forward
-    d_model: int = 128  # width of the residual stream
-    n_heads: int = 4  # query heads
-    n_kv_heads: int = 2  # key and value heads; each serves n_heads / n_kv_heads query heads
-    d_head: int = 0  # width of a head; 0 means d_model / n_heads
-    d_ff: int = 512  # width of the SwiGLU feed-forward layer
-    max_seq_len: int = 512  # longest row, in ids
-    rope_theta: float = 100.0  # longest rotary wavelength / 2 pi; short rows need short ones
-    norm_eps: float = 1e-6  # added to the mean square in RMSNorm
+    vocab_size: Count = 768  # ids, the tags included
+    n_layers: Count = 3  # blocks of attention and feed-forward
+    d_model: Count = 128  # width of the residual stream
+    n_heads: Count = 4  # query heads
+    n_kv_heads: Count = 2  # key and value heads; each serves n_heads / n_kv_heads query heads
+    d_head: Whole = 0  # width of a head; 0 means d_model / n_heads
+    d_ff: Count = 512  # width of the SwiGLU feed-forward layer
+    max_seq_len: Count = 512  # longest row, in ids
+    rope_theta: Positive = 100.0  # longest rotary wavelength / 2 pi; short rows need short ones
+    norm_eps: Positive = 1e-6  # added to the mean square in RMSNorm
     qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
     qk_norm: bool = True  # RMSNorm on every query and key head (Qwen3)
     tie_embeddings: bool = True  # one matrix reads ids in and logits out
-    n_experts: int = 0  # experts in place of each feed-forward layer; 0: a dense model
-    n_experts_per_token: int = 2  # experts that a token passes through
-    d_expert: int = 0  # width of an expert; 0 means d_ff / n_experts_per_token
-    d_shared: int = 0  # width of an expert that every token passes through (DeepSeekMoE)
+    n_experts: Whole = 0  # experts in place of each feed-forward layer; 0: a dense model
+    n_experts_per_token: Count = 2  # experts that a token passes through
+    d_expert: Whole = 0  # width of an expert; 0 means d_ff / n_experts_per_token
+    d_shared: Whole = 0  # width of an expert that every token passes through (DeepSeekMoE)
     norm_topk: bool = True  # scale the chosen experts' probabilities to sum to 1 (Mixtral, Qwen3)
-    router_aux_coef: float = 0.01  # weight of the load-balancing loss
-    router_z_coef: float = 0.001  # weight of the z-loss, which keeps the router's logits small
+    router_aux_coef: Amount = 0.01  # weight of the load-balancing loss
+    router_z_coef: Amount = 0.001  # weight of the z-loss, which keeps the router's logits small
 
     def __post_init__(self):
-        sizes = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff", "max_seq_len")
-        if min(getattr(self, name) for name in sizes) < 1:
-            raise ValueError(f"a model needs at least 1 of everything: {', '.join(sizes)}")
+        check_settings(self, "model")
         if self.n_heads % self.n_kv_heads:
             raise ValueError("n_heads must be a multiple of n_kv_heads")
         if not self.d_head and self.d_model % self.n_heads:
@@ -52,7 +52,7 @@ class ModelConfig:
         if self.d_head % 2:
             raise ValueError(f"d_head ({self.d_head}) must be even: RoPE rotates pairs of numbers")
         if self.n_experts:
-            if not 0 < self.n_experts_per_token <= self.n_experts:
+            if self.n_experts_per_token > self.n_experts:
                 raise ValueError("n_experts_per_token must lie between 1 and n_experts")
             self.d_expert = self.d_expert or self.d_ff // self.n_experts_per_token
 

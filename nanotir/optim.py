@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,15 @@ def schedule(optimizers, step: int, settings) -> float:
 
 
 def step(model, optimizers, grad_clip: float) -> float:
-    """Clip the gradient, step, and clear it. Returns the gradient's norm before clipping."""
+    """Clip the gradient, step, and clear it. Returns the gradient's norm before clipping.
+
+    A gradient that is not finite would spoil all weights, so it changes none. Run.finish_step stops
+    the run when it sees its norm.
+    """
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip).item()
     for optimizer in optimizers:
-        optimizer.step()
+        if math.isfinite(grad_norm):
+            optimizer.step()
         optimizer.zero_grad()
     return grad_norm
 

@@ -31,6 +31,7 @@ class Transcript:
     text: str  # words, programs and outputs, the last two between fences
     answer: str  # the correct answer
     recorded: bool  # whether the final answer was recorded as correct
+    source: str = ""  # file and line
 
 
 def replay(path: str) -> dict:
@@ -88,15 +89,20 @@ def transcript(record: dict) -> Transcript:
     All but "gt" are lists with one entry a sample; we read the first. Without a report, the final
     answer is right if it is the same number as the correct one.
     """
-    code = record["code"][0]
+    code = _first(record, "code", str, "texts")
     answer = text_field(record, "gt")
-    prediction = str(record["pred"][0])
-    if not isinstance(code, str):
-        raise ValueError("field 'code' is not a list of texts")
-    verdict = record.get("report", [None])[0]
-    if verdict is None:
-        verdict = _same_number(prediction, answer)
-    return Transcript(code, answer, bool(verdict))
+    prediction = str(_first(record, "pred", (str, int, float), "texts"))
+    if record.get("report") in (None, [None]):
+        return Transcript(code, answer, _same_number(prediction, answer))
+    return Transcript(code, answer, bool(_first(record, "report", (bool, int), "verdicts")))
+
+
+def _first(record: dict, field: str, kind, kinds: str):
+    """The first sample's entry in a field that is a list with one entry a sample."""
+    entries = record[field]
+    if not isinstance(entries, list) or not entries or not isinstance(entries[0], kind):
+        raise ValueError(f"field '{field}' is not a list of {kinds}")
+    return entries[0]
 
 
 def _same_number(a: str, b: str) -> bool:

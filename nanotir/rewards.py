@@ -22,6 +22,7 @@ import random
 from dataclasses import dataclass, field, fields
 
 from nanotir.answers import equivalent, extract_answer
+from nanotir.checks import Amount, Count, Whole, check_settings
 from nanotir.trajectory import grammar_error
 
 
@@ -120,37 +121,35 @@ def weight(default: float, reward):
 
 @dataclass
 class RewardConfig:
-    accuracy: float = weight(1.0, accuracy_reward)  # weight of a right answer
-    format: float = weight(0.0, think_format_reward)  # weight of one well-formed <think> block
-    length: float = weight(0.4, length_reward)  # weight of the soft overlong punishment, which
+    accuracy: Amount = weight(1.0, accuracy_reward)  # weight of a right answer
+    format: Amount = weight(0.0, think_format_reward)  # weight of one well-formed <think> block
+    length: Amount = weight(0.4, length_reward)  # weight of the soft overlong punishment, which
     # makes a needless call cost something
-    repetition: float = weight(0.0, repetition_reward)  # weight of the penalty on repeated n-grams
-    efficiency: float = weight(0.0, efficiency_reward)  # weight of OTC's charge for needless calls;
-    # at 1 the reward is accuracy * efficiency
-    call_bonus: float = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
-    grammar: float = weight(0.0, grammar_reward)  # weight of a break of TAPO's grammar
-    repetition_ngram: int = 3  # length of the n-grams, in ids
-    max_calls: int = 4  # calls that earn the whole call_bonus
+    repetition: Amount = weight(0.0, repetition_reward)  # weight of the penalty on repeated n-grams
+    efficiency: Amount = weight(0.0, efficiency_reward)  # weight of OTC's charge for needless
+    # calls; at 1 the reward is accuracy * efficiency
+    call_bonus: Amount = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
+    grammar: Amount = weight(0.0, grammar_reward)  # weight of a break of TAPO's grammar
+    repetition_ngram: Count = 3  # length of the n-grams, in ids
+    max_calls: Count = 4  # calls that earn the whole call_bonus
     coin: bool = False  # toss a coin instead of grading: the control of every claim about RL
-    max_completion_len: int = 64  # from here on the length punishment is -1 (ids by the model)
-    soft_punish_cache: int = 52  # length of the ramp that leads there
+    max_completion_len: Whole = 64  # from here on the length punishment is -1 (ids by the model)
+    soft_punish_cache: Whole = 52  # length of the ramp that leads there
 
     def __post_init__(self):
+        check_settings(self, "reward")
         # The worst right answer earns accuracy minus all penalties. The best wrong one earns all
         # bonuses. The first must not be less.
         weights = {name: getattr(self, name) for name in reward_funcs_registry}
         others = sum(value for name, value in weights.items() if name != "accuracy")
-        if min(weights.values()) < 0 or self.accuracy < others:
+        if self.accuracy < others:
             raise ValueError(
                 f"reward weights: a wrong answer could earn more than a right one; make accuracy "
-                f"({self.accuracy}) at least the sum of the other weights ({others:g}), and none "
-                f"negative"
+                f"({self.accuracy}) at least the sum of the other weights ({others:g})"
             )
         if self.coin and self.efficiency:
             raise ValueError("reward.efficiency needs graded answers: it does not go with a coin")
-        if min(self.repetition_ngram, self.max_calls) < 1:
-            raise ValueError("repetition_ngram and max_calls must be at least 1")
-        if not 0 <= self.soft_punish_cache <= self.max_completion_len:
+        if self.soft_punish_cache > self.max_completion_len:
             raise ValueError("soft_punish_cache must lie between 0 and max_completion_len")
 
 

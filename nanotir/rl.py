@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from nanotir import optim
 from nanotir.advantages import BASELINES, SCALES, group_advantages
-from nanotir.checks import one_of
+from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
 from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
@@ -35,25 +35,25 @@ from nanotir.trajectory import Batch, Trajectory, micro_batches
 
 @dataclass
 class RLConfig:
-    steps: int = 32  # rollouts; 0 skips reinforcement learning
-    problems: int = 32  # groups that a step learns from
-    group_size: int = 8  # samples of each problem
-    refills: int = 1  # more rounds of sampling, while groups without spread leave the batch short
-    updates: int = 2  # optimiser steps on each rollout, each on its share of the rows
-    lr: float = 4e-4  # AdamW's
-    warmup: int = 3  # steps of linear warm-up
-    decay: float = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
-    grad_clip: float = 1.0  # largest gradient norm
-    micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
+    steps: Whole = 32  # rollouts; 0 skips reinforcement learning
+    problems: Count = 32  # groups that a step learns from
+    group_size: Several = 8  # samples of each problem
+    refills: Whole = 1  # more rounds of sampling, while groups without spread leave the batch short
+    updates: Count = 2  # optimiser steps on each rollout, each on its share of the rows
+    lr: Amount = 4e-4  # AdamW's
+    warmup: Whole = 3  # steps of linear warm-up
+    decay: Share = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
+    grad_clip: Positive = 1.0  # largest gradient norm
+    micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
     loss_type: str = "dapo"  # a row of losses.LOSSES, such as dapo, grpo, dr_grpo or cispo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
-    epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
-    epsilon_high: float = 0.28  # and above 1 + epsilon_high; cispo: above epsilon_high itself
-    delta: float = 0.0  # and above delta where A < 0 (dual clip), 3 say; 0: no such bound
-    beta: float = 0.0  # weight of the KL to the policy that RL started from
+    epsilon: Amount = 0.2  # the ratio is clipped below 1 - epsilon
+    epsilon_high: Amount = 0.28  # and above 1 + epsilon_high; cispo: above epsilon_high itself
+    delta: Amount = 0.0  # and above delta where A < 0 (dual clip), 3 say; 0: no such bound
+    beta: Amount = 0.0  # weight of the KL to the policy that RL started from
     kl: str = "k3"  # its estimator: k1, k2, k3, or k3_weighted, which is unbiased off-policy too
-    entropy_coef: float = 0.0  # weight of a bonus for entropy
+    entropy_coef: Amount = 0.0  # weight of a bonus for entropy
     scale: str = "group"  # divide advantages by the std of the group, the batch, or none; or whiten
     baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
     dynamic: bool = True  # learn only from groups that differ in correctness (dynamic sampling)
@@ -61,11 +61,12 @@ class RLConfig:
     # learned: as if the model had written it
     budgets: str = ""  # sampler.max_calls in equal parts of the run, as 2,3,4 (CIR)
     filter_overlong: bool = False  # answers cut at max_new_tokens are not learned from
-    importance_cap: float = 0.0  # weigh ids by trainer's / sampler's probability, at most this;
+    importance_cap: Amount = 0.0  # weigh ids by trainer's / sampler's probability, at most this;
     # for sampler.bf16, 2 say; 0: no weights
     fused: bool = False  # log-probs by one Triton kernel (needs triton and a GPU)
 
     def __post_init__(self):
+        check_settings(self, "rl")
         one_of("scale", self.scale, SCALES)
         one_of("baseline", self.baseline, BASELINES)
         one_of("observations", self.observations, ("masked", "counted", "learned"))
@@ -83,11 +84,6 @@ class RLConfig:
             raise ValueError(f"delta ({self.delta}) must lie above {bound}, or be 0")
         if self.fused and self.entropy_coef:
             raise ValueError("rl.fused computes no entropy: leave out rl.entropy_coef")
-        if min(self.problems, self.updates) < 1 or self.group_size < 2 or self.refills < 0:
-            raise ValueError(
-                "rl needs at least 1 problem and 1 update a step, groups of at least 2 (an answer "
-                "is compared with its siblings), and refills >= 0"
-            )
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
         # In training, bnpo is dapo: every micro-batch is divided by the update's count.
@@ -178,14 +174,14 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
     do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
-    gap = 0.0
+    gaps = [torch.zeros((), device=device)]
     for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
         with autocast(device, settings.bf16):
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
-        gap = max(gap, (logps - micro.logps).abs().max().item())  # both are 0 off the mask
+        gaps.append((logps - micro.logps).abs().max())  # both are 0 off the mask
         for row, values in zip(micro.rows, logps.tolist()):
             trajectories[row].old_logps = values[: len(trajectories[row].ids)]
-    return gap
+    return torch.stack(gaps).max().item()  # nan if one is nan
 
 
 def learned_from(model, rollout: Rollout, settings: RLConfig, how: Drawing) -> list[Trajectory]:

@@ -4,19 +4,20 @@
     checkpoint/  config.json  tokenizer.json  state.pt
 
 Every random draw of a run is keyed by (seed, what it is for, step), so the step is all the random
-state there is. The generators of PyTorch and Python are saved all the same. Each file is replaced
-in one atomic rename: whenever a run is killed, the last checkpoint stands.
+state there is. The generators of PyTorch and Python are seeded and saved all the same. Whenever a
+run is killed, its last checkpoint stands. Numbers that are not finite stop it and are never saved.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import pickle
 import random
 import signal
 import time
-from dataclasses import asdict, dataclass, replace
+import zlib
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,9 +27,27 @@ from nanotir.checks import one_of
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
+from nanotir.run_files import (
+    check_finite,
+    check_types,
+    load_state,
+    load_tokenizer,
+    read_config,
+    read_evaluations,
+    read_model_config,
+    reading,
+    write_atomically,
+    write_json,
+    write_lines,
+)
+from nanotir.sampler import SamplerConfig
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import TOOLS, Tool
-from nanotir.trajectory import Format
+from nanotir.trajectory import Format, Trajectory
+
+# What a checkpoint holds beside the weights, and what it takes to use a run, as its config has it.
+STATE = {"done": list, "phase": str | None, "step": int, "optimizers": list, "rng": dict}
+USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
 
 
 class Stopped(Exception):
@@ -50,10 +69,13 @@ class Run:
     tools: list[Tool]
     problems: list[Problem]  # to train on
     held_out: list[Problem]  # to evaluate on
+    demonstrations: list[Trajectory] = field(default_factory=list)  # to imitate first
 
     def __post_init__(self):
         self.out = Path(self.out)
-        self.state = {"done": [], "phase": None, "step": 0, "optimizers": []}
+        self.state = {"done": [], "phase": None, "step": 0, "optimizers": [], "seconds": 0.0}
+        self.state["data"] = checksum([*self.problems, *self.held_out])
+        self.saved = "the start"  # what the last checkpoint holds
         self.stop_requested = False
         self.started = time.time()
 
@@ -61,14 +83,17 @@ class Run:
     def tools_by_name(self) -> dict[str, Tool]:
         return {tool.name: tool for tool in self.tools}
 
+    @property
+    def position(self) -> str:
+        phase = self.state["phase"]
+        return f"step {self.state['step']} of {phase}" if phase else "the start"
+
     def create(self) -> Run:
         """Make the folder and save the start in it. ValueError if it exists, or cannot be made."""
+        check_free(self.out)
         try:
             self.out.mkdir(parents=True)
             (self.out / "checkpoint").mkdir()
-        except FileExistsError:
-            mend = f"give another --out, or go on with it by --resume {self.out}"
-            raise ValueError(f"'{self.out}' exists already: {mend}") from None
         except OSError as error:
             why = f"cannot make the run folder '{self.out}': {error.strerror}"
             raise ValueError(f"{why}; give another --out") from None
@@ -76,15 +101,24 @@ class Run:
             write_json(folder / "config.json", asdict(self.config))
         self.tokenizer.save(self.out / "checkpoint")
         random.seed(self.config.seed)
+        torch.manual_seed(self.config.seed)
         self.save([])
         return self
 
     def resume(self) -> Run:
         """Load the last checkpoint, and drop what was logged after it."""
+        data = self.state["data"]
         self.state = load_state(self.out / "checkpoint", self.model)
-        rng = self.state.pop("rng")
-        torch.set_rng_state(rng["torch"].cpu())
-        random.setstate(_tuples(rng["python"]))
+        if self.state.get("data", data) != data:
+            fault = f"the problems of '{self.out}' have changed since it began"
+            raise ValueError(f"{fault}: restore '{self.config.data}', or start anew")
+        with reading(self.out / "checkpoint" / "state.pt"):
+            check_types(self.state, STATE)
+            rng = self.state.pop("rng")
+            torch.set_rng_state(rng["torch"].cpu())
+            random.setstate(_tuples(rng["python"]))
+            self.started = time.time() - self.state.get("seconds", 0.0)
+        self.saved = self.position
         for name in ("metrics.jsonl", "traces.jsonl"):
             self.drop_later_rows(self.out / name)
         return self
@@ -99,9 +133,15 @@ class Run:
         if self.state["phase"] != phase:
             self.state |= {"phase": phase, "step": 0}
             return 0
-        for optimizer, saved in zip(optimizers, self.state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        with reading(self.out / "checkpoint" / "state.pt"):
+            for optimizer, saved in zip(optimizers, self.state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         return self.state["step"]
+
+    def spoiled(self, what: str) -> ValueError:
+        """The error that stops a run whose numbers are not finite any more."""
+        last = f"the last good checkpoint, {self.saved}, stands in '{self.out}/checkpoint'"
+        return ValueError(f"{self.position}: {what}; {last}; try a smaller learning rate")
 
     def remaining(self, phase: str, optimizers, steps: int) -> tqdm:
         """The steps of a phase that are still to do, as a progress bar; none if it is over."""
@@ -115,6 +155,9 @@ class Run:
         """Log a step, save when it is time, and stop if asked to (Stopped)."""
         phase = self.state["phase"]
         self.state["step"] = step
+        for name, value in metrics.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise self.spoiled(f"{name} is {value}")
         seconds = round(time.time() - self.started, 2)
         self.log({"phase": phase, "step": step, **metrics, "time": seconds})
         if last:
@@ -125,11 +168,14 @@ class Run:
             raise Stopped(f"stopped after step {step} of {phase}")
 
     def save(self, optimizers):
+        check_finite(self.model, self.spoiled)
         self.state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
+        self.state["seconds"] = time.time() - self.started
         rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
         state = {**self.state, "model": self.model.state_dict(), "rng": rng}
         path = self.out / "checkpoint" / "state.pt"
         write_atomically(path, lambda temporary: torch.save(state, temporary))
+        self.saved = self.position
 
     def log(self, row: dict, file: str = "metrics.jsonl"):
         with open(self.out / file, "a") as lines:
@@ -143,10 +189,14 @@ class Run:
         """Keep the rows of a log up to the checkpoint, and those of recorded evaluations."""
         if not path.exists():
             return
-        whole, _, _ = path.read_text().rpartition("\n")  # a kill may leave half a line
-        rows = [json.loads(line) for line in whole.splitlines()]
         evaluations = read_evaluations(self.out)
-        kept = [row for row in rows if self.is_saved(row, evaluations)]
+        whole, _, _ = path.read_text(errors="replace").rpartition("\n")  # a kill leaves half a line
+        kept = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            with reading(f"{path}:{number}"):
+                row = json.loads(line)
+                if self.is_saved(row, evaluations):
+                    kept.append(row)
         write_lines(path, kept)
 
     def is_saved(self, row: dict, evaluations: dict) -> bool:
@@ -173,33 +223,27 @@ class Run:
         print("\nstopping after this step; once more to stop at once", flush=True)
 
 
+def check_free(out):
+    """ValueError for a run folder that exists, or in whose place none can be made."""
+    out = Path(out)
+    if out.exists():
+        mend = f"give another --out, or go on with it by --resume {out}"
+        raise ValueError(f"'{out}' exists already: {mend}")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = f"cannot make the run folder '{out}': '{above}' is no folder to write in"
+        raise ValueError(f"{why}; give another --out")
+
+
+def checksum(problems: list[Problem]) -> int:
+    """A resumed run notices by it that its problems have changed."""
+    texts = [(p.question, p.answer, p.solution, p.rationale) for p in problems]
+    return zlib.crc32(repr(texts).encode())
+
+
 def _tuples(value):
     """Python's generator wants tuples where torch.save keeps lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def write_atomically(path, write):
-    """Call write(temporary path), flush to disk, then rename: a file is never half written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name, so leftovers are overwritten
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path, value):
-    text = json.dumps(value, indent=1) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def write_lines(path, rows):
-    """JSON lines."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def use_device(name: str) -> torch.device:
@@ -241,15 +285,18 @@ def make_tokenizer(
     return tokenizer, replace(config.model, vocab_size=len(tokenizer))
 
 
-def load_run(folder, device: str = "cpu"):
-    """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools)."""
+def load_run(folder, device: str = "cpu", **used):
+    """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools).
+
+    `used` are more keys of the config that the caller reads, and their types.
+    """
     config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     model = Transformer(read_model_config(folder)).to(device).eval()
-    try:
+    with reading(Path(folder) / "config.json"):
+        check_types(config, USED | used)
         format, tools = Format(config["format"]), open_tools(config)
-    except (KeyError, TypeError) as error:
-        raise ValueError(misfit(folder, error)) from None
+        SamplerConfig(**config["sampler"])
     load_state(Path(folder) / "checkpoint", model)
     return config, model, tokenizer, format, tools
 
@@ -262,66 +309,3 @@ def latest_run() -> Path:
         mend = "run `python train.py` first, or name a run folder with --run"
         raise ValueError(f"no trained run in runs/ yet: {mend}")
     return newest.parent.parent
-
-
-def read_config(folder) -> dict:
-    """The config of a run folder. ValueError, in one line, if it is not one."""
-    path = Path(folder) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except OSError:
-        raise ValueError(f"'{folder}' is not a run folder: no readable config.json") from None
-    except ValueError:
-        raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise ValueError(f"'{path}' is not the config of a run: the folder is damaged")
-    return config
-
-
-def read_model_config(folder) -> ModelConfig:
-    try:
-        return ModelConfig(**read_config(folder)["model"])
-    except TypeError as error:
-        raise ValueError(misfit(folder, error)) from None
-
-
-def misfit(folder, error) -> str:
-    return f"'{folder}/config.json' does not fit this version of nanotir: {error}"
-
-
-def read_evaluations(out) -> dict:
-    path = Path(out) / "eval.json"
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def load_tokenizer(folder) -> Tokenizer:
-    try:
-        return Tokenizer.load(Path(folder) / "checkpoint")
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise ValueError(f"no readable tokenizer in '{folder}/checkpoint': {error}") from None
-
-
-def load_state(folder, model: Transformer) -> dict:
-    """Load a checkpoint's weights into `model` and return the rest of it.
-
-    ValueError if there is none, or if it is another model's.
-    """
-    path = Path(folder) / "state.pt"
-    try:
-        state = torch.load(path, map_location=model.embed.weight.device, weights_only=True)
-        model.load_state_dict(state.pop("model"))
-    except FileNotFoundError:
-        mend = "the run stopped before its first one; start anew with another --out"
-        raise ValueError(f"no checkpoint in '{folder}': {mend}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read '{path}': {error.strerror}") from None
-    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"'{path}' is {_what_is_wrong(error)}") from None
-    return state
-
-
-def _what_is_wrong(error) -> str:
-    if "state_dict" not in str(error):
-        return "damaged, or no checkpoint of nanotir"
-    lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-    return f"not of this model's config: {lines[0] if lines else 'it has other layers'}"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanotir.checks import Amount, Count, Part, Whole, check_settings
 from nanotir.draws import draw, precise, truncate
 from nanotir.generation import Generation
 from nanotir.logps import autocast
@@ -23,25 +24,20 @@ from nanotir.trajectory import Format, Trajectory
 
 @dataclass
 class SamplerConfig:
-    temperature: float = 1.0  # 0 is greedy
-    top_p: float = 1.0  # keep the likeliest ids that together have this probability
-    top_k: int = 0  # keep the k likeliest ids; 0 keeps all
-    max_new_tokens: int = 128  # ids that the model may write in a row
-    max_calls: int = 4  # tool calls in a row; closing one more block ends it
-    max_tool_tokens: int = 128  # ids of tool output in a row; a result that does not fit is cut
-    max_rows: int = 64  # rows decoded at the same time
+    temperature: Amount = 1.0  # 0 is greedy
+    top_p: Part = 1.0  # keep the likeliest ids that together have this probability
+    top_k: Whole = 0  # keep the k likeliest ids; 0 keeps all
+    max_new_tokens: Count = 128  # ids that the model may write in a row
+    max_calls: Whole = 4  # tool calls in a row; closing one more block ends it
+    max_tool_tokens: Whole = 128  # ids of tool output in a row; a result that does not fit is cut
+    max_rows: Count = 64  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
     last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
     forge: bool = False  # let the model write the delimiters of tool output: for ablations
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
-            raise ValueError("sampling needs temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
-        if min(self.max_new_tokens, self.max_rows) < 1:
-            raise ValueError("max_new_tokens and max_rows must be at least 1")
-        if min(self.max_calls, self.max_tool_tokens) < 0:
-            raise ValueError("max_calls and max_tool_tokens must be at least 0")
+        check_settings(self, "sampler")
 
 
 class Sampler:
@@ -105,6 +101,8 @@ class Sampler:
         banned = torch.tensor(self.banned, device=logits.device)
         logits = logits.float().index_fill(-1, banned, float("-inf"))
         logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
+        if not logps.amax(-1).isfinite().all():
+            raise ValueError("the model's probabilities are not finite: its weights are damaged")
         if config.temperature == 0:
             ids = logps.argmax(-1)
         else:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanotir import optim
-from nanotir.checks import one_of
+from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings, one_of
 from nanotir.logps import autocast, masked_logps
 from nanotir.routing import Routing, router_loss
 from nanotir.trajectory import Trajectory, micro_batches
@@ -18,18 +18,19 @@ from nanotir.trajectory import Trajectory, micro_batches
 
 @dataclass
 class SFTConfig:
-    steps: int = 600  # optimiser steps; 0 skips imitation
-    batch_size: int = 64  # demonstrations a step
-    micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
-    lr: float = 0.01  # Muon's, for the blocks' matrices
-    adam_lr: float = 6e-3  # AdamW's, for embeddings and norms
-    warmup: int = 20  # steps of linear warm-up
-    decay: float = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
-    grad_clip: float = 1.0  # largest gradient norm
+    steps: Whole = 600  # optimiser steps; 0 skips imitation
+    batch_size: Count = 64  # demonstrations a step
+    micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
+    lr: Amount = 0.01  # Muon's, for the blocks' matrices
+    adam_lr: Amount = 6e-3  # AdamW's, for embeddings and norms
+    warmup: Whole = 20  # steps of linear warm-up
+    decay: Share = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
+    grad_clip: Positive = 1.0  # largest gradient norm
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
     observations: str = "masked"  # tool output is masked, or learned as if the teacher wrote it
 
     def __post_init__(self):
+        check_settings(self, "sft")
         one_of("sft.observations", self.observations, ("masked", "learned"))
 
 

@@ -77,7 +77,7 @@ def test_comments_of_two_lines_are_whole_in_the_help(help_text):
     assert any(
         "or grammar (tags for thoughts and the answer as well) (" in line for line in help_text
     )
-    assert any("2 say; 0: no weights (default: 0.0)" in line for line in help_text)
+    assert any("2 say; 0: no weights [at least 0] (default: 0.0)" in line for line in help_text)
 
 
 def test_no_comment_ends_in_the_middle_of_a_sentence():
@@ -199,3 +199,23 @@ def test_an_unknown_key_of_a_config_names_the_nearest(values, hint):
 
 def test_no_two_configs_share_their_parts():
     assert RunConfig().rl is not RunConfig().rl
+
+
+# Numbers.
+
+NUMBERS = {name: kind for name, (kind, _, _) in flags().items() if kind in (int, float)}
+
+
+def test_every_number_declares_its_range_and_the_help_shows_it(help_text):
+    for name, kind in NUMBERS.items():
+        flag = f"--{name.replace('_', '-')} {kind.__name__.upper()}"
+        (line,) = [line for line in help_text if line.startswith(flag)]
+        assert re.search(r"\[(at least|above|between) [^\]]+\] \(default", line), line
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_number_may_be_senseless(capsys, name):
+    flag = f"--{name.replace('_', '-')}"
+    senseless = ("-3", "nan", "inf", "1e-44") if NUMBERS[name] is float else ("-3", "1" + "0" * 99)
+    for value in senseless:
+        assert f"{flag} must be" in refused(capsys, f"{flag}={value}")

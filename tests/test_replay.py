@@ -79,6 +79,16 @@ def test_a_report_decides_what_was_recorded(verdict):
     assert transcript(record("...") | {"report": [verdict]}).recorded == verdict
 
 
+@pytest.mark.parametrize("report", [None, [None]])
+def test_a_report_without_a_verdict_decides_nothing(report):
+    assert transcript(record("...") | {"report": report}).recorded
+
+
+def test_an_empty_transcript_has_no_answer(tmp_path):
+    result = replayed(tmp_path, record(""))
+    assert (result["programs"], result["same_verdict"]) == (0, 0.0)
+
+
 def test_parse_reads_back_what_a_transcript_says():
     call = "```python\n1+1\n2\n```\n```output\n2\n```\n"
     search = "```search\nwho?\n```\n"
@@ -110,6 +120,16 @@ def test_the_command_prints_one_line_of_json(tmp_path, capsys):
         ("{", "not JSON"),
         ('{"gt": "1", "code": ["x"]}', "no field 'pred'"),
         ('{"gt": "1", "pred": ["1"], "code": [3]}', "list of texts"),
+        ('{"gt": "1", "pred": ["1"], "code": []}', "'code' is not a list of texts"),
+        ('{"gt": "1", "pred": ["1"], "code": "x"}', "'code' is not a list of texts"),
+        ('{"gt": "1", "pred": ["1"], "code": null}', "'code' is not a list of texts"),
+        ('{"gt": "1", "pred": [], "code": ["x"]}', "'pred' is not a list of texts"),
+        ('{"gt": "1", "pred": "1", "code": ["x"]}', "'pred' is not a list of texts"),
+        ('{"gt": "1", "pred": ["1"], "code": ["x"], "report": []}', "list of verdicts"),
+        ('{"gt": "1", "pred": ["1"], "code": ["x"], "report": "no"}', "list of verdicts"),
+        ('{"gt": "1", "pred": ["1"], "code": ["x"], "report": ["no"]}', "list of verdicts"),
+        ('{"gt": NaN, "pred": ["1"], "code": ["x"]}', "finite number"),
+        ("[]", "a JSON object is needed"),
     ],
 )
 def test_a_bad_line_in_a_recording_is_named_and_the_exit_code_is_2(tmp_path, capsys, line, message):

@@ -412,7 +412,7 @@ def test_a_weight_above_accuracy_is_refused(part):
 
 @pytest.mark.parametrize("part", PENALTIES)
 def test_a_negative_weight_is_refused(part):
-    with pytest.raises(ValueError, match="none negative"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         RewardConfig(**{part: -0.1})
 
 

@@ -17,8 +17,9 @@ import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Annotated
 
-from nanotir.checks import one_of
+from nanotir.checks import Range, Whole, number, one_of
 from nanotir.config import Parser
 from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
@@ -39,7 +40,8 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     parser = make_parser()
     experiments = importlib.import_module(source).EXPERIMENTS
     options = parser.parse_args(arguments)
-    options.seeds = options.seeds or (1 if options.quick else 3)
+    if options.seeds is None:
+        options.seeds = 1 if options.quick else 3
     try:
         check(options, experiments)
         failures = execute(options, source, experiments)
@@ -59,12 +61,13 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
 def make_parser() -> Parser:
     parser = Parser(prog="python -m nanotir.lab", description="Measure what each idea contributes.")
     add = parser.add_argument
+    seeds = number(Annotated[int, Range(1, MAX_SEEDS)])
     add("names", nargs="*", metavar="NAME", help="experiments to run, or all; none: list them")
-    add("--seeds", type=int, help=f"1 to {MAX_SEEDS} seeds, from 0 (default: 3, with --quick 1)")
+    add("--seeds", type=seeds, help=f"1 to {MAX_SEEDS} seeds, from 0 (default: 3, with --quick 1)")
     add("--quick", action="store_true", help="fewer steps, to check that it works")
     add(
         "--workers",
-        type=int,
+        type=number(Whole),
         default=os.cpu_count(),
         help="processes of one core each; 0: only this one (default: all cores)",
     )
@@ -85,8 +88,6 @@ def check(options: argparse.Namespace, experiments: dict[str, Experiment]):
     for name in options.names:
         if name != "all":
             one_of("experiment", name, experiments)
-    if not 1 <= options.seeds <= MAX_SEEDS or options.workers < 0:
-        raise ValueError(f"--seeds must be 1 to {MAX_SEEDS}, --workers at least 0")
     if options.quick and options.keep:
         raise ValueError("--keep is for full runs: leave out --quick")
     if options.write and not options.table:

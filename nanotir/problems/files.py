@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from itertools import cycle
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count, cycle
+from math import isfinite
 
-from nanotir.answers import extract_answer
+from nanotir.answers import equivalent, extract_answer
 from nanotir.problems.problem import Problem
+
+MAX_BOXES = 20
+MAX_LINE = 2**20  # characters; a longer line is no problem that a model could read
+
+# What is left of \frac, \beta or \neq where JSON holds them with a single backslash. White space
+# may also be just that.
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\t\n\r](?=[a-z])")
+
+# Each piece but the first begins with a box.
+BOXES = re.compile(r"(?=\\(?:boxed|fbox)\b)")
 
 
 def read_lines(reader: Callable, path: str) -> list:
     """Apply `reader` to the JSON object on each line of a file. Empty lines are skipped."""
     try:
-        with open(path, encoding="utf-8") as lines:
-            rows = [
-                _read_line(reader, line, f"{path}:{number}")
-                for number, line in enumerate(lines, 1)
-                if line.strip()
-            ]
+        with open(path, encoding="utf-8-sig") as file:
+            rows = list(_read_rows(reader, file, path))
     except OSError as error:
         message = f"cannot read {reader.__name__} data: {error.strerror}: '{path}'"
         raise ValueError(message) from None
@@ -35,21 +43,34 @@ def read_lines(reader: Callable, path: str) -> list:
     return rows
 
 
+def _read_rows(reader: Callable, file, path: str) -> Iterator:
+    for number in count(1):
+        # No more is read than fits: a file without newlines may be larger than the memory.
+        line = file.readline(MAX_LINE + 1)
+        if not line:
+            return
+        where = f"{path}:{number}"
+        if len(line) > MAX_LINE:
+            raise ValueError(f"{where}: a line of more than {MAX_LINE:,} characters")
+        if line.strip():
+            yield _read_line(reader, line, where)
+
+
 def _read_line(reader: Callable, line: str, where: str):
     try:
         record = json.loads(line)
+    except RecursionError:
+        raise ValueError(f"{where}: JSON that is nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"{where}: not JSON: {error}") from None
     if not isinstance(record, dict):
         raise ValueError(f"{where}: a JSON object is needed, not {type(record).__name__}")
     try:
         row = reader(record)
-        # With an empty gold answer, a model that says nothing would be right.
-        if not row.answer.strip():
-            raise ValueError("the answer is empty")
-        return row
+        return replace(row, answer=gold(row.answer), source=where)
     except KeyError as missing:
-        raise ValueError(f"{where}: no field {missing}") from None
+        fields = ", ".join(record)[:100]
+        raise ValueError(f"{where}: no field {missing}, only: {fields}") from None
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -60,7 +81,47 @@ def text_field(record: dict, field: str) -> str:
     is_text = isinstance(value, (str, int, float)) and not isinstance(value, bool)
     if not is_text or not str(value).strip():
         raise ValueError(f"field '{field}' is not text")
+    if not _is_finite(str(value)):
+        raise ValueError(f"field '{field}' is {value}, which is neither text nor a finite number")
     return str(value)
+
+
+def _is_finite(text: str) -> bool:
+    """False for what Python writes where a number is missing or too large, as "nan"."""
+    try:
+        return isfinite(float(text))
+    except ValueError:
+        return True
+
+
+def gold(answer: str) -> str:
+    """A correct answer, unwrapped from its boxes. ValueError if no answer could ever equal it."""
+    answer = boxed(answer) or answer
+    if broken := CONTROL.search(answer):  # before strip(), to which a form feed is white space
+        mend = r"write \\frac, not \frac, in JSON"
+        raise ValueError(f"the answer holds the control character {broken[0]!r}: {mend}")
+    answer = answer.strip()
+    if not answer:
+        # With an empty gold answer, a model that says nothing would be right.
+        raise ValueError("the answer is empty")
+    if not _is_finite(answer):
+        raise ValueError(f"the answer is {answer}, which is no finite number")
+    if not equivalent(extract_answer(f"\\boxed{{{answer}}}") or "", answer):
+        mend = "is a brace missing?"
+        raise ValueError(f"the answer {answer[:60]!r} cannot be read back from a box: {mend}")
+    return answer
+
+
+def boxed(text: str) -> str:
+    """The contents of all boxes that differ, as a list; empty if there are none."""
+    pieces = BOXES.split(text)[1:]
+    found = []
+    for answer in dict.fromkeys(map(extract_answer, pieces)):
+        if answer and not any(equivalent(answer, other) for other in found):
+            found.append(answer)
+        if len(found) > MAX_BOXES:
+            raise ValueError(f"more than {MAX_BOXES} boxes: which of them is the answer?")
+    return ", ".join(found)
 
 
 # GSM8K marks each calculation in its solutions: "He has 3*4 = <<3*4=12>>12."
@@ -74,10 +135,10 @@ def gsm8k(record: dict) -> Problem:
     """
     worked, marker, answer = text_field(record, "answer").rpartition("####")
     if not marker:
-        raise ValueError("the answer does not end in '#### ...'")
+        raise ValueError("the answer does not end in '#### ...': plain answers are for jsonl:PATH")
     return Problem(
         question=text_field(record, "question"),
-        answer=answer.strip(),
+        answer=answer,
         family="gsm8k",
         solution=tuple(_calls_for_marks(worked.strip() + "\n")),
         rationale=MARK.sub("", worked).strip(),
@@ -94,10 +155,10 @@ def _calls_for_marks(worked: str):
 
 
 def math(record: dict) -> Problem:
-    """{"problem", "solution"}, optionally "answer": by default what the solution boxes last."""
+    """{"problem", "solution"}, optionally "answer": by default all that the solution boxes."""
     solution = str(record.get("solution", ""))
-    answer = text_field(record, "answer") if "answer" in record else extract_answer(solution)
-    if answer is None:
+    answer = text_field(record, "answer") if "answer" in record else boxed(solution)
+    if not answer:
         raise ValueError("neither an 'answer' nor a \\boxed{} in the 'solution'")
     family = str(record.get("subject") or record.get("type") or "math")
     question = text_field(record, "problem")
@@ -106,9 +167,12 @@ def math(record: dict) -> Problem:
 
 def jsonl(record: dict) -> Problem:
     """{"question", "answer"}, optionally "family" and "rationale"."""
+    answer = text_field(record, "answer")
+    if "####" in answer:
+        raise ValueError("the answer is a whole solution with '####': read the file by gsm8k:PATH")
     return Problem(
         question=text_field(record, "question"),
-        answer=text_field(record, "answer"),
+        answer=answer,
         family=str(record.get("family", "file")),
         rationale=str(record.get("rationale", "")),
     )

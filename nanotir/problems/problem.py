@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,12 @@ class Problem:
     kind: str = ""  # of a generated problem: A to E, see families.py
     solution: tuple[tuple[str, str], ...] = ()
     rationale: str = ""
+    source: str = field(default="", compare=False)  # of a problem from a file: the file and line
+
+    @property
+    def name(self) -> str:
+        """How to name it in a message: where it was read, or how it begins."""
+        return self.source or repr(self.question[:60])
 
     def summary(self) -> dict[str, str]:
         """What a trace says of the problem."""

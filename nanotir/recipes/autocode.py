@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from nanotir import optim, rl
-from nanotir.checks import one_of
+from nanotir.checks import Amount, Several, check_settings, one_of
 from nanotir.demonstrate import act_out, answer_sentence
 from nanotir.logps import autocast, full, masked_logps
 from nanotir.losses import group_advantages, policy_loss
@@ -63,15 +63,14 @@ SETTINGS = {
 class AutoCodeConfig:
     method: str = "em"  # em, or its baselines rl (a decision is sampled like any id) and sft
     base: str = "both"  # imitate both decisions for each problem first, or words alone
-    samples: int = 4  # forced rollouts of each decision a problem (K)
-    alpha: float = 0.0  # how sharply s* prefers the better decision; 0 stands for infinity
+    samples: Several = 4  # forced rollouts of each decision a problem (K)
+    alpha: Amount = 0.0  # how sharply s* prefers the better decision; 0 stands for infinity
     posterior: bool = False  # s* proportional to pi Q, as EM derives it, not to exp(alpha pi Q)
 
     def __post_init__(self):
+        check_settings(self, "autocode")
         one_of("autocode.method", self.method, ("em", "rl", "sft"))
         one_of("autocode.base", self.base, ("both", "words"))
-        if self.samples < 2 or self.alpha < 0:
-            raise ValueError("autocode needs samples of at least 2 and alpha >= 0")
 
 
 @dataclass
@@ -135,7 +134,9 @@ def maximise(run):
         updates = []
         for rows in split(list(range(len(drawn))), settings.updates, run.config.seed, step):
             updates.append(m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler))
-        metrics = em_metrics(explored) | updates[-1]
+        # Means, so that one update that is not finite shows.
+        losses = {name: mean([update[name] for update in updates]) for name in updates[0]}
+        metrics = em_metrics(explored) | losses
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
 
 

@@ -18,17 +18,20 @@ tool output, against eq. 4. We follow the paper; `--sft.observations learned` fo
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nanotir import sft
+from nanotir.checks import Part, Whole, check_settings
 from nanotir.demonstrate import act_out, answer_sentence, demonstrate
 from nanotir.model import Transformer
 from nanotir.problems import Problem
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
+from nanotir.room import demonstrations_with_room
 from nanotir.run import load_state, write_lines
 from nanotir.trajectory import Span, Trajectory
 
@@ -37,21 +40,25 @@ SETTINGS = {"rl.steps": 0, "teacher.quality": 1.0, "sft.steps": 300}
 
 @dataclass
 class ToRAConfig:
-    covered: float = 0.83  # share of the problems that the corpus demonstrates
-    samples: int = 8  # answers drawn to each problem for shaping; 0: imitation alone
-    keep: int = 4  # of these, how many are learned from at most, a problem
+    covered: Part = 0.83  # share of the problems that the corpus demonstrates
+    samples: Whole = 8  # answers drawn to each problem for shaping; 0: imitation alone
+    keep: Whole = 4  # of these, how many are learned from at most, a problem
     correct: bool = True  # the teacher completes wrong answers from their longest good prefix
     control: bool = False  # learn from as many copies of demonstrations instead
 
     def __post_init__(self):
-        if not 0 < self.covered <= 1 or min(self.samples, self.keep) < 0:
-            raise ValueError("tora needs covered in (0, 1], samples and keep of at least 0")
+        check_settings(self, "tora")
 
 
 def demonstrations(run) -> list[Trajectory]:
-    """The corpus. It is written down, because shaping and a resumed run need it again."""
+    """The corpus. It is written down, because shaping and a resumed run need it again.
+
+    So are the weights that the run started from, where no seed gives them.
+    """
+    if run.config.init and run.state["phase"] is None:
+        run.state["base"] = copy.deepcopy(run.model.state_dict())
     config = run.config
-    covered = run.problems[: round(config.tora.covered * len(run.problems))]
+    covered = run.problems[: max(1, round(config.tora.covered * len(run.problems)))]
     given = (run.tokenizer, run.format, run.tools_by_name, config.teacher, config.seed)
     return remembered(run.out / "corpus.jsonl", lambda: demonstrate(covered, *given))
 
@@ -61,7 +68,7 @@ def improve(run):
     config = run.config
     if not config.tora.samples:
         return
-    corpus = demonstrations(run)
+    corpus = run.demonstrations or demonstrations_with_room(run, demonstrations(run))
     shaped = remembered(run.out / "shaped.jsonl", lambda: shape(run, corpus))
     if config.tora.control:
         shaped = random.Random(f"control {config.seed}").choices(corpus, k=len(shaped))
@@ -86,12 +93,14 @@ def shape(run, corpus: list[Trajectory]) -> list[Trajectory]:
             wrong.append((problem, trajectory))
     corrected = correct(wrong, run) if config.correct else {}
 
-    # At most `keep` distinct answers a problem, none of which the corpus has.
+    # At most `keep` distinct answers a problem, none of which the corpus has. Completed ones may be
+    # longer than a row.
+    limit = run.config.model.max_seq_len
     known = {tuple(t.ids) for t in corpus}
     kept = []
     for problem, good in valid.items():
         distinct = {tuple(t.ids): t for t in good + corrected.get(problem, [])}
-        new = [t for ids, t in distinct.items() if ids not in known]
+        new = [t for ids, t in distinct.items() if ids not in known and len(ids) <= limit]
         rng = random.Random(f"shape {run.config.seed} {problem.question}")
         kept += rng.sample(new, min(config.keep, len(new)))
     return kept
@@ -146,6 +155,8 @@ def after_calls(solution, calls: int) -> list:
 
 def base(run) -> dict:
     """The weights that the run started from."""
+    if "base" in run.state:
+        return run.state["base"]
     model = Transformer(run.config.model, run.config.seed)
     if run.config.init:
         load_state(Path(run.config.init) / "checkpoint", model)
@@ -153,7 +164,12 @@ def base(run) -> dict:
 
 
 def remembered(path: Path, make) -> list[Trajectory]:
-    """What make() gives, or gave before the run was stopped. Calls are not kept."""
+    """What make() gives, or gave before the run was stopped. Calls are not kept.
+
+    Before the run has a folder, nothing is written down.
+    """
+    if not path.parent.exists():
+        return make()
     if not path.exists():
         write_lines(path, [{**asdict(trajectory), "calls": []} for trajectory in make()])
     rows = [json.loads(line) for line in path.read_text().splitlines()]

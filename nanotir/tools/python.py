@@ -18,27 +18,28 @@ import time
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
+from nanotir.checks import Count, Range, check_settings
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 MAX_CODE_CHARS = 100_000
 PROJECT = Path(__file__).parents[2]
 
+Seconds = Annotated[float, Range(0, 86400, above=True)]
+Megabytes = Annotated[int, Range(1, 2**20)]
+Workers = Annotated[int, Range(1, 256)]
+
 
 @dataclass
 class PythonConfig:
-    timeout: float = 5.0  # seconds a call may take, by the clock
-    memory_mb: int = 1024  # memory a call may take beyond what numpy and sympy need
-    max_output_chars: int = 2000  # longer output is cut in the middle
-    workers: int = 16  # calls that run at the same time; more wait
+    timeout: Seconds = 5.0  # seconds a call may take, by the clock
+    memory_mb: Megabytes = 1024  # memory a call may take beyond what numpy and sympy need
+    max_output_chars: Count = 2000  # longer output is cut in the middle
+    workers: Workers = 16  # calls that run at the same time; more wait
 
     def __post_init__(self):
-        smallest = min(self.timeout, self.memory_mb, self.max_output_chars, self.workers)
-        if smallest <= 0 or self.workers > 256:
-            raise ValueError(
-                "the python tool needs timeout, memory_mb, max_output_chars and workers above 0, "
-                "and at most 256 workers"
-            )
+        check_settings(self, "python")
 
 
 class PythonTool(Tool):

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nanotir.checks import Count, check_settings
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 NOTHING_FOUND = "Nothing found."
@@ -18,12 +19,11 @@ NOTHING_FOUND = "Nothing found."
 @dataclass
 class SearchConfig:
     path: str = ""  # documents: JSON lines with "text", or one a line; empty: the generated world's
-    top_k: int = 1  # passages in a result
-    max_output_chars: int = 2000  # longer output is cut in the middle
+    top_k: Count = 1  # passages in a result
+    max_output_chars: Count = 2000  # longer output is cut in the middle
 
     def __post_init__(self):
-        if min(self.top_k, self.max_output_chars) < 1:
-            raise ValueError("the search tool needs top_k and max_output_chars of at least 1")
+        check_settings(self, "search")
 
 
 class SearchTool(Tool):

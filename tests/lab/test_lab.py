@@ -196,7 +196,7 @@ def test_kept_results_are_those_of_the_run(bench):
     [
         (["toy", "--quick", "--keep"], "leave out --quick"),
         (["tog"], "no experiment 'tog': did you mean 'toy'?"),
-        (["toy", "--seeds", "12"], "--seeds must be 1 to 11"),
+        (["toy", "--seeds", "12"], "--seeds: it must be between 1 and 11, not 12"),
         (["--write", "README.md"], "--write goes with --table"),
     ],
 )

@@ -3,7 +3,7 @@ import json
 import pytest
 from conftest import SHARED
 
-from nanotir.problems import load
+from nanotir.problems import files, load
 
 GSM8K = {
     "question": "How many?",
@@ -48,8 +48,8 @@ def test_words_between_marks_may_be_missing(tmp_path):
     assert solution == (("python", "1+1"), ("python", "2+2"), ("text", "\n"))
 
 
-def test_a_math_answer_is_what_the_solution_boxes_last(tmp_path):
-    solution = "First \\boxed{2}, then \\boxed{\\frac{1}{2}}."
+def test_a_math_answer_is_what_the_solution_boxes(tmp_path):
+    solution = "So it is \\boxed{\\frac{1}{2}}."
     problem = load_one("math", tmp_path, {"problem": "Halve one.", "solution": solution})
     assert (problem.question, problem.answer) == ("Halve one.", "\\frac{1}{2}")
     assert problem.rationale == solution
@@ -58,6 +58,27 @@ def test_a_math_answer_is_what_the_solution_boxes_last(tmp_path):
 def test_a_math_answer_of_its_own_comes_before_the_solutions(tmp_path):
     row = {"problem": "p", "solution": "\\boxed{2}", "answer": "3"}
     assert load_one("math", tmp_path, row).answer == "3"
+
+
+@pytest.mark.parametrize(
+    "solution, answer",
+    [
+        ("$\\boxed{-2}$ and $\\boxed{1}$", "-2, 1"),
+        ("\\boxed{-3}. Note: \\boxed{3} is also accepted", "-3, 3"),
+        ("\\boxed{0.5} is \\boxed{\\frac{1}{2}}. So \\boxed{0.5}.", "0.5"),
+        ("\\boxed{\\boxed{3}}", "3"),
+        ("\\fbox{1}, \\boxed 2", "1, 2"),
+    ],
+)
+def test_of_several_boxes_a_math_answer_has_all_that_differ(tmp_path, solution, answer):
+    row = {"problem": "p", "solution": solution}
+    assert load_one("math", tmp_path, row).answer == answer
+
+
+def test_a_solution_of_boxes_alone_does_not_say_what_its_answer_is(tmp_path):
+    row = {"problem": "p", "solution": " ".join(f"\\boxed{{{i}}}" for i in range(1000))}
+    with pytest.raises(ValueError, match="more than 20 boxes"):
+        load_one("math", tmp_path, row)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +115,11 @@ def test_empty_lines_are_skipped(tmp_path):
         ({"question": "", "answer": "1"}, "'question' is not text"),
         ({"question": ["q"], "answer": "1"}, "'question' is not text"),
         ({"question": True, "answer": "1"}, "'question' is not text"),
+        ('{"question": NaN, "answer": "1"}', "'question' is nan"),
+        ({"problem": "p", "solution": "s"}, "no field 'answer', only: problem, solution"),
+        (GSM8K, "read the file by gsm8k:PATH"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"question": ' + '{"a":' * 100_000, "nested too deeply"),
     ],
 )
 def test_a_bad_line_is_reported_with_file_and_number(tmp_path, bad, word):
@@ -102,6 +128,86 @@ def test_a_bad_line_is_reported_with_file_and_number(tmp_path, bad, word):
         load(f"jsonl:{path}")
     message = str(caught.value)
     assert message.startswith(f"{path}:3: ") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", '"NaN"', '"nan"', '"Infinity"', '"1e400"'],
+)
+def test_a_gold_answer_that_is_no_finite_number_is_refused(tmp_path, answer):
+    with pytest.raises(ValueError, match="a.jsonl:1: .*finite number"):
+        load_one("jsonl", tmp_path, f'{{"question": "q", "answer": {answer}}}')
+
+
+@pytest.mark.parametrize("before", ["", "1 "])
+@pytest.mark.parametrize(
+    "command", ["frac{1}{2}", "times 2", "neq 2", "beta", "rho", "u0007", "u0000", "u001b[2J"]
+)
+def test_a_gold_answer_whose_backslash_was_not_escaped_is_refused(tmp_path, before, command):
+    row = '{"question": "q", "answer": "' + before + "\\" + command + '"}'
+    with pytest.raises(ValueError, match="a.jsonl:1: .*control character.*in JSON"):
+        load_one("jsonl", tmp_path, row)
+
+
+def test_so_is_that_of_a_gsm8k_solution(tmp_path):
+    row = '{"question": "q", "answer": "words #### \\frac{1}{2}"}'
+    with pytest.raises(ValueError, match="a.jsonl:1: .*control character.*in JSON"):
+        load_one("gsm8k", tmp_path, row)
+
+
+@pytest.mark.parametrize("answer", ["\\frac{1}{2", "1}", "```2```", "<output>2</output>"])
+def test_a_gold_answer_that_cannot_be_read_back_from_a_box_is_refused(tmp_path, answer):
+    with pytest.raises(ValueError, match="a.jsonl:1: .*cannot be read back"):
+        load_one("jsonl", tmp_path, {"question": "q", "answer": answer})
+
+
+@pytest.mark.parametrize(
+    "given, answer",
+    [
+        ("\\boxed{42}", "42"),
+        ("$\\boxed{\\frac{1}{2}}$", "\\frac{1}{2}"),
+        ("It is \\fbox{x}.", "x"),
+        (" 42\n", "42"),
+        ("1 &\n2 \\\\\n\t3", "1 &\n2 \\\\\n\t3"),
+        ("nano", "nano"),
+        ("\\infty", "\\infty"),
+        (1e22, "1e+22"),
+    ],
+)
+def test_a_gold_answer_is_taken_out_of_its_box_and_its_margins(tmp_path, given, answer):
+    assert load_one("jsonl", tmp_path, {"question": "q", "answer": given}).answer == answer
+
+
+def test_a_problem_of_a_file_knows_its_file_and_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", PLAIN, "", PLAIN)
+    first, second = load(f"jsonl:{path}")
+    assert (first.source, second.source) == (f"{path}:1", f"{path}:3")
+    assert first == second  # where it stands is no part of a problem
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\ufeff" + json.dumps(PLAIN), encoding="utf-8")
+    assert len(load(f"jsonl:{path}")) == 1
+
+
+def test_line_separators_inside_of_a_text_end_no_line(tmp_path):
+    text = "a\u2028b\u2029c\x85d"
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": text, "answer": "1"}, ensure_ascii=False) + "\n")
+    assert load(f"jsonl:{path}")[0].question == text
+
+
+def test_of_a_line_that_is_too_long_no_more_is_read_than_shows_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE", 100)
+    path = write(tmp_path / "a.jsonl", PLAIN, PLAIN | {"rationale": "x" * 100})
+    with pytest.raises(ValueError, match="a.jsonl:2: a line of more than 100 characters"):
+        load(f"jsonl:{path}")
+
+
+def test_a_file_of_one_endless_line_is_one_line_of_error():
+    with pytest.raises(ValueError, match="/dev/zero:1: a line of more than 1,048,576 characters"):
+        load("jsonl:/dev/zero")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,53 @@
+"""What fits into a row of the model, found out before anything trains.
+
+What does not fit is an error that names where it was read, or with `too_long` "skip" it is left out
+and counted in one line.
+"""
+
+from __future__ import annotations
+
+from nanotir.problems import Problem
+from nanotir.trajectory import Trajectory
+
+TOO_LONG = ("error", "skip")
+
+
+def problems_with_room(
+    problems: list[Problem], tokenizer, format, max_seq_len: int, too_long: str = "error"
+) -> list[Problem]:
+    """The problems whose prompts leave room for at least one id of an answer."""
+    rows = []
+    for problem in problems:
+        length = len(format.prompt(tokenizer, problem.question))
+        what = f"{problem.name}: a prompt of {length} ids leaves no room to answer"
+        rows.append((problem, what, length < max_seq_len))
+    return fitting(rows, "problems", max_seq_len, too_long)
+
+
+def demonstrations_with_room(run, demonstrations: list[Trajectory]) -> list[Trajectory]:
+    """The demonstrations, of a run's problems, that are no longer than a row."""
+    names = {}
+    for problem in run.problems:
+        names[tuple(run.format.prompt(run.tokenizer, problem.question))] = problem.name
+    limit = run.config.model.max_seq_len
+    rows = []
+    for shown in demonstrations:
+        name = names[tuple(shown.ids[: shown.spans[0].end])]
+        what = f"{name}: a demonstration of {len(shown.ids)} ids does not fit into a row"
+        rows.append((shown, what, len(shown.ids) <= limit))
+    return fitting(rows, "demonstrations", limit, run.config.too_long)
+
+
+def fitting(rows: list[tuple], kind: str, limit: int, too_long: str) -> list:
+    """Of rows (item, what is wrong if it does not fit, whether it fits) the items that fit."""
+    faults = [what for _, what, fits in rows if not fits]
+    if not faults:
+        return [item for item, _, _ in rows]
+    first = f"{faults[0]}: model.max_seq_len is {limit}"
+    if len(faults) == len(rows):
+        raise ValueError(f"{first}; none of the {kind} fits")
+    if too_long == "error":
+        others = f" ({len(faults)} {kind} are too long)" if len(faults) > 1 else ""
+        raise ValueError(f"{first}{others}; --too-long skip leaves such {kind} out")
+    print(f"left out {len(faults)} of {len(rows)} {kind}, the first is {first}")
+    return [item for item, _, fits in rows if fits]

@@ -1,0 +1,137 @@
+"""The files of a run folder: written so that they are never half there, and read with care.
+
+What is missing or damaged is a ValueError of one line that names the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from nanotir.model import ModelConfig, Transformer
+from nanotir.tokenizer import Tokenizer
+
+
+@contextmanager
+def reading(path):
+    """Whatever a damaged file raises, where it is read or used, as a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        fault = f"{kind}{error}".splitlines()[0]
+        raise ValueError(f"'{path}' cannot be used: {fault}") from None
+
+
+def check_types(values: dict, kinds: dict):
+    """Raise what `reading` turns into one line, unless all keys are there with their types."""
+    for key, kind in kinds.items():
+        if not isinstance(values[key], kind):
+            raise ValueError(f"'{key}' is {values[key]!r}")
+
+
+def write_atomically(path, write):
+    """Call write(temporary path), flush to disk, then rename: a file is never half written."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name, so leftovers are overwritten
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path, value):
+    text = json.dumps(value, indent=1) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_lines(path, rows):
+    """JSON lines."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def read_config(folder) -> dict:
+    """The config of a run folder. ValueError, in one line, if it is not one."""
+    path = Path(folder) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except OSError:
+        raise ValueError(f"'{folder}' is not a run folder: no readable config.json") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise ValueError(f"'{path}' is not the config of a run: the folder is damaged")
+    return config
+
+
+def read_model_config(folder) -> ModelConfig:
+    try:
+        return ModelConfig(**read_config(folder)["model"])
+    except TypeError as error:
+        raise ValueError(misfit(folder, error)) from None
+
+
+def misfit(folder, error) -> str:
+    return f"'{folder}/config.json' does not fit this version of nanotir: {error}"
+
+
+def read_evaluations(out) -> dict:
+    path = Path(out) / "eval.json"
+    if not path.exists():
+        return {}
+    with reading(path):
+        return {name: dict(modes) for name, modes in json.loads(path.read_text()).items()}
+
+
+def load_tokenizer(folder) -> Tokenizer:
+    try:
+        return Tokenizer.load(Path(folder) / "checkpoint")
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        raise ValueError(f"no readable tokenizer in '{folder}/checkpoint': {error}") from None
+
+
+def load_state(folder, model: Transformer) -> dict:
+    """Load a checkpoint's weights into `model` and return the rest of it.
+
+    ValueError if there is none, or if it is another model's.
+    """
+    path = Path(folder) / "state.pt"
+    try:
+        # PyTorch does not compare the checksums of what it reads.
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise zipfile.BadZipFile(part)
+        state = torch.load(path, map_location=model.embed.weight.device, weights_only=True)
+        model.load_state_dict(state.pop("model"))
+    except FileNotFoundError:
+        mend = "the run stopped before its first one; start anew with another --out"
+        raise ValueError(f"no checkpoint in '{folder}': {mend}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read '{path}': {error.strerror}") from None
+    except Exception as error:  # damaged bytes raise nearly all there are
+        raise ValueError(f"'{path}' is {_what_is_wrong(error)}") from None
+    check_finite(model, lambda what: ValueError(f"'{path}' is damaged: {what}"))
+    return state
+
+
+def check_finite(model: Transformer, error_of):
+    """Raise error_of("the weights .. are not finite") for the first weights that are not."""
+    for name, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise error_of(f"the weights {name} are not finite")
+
+
+def _what_is_wrong(error) -> str:
+    if "state_dict" not in str(error):
+        return "damaged, or no checkpoint of nanotir"
+    lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+    return f"not of this model's config: {lines[0] if lines else 'it has other layers'}"
