@@ -13,8 +13,8 @@
 
 The trainer does not fork: it has threads, perhaps a GPU. Importing sympy takes half a second, and
 forking a process that has it a few milliseconds, most of them for its memory. So there are two
-servers, one with numpy and sympy and one without. A child is a copy of its worker, which reads no
-program and no output, so a program finds nothing of other calls in its memory.
+servers, one with numpy and sympy and one without, and this file imports little. A child is a copy
+of its worker, which reads no program and no output: no program finds other calls in its memory.
 
     python -m nanotir.tools.sandbox        show which layers of protection this machine has
 """
@@ -34,7 +34,7 @@ import socket
 import sys
 import time
 import traceback
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from nanotir.tools import lockdown
 
@@ -158,7 +158,8 @@ def fork() -> int:
     return os.fork()
 
 
-class Child(NamedTuple):
+@dataclass
+class Child:
     """A child that waits for its call, as its worker sees it."""
 
     pid: int
