@@ -183,8 +183,10 @@ def last_words(ending: dict, shown: str, config: PythonConfig) -> str:
         return f"Crash: {signal.strsignal(-code) or 'signal'} ({-code})"
     if code >= 0:
         return f"SystemExit: the program has ended itself with code {code}"
-    if status != "ok" and not shown:
-        return "MemoryError" if status == "memory" else "Error: the program failed and had closed its output"
+    if status == "memory" and not shown:
+        return "MemoryError"
+    if status == "error" and not shown:
+        return "Error: the program failed and had closed its output"
     return ""
 
 

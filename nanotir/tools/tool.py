@@ -1,6 +1,6 @@
 """What a tool is: a name and `run(text) -> ToolResult`.
 
-A tool should answer every text. If it raises all the same, the model reads the error: see `ask`.
+A tool should answer every text. If it raises all the same, the model reads the error (calls.py).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 import traceback
 import weakref
 from collections import Counter
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from nanotir.checks import visible
@@ -97,27 +97,6 @@ class Tool:
 
     def __exit__(self, *exception):
         self.close()
-
-
-def ask(tool: Tool, text: str, session=None) -> Future:
-    """tool.submit, even if that raises."""
-    try:
-        return tool.submit(text, session)
-    except Exception as error:
-        failed = Future()
-        failed.set_exception(error)
-        return failed
-
-
-def answer_of(tool: Tool, call: Future) -> ToolResult:
-    """What a finished call returned. If it raised, or returned something else, that is an error."""
-    error = CancelledError() if call.cancelled() else call.exception()
-    if error is None:
-        result = call.result()
-        if isinstance(result, ToolResult) and isinstance(result.output, str):
-            return result
-        error = TypeError(f"run() of '{tool.name}' has to return a ToolResult, its output a text")
-    return ToolResult(last_line(error), False, "error")
 
 
 def last_line(error: BaseException) -> str:

@@ -5,7 +5,8 @@ from concurrent.futures import Future
 import pytest
 
 from nanotir.tools import DeadTool, Tool, ToolResult, check_alive
-from nanotir.tools.tool import answer_of, ask, cut_middle
+from nanotir.tools.calls import answer_of, ask
+from nanotir.tools.tool import cut_middle
 
 
 class Echo(Tool):
