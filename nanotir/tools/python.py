@@ -213,7 +213,7 @@ class ForkServer:
                 start_new_session=True,
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
-                stderr=None if is_open(2) else subprocess.DEVNULL,
+                stderr=None if sys.__stderr__ else subprocess.DEVNULL,
             )
         except OSError:
             os.rmdir(self.base)
@@ -264,13 +264,6 @@ class ForkServer:
         self.process.wait()
         # A server that was killed could not remove its folder itself.
         subprocess.run(["rm", "-rf", self.base], check=False)
-
-
-def is_open(descriptor: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.fstat(descriptor)
-        return True
-    return False
 
 
 def listen(end: socket.socket, room: int) -> tuple[bytes, int]:

@@ -214,6 +214,45 @@ def test_no_frame_of_a_child_holds_how_an_earlier_call_ended(fresh):
     assert fresh.run(LOOK_INTO_FRAMES).output == "[]"
 
 
+def in_a_forked_process(function) -> str:
+    """What the function returns there, or "" if it has no answer within 30 seconds."""
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            signal.alarm(30)
+            os.write(theirs, function().encode())
+        os._exit(0)
+    os.close(theirs)
+    with open(ours) as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_process_that_forks_after_a_call_has_servers_of_its_own():
+    with PythonTool() as tool:
+        assert tool.submit("x = 1", session="a").result(timeout=60).ok
+        futures = submit_numbers(tool, 4, seconds=1.5)
+
+        def calls() -> str:
+            said = [tool.run("2").output, tool.submit("3").result(timeout=20).output]
+            said.append(tool.run("x", session="a").output)
+            tool.close()
+            return " ".join(said)
+
+        assert in_a_forked_process(calls) == "2 3 1"
+        assert outputs(futures) == numbers(4)
+        assert [tool.run(str(i)).output for i in range(5)] == numbers(5)
+
+
+def test_a_trainer_whose_output_is_closed_still_gets_outputs():
+    code = "import sys; sys.path.insert(0, {!r})\nfrom nanotir.tools import PythonTool\n"
+    code += "with PythonTool() as tool: sys.exit(tool.run('print(2)\\n3').output != '2\\n3')"
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    command = [*closed, sys.executable, "-c", code.format(str(ROOT))]
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
 def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
     monkeypatch.setattr(client.sys, "executable", "/no/such/python")
     before = set(Path(tempfile.gettempdir()).glob("nanotir-*"))
