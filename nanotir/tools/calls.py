@@ -52,11 +52,9 @@ class Calls:
         if call.tool is None:
             return call.future.result()
         result = answer_of(call.tool, call.future)
-        if result.status in BY_CHANCE:
-            self.shared.pop((call.tool.name, call.text), None)
-            if not call.own:
-                call.own, call.future = True, ask(call.tool, call.text)
-                return None
+        if result.status in BY_CHANCE and not call.own:
+            call.own, call.future = True, ask(call.tool, call.text)
+            return None
         return result
 
     def end(self, row, call: Pending | None = None):

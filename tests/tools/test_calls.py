@@ -1,5 +1,6 @@
 """Tools that break their promise, share their answers or hold sessions, in a whole rollout."""
 
+import threading
 import time
 from concurrent.futures import Future
 
@@ -128,9 +129,14 @@ def held_rows(tokenizer, tool, n=2, **hooks):
 
 def test_a_stop_is_asked_while_all_rows_are_parked(tokenizer):
     tool = Held()
-    rows = held_rows(tokenizer, tool, stop=lambda: len(tool.calls) == 2)
+    started = time.monotonic()
+    late = threading.Timer(5, lambda: [call.set_result(ToolResult("")) for call in tool.calls])
+    late.start()
+    rows = held_rows(tokenizer, tool, stop=lambda: time.monotonic() > started + 0.5)
+    late.cancel()
+    assert time.monotonic() - started < 4
     assert [row.finish_reason for row in rows] == ["cancelled"] * 2
-    assert not tool.sessions
+    assert len(tool.calls) == 2 and not tool.sessions
 
 
 def test_a_session_that_its_running_call_opens_again_is_ended_once_more(tokenizer):

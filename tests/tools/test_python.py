@@ -249,9 +249,9 @@ def test_a_cell_that_leaves_is_not_replayed_whatever_its_exit_code(python, code)
 
 def test_cells_of_one_session_that_are_sent_at_once_run_one_after_the_other(python):
     assert python.run("seen = []", session="at once").ok
-    wait([python.submit(f"seen.append({i})", session="at once") for i in range(12)])
-    output = python.run("sorted(seen)", session="at once").output
-    assert output == str(list(range(12)))
+    code = "seen.append(1)\nlen(seen)"
+    calls = [python.submit(code, session="at once") for _ in range(12)]
+    assert sorted(int(call.result(timeout=60).output) for call in calls) == list(range(1, 13))
     python.end_session("at once")
 
 

@@ -232,10 +232,9 @@ def test_many_calls_of_every_kind_leave_nothing_behind():
 def test_a_worker_that_removes_files_is_not_asked_next_if_another_one_is_idle(fresh):
     wait(submit_numbers(fresh, 2, seconds=0.5))  # now there are two workers
     server = fresh._servers[False]
+    littering = server.idle[-1]
     assert fresh.run("open('f', 'w').close()").ok
-    littered = server.idle[0]
-    assert fresh.run("2").ok
-    assert server.idle[0] is littered
+    assert server.idle[0] is littering
 
 
 def test_processes_that_are_copied_into_children_never_see_a_program_or_its_output(fresh):
@@ -287,6 +286,7 @@ def in_a_forked_process(function) -> str:
 def test_a_process_that_forks_after_a_call_has_servers_of_its_own():
     with PythonTool() as tool:
         assert tool.submit("x = 1", session="a").result(timeout=60).ok
+        servers = dict(tool._servers)
         futures = submit_numbers(tool, 4, seconds=1.5)
 
         def calls() -> str:
@@ -298,6 +298,7 @@ def test_a_process_that_forks_after_a_call_has_servers_of_its_own():
         assert in_a_forked_process(calls) == "2 3 1"
         assert outputs(futures) == numbers(4)
         assert [tool.run(str(i)).output for i in range(5)] == numbers(5)
+        assert tool._servers == servers
 
 
 def test_a_trainer_whose_output_is_closed_still_gets_outputs():
