@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-SERVE = "from nanotir.answers import numeric, verdict, worker; worker.serve(verdict.decide)"
+SERVE = "from nanotir.answers import values, verdict, worker; worker.serve(verdict.decide)"
 
 
 @functools.lru_cache(maxsize=1)
@@ -32,13 +31,12 @@ class Worker:
 
     def ask(self, p: str, g: str, deadline: float) -> bool:
         with self.lock:
-            try:
+            answer = b""
+            with suppress(OSError):  # it may have died meanwhile
                 if self.process is None or self.process.poll() is not None:
                     self.start()
                 self.process.stdin.write(json.dumps([p, g, deadline]).encode() + b"\n")
                 answer = self.read(deadline)
-            except OSError:  # it has died meanwhile
-                answer = b""
             if answer not in (b"0", b"1"):
                 self.stop()
         return answer == b"1"
@@ -51,8 +49,7 @@ class Worker:
         self.process = subprocess.Popen(command, cwd=root, bufsize=0, **pipes)
         # Kills it when this object is gone, at the latest when the program ends.
         self.kill = weakref.finalize(self, kill, self.process, os.getpid())
-        # It says when it has imported what it needs: the deadline is for the comparison alone.
-        self.read(30.0)
+        self.read(30.0)  # it has imported what it needs
 
     def read(self, seconds: float) -> bytes:
         """Return the next byte, or none if it does not come in time."""
@@ -66,13 +63,12 @@ class Worker:
 
 
 def kill(process: subprocess.Popen, owner: int):
-    # A fork holds a copy of the object, but the process is its parent's.
-    if os.getpid() == owner:
+    if os.getpid() == owner:  # a fork holds a copy of the object
         process.kill()
         process.communicate()
 
 
-def serve(decide: Callable[[str, str], bool]):
+def serve(decide):
     """Answer each line, a pair, with one byte. The process ends when its input does."""
     import resource
 

@@ -11,7 +11,7 @@ from nanotir.answers import equivalent
 from nanotir.answers.worker import own_worker
 
 SLOW = "\\sin(10^{10^{8}})"  # needs a hundred million digits of pi
-TOWER = ("9^{9^{8}}", "9^{43046721}")  # equal, and slow enough for the worker
+TOWER = ("3\\cdot 2^{1000003}", "2^{1000003}\\cdot 3")  # equal, and slow enough for the worker
 
 # What the programs below begin with.
 BEGIN = f"""

@@ -1,0 +1,231 @@
+"""From the text of an answer to tokens: first one spelling for each sign, then one pass.
+
+A token is a tuple of its kind and, for some kinds, a value: ("+",), ("sym", "x"), ("unit", "cm"),
+("text", "red"), ("num", value, digits, text). Every step takes linear time.
+"""
+
+import functools
+import re
+import unicodedata
+from fractions import Fraction
+
+from nanotir.answers.trees import fail, num
+from nanotir.answers.units import LETTERS, NUMERALS, unit_name
+
+# Unicode as LaTeX.
+SPELLED = dict(zip("−×·⋅∙÷∕∣∶≔，。、；º", "-****//|::,.,;°"))
+SPELLED |= {"∞": "\\infty ", "√": "\\sqrt ", "∛": "\\cbrt ", "≠": "\\ne ", "±": "\\pm "}
+SPELLED |= dict.fromkeys("≤≦⩽", "\\le ") | dict.fromkeys("≥≧⩾", "\\ge ") | {"°": "°"}
+SPELLED |= {"∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∖": "\\setminus "}
+SPELLED |= {"∅": "\\emptyset ", "≈": "\\approx ", "€": "\\euro ", "£": "\\pound ", "⁄": "/"}
+SPELLED |= {"ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "′": "'", "⟨": "\\langle ", "⟩": "\\rangle "}
+SPELLED |= {"λ": "\\lambda ", "\ufe0e": "", "\ufe0f": ""}
+
+# LaTeX commands.
+GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau"
+GREEK += " upsilon phi chi psi omega varepsilon vartheta varphi ell Gamma Delta Theta Lambda Xi"
+GREEK = [*GREEK.split(), "Sigma", "Phi", "Psi", "Omega"]
+FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg"
+FUNCTIONS = [*FUNCTIONS.split(), *"exp sqrt cbrt abs floor ceil max min gcd lcm".split()]
+CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "I": "i", "oo": "oo"}
+CONSTANTS |= dict.fromkeys(("infty", "inf", "infinity"), "oo")
+SIGNS = {"*": "cdot times ast", "/": "div", ":": "colon", ",": "lor land", "!=": "ne neq"}
+SIGNS |= {"<": "lt", ">": "gt", "<=": "le leq leqslant", ">=": "ge geq geqslant", "\\{": "lbrace"}
+SIGNS |= {"minus": "setminus backslash", "|": "lvert rvert vert mid", "\\}": "rbrace"}
+SIGNS |= {"<(": "langle", ")>": "rangle", "empty": "emptyset varnothing"}
+COMMANDS = {name: (sign,) for sign, names in SIGNS.items() for name in names.split()}
+for name in "in pm mp cup cap over choose frac binom lfloor rfloor lceil rceil".split():
+    COMMANDS[name] = (name,)
+COMMANDS |= {name: ("sym", name) for name in GREEK} | {name: ("fn", name) for name in FUNCTIONS}
+COMMANDS |= {name: ("const", value) for name, value in CONSTANTS.items() if len(name) > 1}
+COMMANDS |= {name: ("accent", name) for name in ("overline", "bar", "vec", "overrightarrow", "hat")}
+COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
+OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
+
+# Words.
+SHORT_WORDS = ("yes", "no", "odd", "not", "all", "red", "is", "the")
+SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("%",)])}
+SIGN_WORDS |= dict.fromkeys(("degree", "degrees", "deg"), [("°",)])
+SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": [("power", 3)]}
+SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])
+VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
+
+SPACE = re.compile(r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+")
+LAYOUT = re.compile(
+    r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|(?:no)?limits|(?:tri)?angle|bf|rm|it)"
+    r"(?![a-zA-Z])|\\! ?"
+)
+DEGREE = re.compile(r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)")
+TEXT = re.compile(
+    r"\\(?:(?:text|math)(?:bf|it|rm|sf|tt|normal)?|emph|[mh]box|operatorname\*?)(?![a-zA-Z])"
+    r" ?(?:\{((?:[^{}]|\{[^{}]*\})*)\})?"
+)
+GROUPED = re.compile(
+    r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
+)
+MIXED = re.compile(
+    r"(?<![\d.^_])(\d+) ?(?:\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
+)
+REPEATING = re.compile(
+    r"(?<!\d)(?P<whole>\d*)\.(?P<fixed>\d*)(?:\\(?:overline|bar|dot) ?\{(?P<over>\d+)\}"
+    r"|\((?P<round>\d+)\)|(?<=\d\d\d)(?P<dots>\.\.\.|\\l?dots))"
+)
+PLAIN_UNITS = re.compile(r"([\d}] ?)([kcm]?m) ?/ ?(s|h|hr|sec|min)\b")
+# What is written -> how the tokenizer reads it, in this order.
+RULES = (
+    (r"\\\\ ?\[[^\[\]]{1,9}\]", r"\\\\"),  # \\[1mm]
+    (r"(?<!\\)\\[()\[\]]|\$", " "),  # math delimiters
+    (SPACE, " "),
+    (LAYOUT, ""),
+    (DEGREE, "°"),
+    (r" ?\{ ?([,:]) ?\} ?", r"\1"),
+    (r"\\\\ ?(?=\\end)", ""),
+    (r"\\[cdt](?=frac|binom)", r"\\"),
+    (r"\\(frac|binom) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),
+    (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),
+    (r"\bper cent\b", "percent"),
+    (r"\bE(?= ?\*\*)", "e"),  # the notation of computer algebra
+    (PLAIN_UNITS, r'\1"\2/\3"'),
+    (TEXT, r'"\1"'),
+    (TEXT, r'"\1"'),
+)
+TOKEN = re.compile(
+    r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
+    r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
+    r"|\\(?P<command>[a-zA-Z]+)|(?P<quote>\")| "
+    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def spelled(sign: str) -> str:
+    """Return one sign of Unicode as LaTeX."""
+    if sign.isascii() or sign in SPELLED:
+        return SPELLED.get(sign, sign)
+    kind = unicodedata.category(sign)
+    if kind in ("Cf", "Zs", "Pd"):  # invisible signs, spaces, dashes
+        return {"Cf": "", "Zs": " ", "Pd": "-"}[kind]
+    plain = unicodedata.normalize("NFKC", sign)
+    tag = unicodedata.decomposition(sign).partition(">")[0]
+    if tag == "<fraction":
+        return "\\frac{%s}{%s} " % tuple(plain.partition("⁄")[::2])
+    if plain != sign:
+        plain = "".join(map(spelled, plain))
+        # The marks let neighbours join: x¹² is x^{12}.
+        above = {"<super": "^", "<sub": "_"}.get(tag)
+        return f"{above}{{{plain}\ue000}}" if above else plain
+    script, _, letter = unicodedata.name(sign, "").partition(" SMALL LETTER ")
+    return f"\\{letter.lower()} " if script == "GREEK" and letter.isalpha() else sign
+
+
+@functools.lru_cache(maxsize=1024)
+def normalise(text: str) -> str:
+    """Return an answer in the notation that the tokenizer reads, without what surrounds it."""
+    if not text.isascii():
+        text = "".join(map(spelled, text))
+        text = re.sub("\ue000}[_^]{", "", text).replace("\ue000", "")
+    # Of "1/3 \approx 0.33" the first is the answer.
+    exact, approx, _ = text.partition("\\approx")
+    if approx and re.search(r"\d", exact):
+        text = exact
+    # A single $ before a number is money; the others are math delimiters.
+    text = text.replace('"', "'").replace("\\$", "\\dollar ")
+    if text.count("$") == 1 and re.search(r"\$ ?[\d.]", text):
+        text = text.replace("$", "\\dollar ")
+    for pattern, replacement in RULES:
+        text = re.sub(pattern, replacement, text)
+    text = text.strip().removeprefix("**").strip().rstrip(" ,;*\\")
+    text = text if text.endswith("...") else text.rstrip(" ,;*\\.")
+    text = re.sub(r"^=(?!=)|^\\f?box(?:ed)?(?= ?\{)", "", text).strip()
+    # Within brackets a comma never belongs to a number.
+    end = re.search(r"[(\[]|\\\{|\Z", text).start()
+    text = GROUPED.sub(lambda number: re.sub("[, ]", "", number[0]), text[:end]) + text[end:]
+    return MIXED.sub(mixed, REPEATING.sub(repeating, text))
+
+
+def mixed(match: re.Match) -> str:
+    whole, n, d = (part for part in match.groups() if part)
+    return f"({whole}+{n}/{d})" if int(n) < int(d) else match[0]
+
+
+def repeating(match: re.Match) -> str:
+    """Return 0.1\\overline{6}, 0.1(6) or 0.1666... as a fraction."""
+    whole, fixed = match["whole"] or "0", match["fixed"]
+    if match["dots"] and len(set(fixed[-3:])) > 1:
+        return match[0]
+    period = match["over"] or match["round"] or fixed[-1]
+    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
+    return f"({Fraction(f'{whole}.{fixed}0') + Fraction(int(period), nines)})"
+
+
+def tokenise(text: str) -> list[tuple]:
+    tokens, at, in_text = [], 0, False
+    for match in TOKEN.finditer(text):
+        if match.start() > at:
+            break
+        at, kind = match.end(), match.lastgroup
+        if kind == "num":
+            tokens.append(number(match[0]))
+        elif kind == "word":
+            run, rest = match[0], text[at : at + 2]
+            tokens += after_value(run, run.lower(), in_text, tokens, rest) or meaning(run, in_text)
+        elif kind == "quote":
+            in_text = not in_text
+        elif kind == "set":
+            tokens.append(("sym", f"set {match[kind]}"))
+        elif kind == "command":
+            tokens.append(COMMANDS.get(match[kind]) or fail(match[0]))
+        elif kind:
+            sign = OTHER_SIGNS.get(match[0], match[0])
+            tokens.append((sign,) if kind == "sign" else (match["edge"], match["name"]))
+    return tokens if at == len(text) else fail(text[at])
+
+
+def number(text: str) -> tuple:
+    mantissa, _, exponent = text.lower().partition("e")
+    if exponent and abs(int(exponent)) > 1000:
+        fail("exponent")
+    decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
+    return "num", Fraction(mantissa) * Fraction(10) ** int(exponent or 0), len(decimal), text
+
+
+def after_value(run: str, lower: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
+    """Return the tokens of a unit or a numeral after a value, none of another word."""
+    kinds = [token[0] for token in tokens[-2:]]
+    in_fraction = in_text and kinds[-1:] == ["{"] and tokens[0][0] == "num"
+    if not in_fraction and (not kinds or kinds[-1] not in VALUES):
+        return []
+    if kinds[-1] == "°" and lower in ("c", "f", "celsius", "fahrenheit"):
+        tokens.pop()
+        return [("unit", "celsius" if lower[0] == "c" else "fahrenheit")]
+    if lower in NUMERALS:
+        return [("*",), (*num(NUMERALS[lower]), lower)]
+    if lower in SIGN_WORDS:
+        return SIGN_WORDS[lower]
+    is_function = run in ("min", "sec") and re.match(r" ?[(\\a-z0-9]", rest)
+    if is_function or lower in ("am", "pm") and kinds != [":", "num"]:
+        return []
+    name = unit_name(lower) if len(run) > 1 else in_text and LETTERS.get(run)
+    if not name or run.isupper() and not in_text and run not in ("USD", "AM", "PM"):
+        return []
+    # Square cm is cm^2.
+    power = [("^",), num(tokens.pop()[1])] if kinds[-1] == "power" else []
+    return [("unit", name), *power]
+
+
+def meaning(run: str, in_text: bool) -> list[tuple]:
+    """Return the tokens of a run of letters: a function, a word, a name, a product of unknowns."""
+    lower = run.lower()
+    if lower in ("or", "and"):
+        return [(",", lower)]
+    if run in FUNCTIONS:
+        return [("fn", run)]
+    if run in CONSTANTS:
+        return [("const", CONSTANTS[run])]
+    # AB is the name of a segment, ab is a product.
+    is_name = 1 < len(run) < 4 and run.isupper() and lower not in SHORT_WORDS
+    if is_name or run in GREEK and not in_text:
+        return [("sym", run)]
+    if len(run) > 3 or lower in SHORT_WORDS or in_text and len(run) > 1:
+        return [("text", lower)]
+    return [("const" if letter in "ei" else "sym", letter) for letter in run]
