@@ -35,6 +35,11 @@ def each_in(left, right, equal) -> bool:
     return there and all(any(equal(a, b) for a in left) for b in right)
 
 
+def same_item(p: tuple, g: tuple) -> bool:
+    """Within a set, {3} is not 3."""
+    return (p[0] == "set") == (g[0] == "set") and same(p, g)
+
+
 def by_unit(p: tuple, g: tuple) -> bool | None:
     """Two units must agree, or be converted; a unit that only one side has is ignored."""
     if units(p) and units(g):
@@ -123,7 +128,7 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     # x = 1, x = 2 is 1, 2.
     if len({*p_names, *g_names} - {None}) == 1:
         p_items, g_items = ([named(item)[1] for item in items] for items in (p_items, g_items))
-    return each_in(p_items, g_items, same) if "set" in kinds else matched(p_items, g_items)
+    return each_in(p_items, g_items, same_item) if "set" in kinds else matched(p_items, g_items)
 
 
 def inside(tree: tuple) -> tuple:
@@ -139,7 +144,7 @@ def items(tree: tuple) -> list[tuple]:
         parts = [[part] if part[0] == "set" else items(part) for part in tree[1:]]
         return list(itertools.chain.from_iterable(parts))
     # Each \pm has both signs; where there is a \mp, all change together.
-    signs = [node for node in walk(tree) if node[:1] in (("pm",), ("mp",))]
+    signs = [node for node in walk(tree) if node[0] in ("pm", "mp")]
     if not signs or len(signs) > 4:
         return fail("too many signs") if signs else [tree]
     together = signs if "mp" in [sign[0] for sign in signs] else signs[:1]

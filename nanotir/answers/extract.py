@@ -4,12 +4,11 @@ import re
 
 from nanotir.answers.units import unit_name
 
-MAX_LINE = 2000  # characters in which a named answer is looked for
-
+MAX_SENTENCE = 2000  # characters in which a named answer is looked for
 # A tag in backticks is only mentioned.
 TAG = re.compile(r"(?<!`)<(/?)(think|python|output|code|result|tool_call|tool_response)>")
 CUT_OFF = ("think", "python", "tool_call")  # blocks that may be the last, and not be closed
-FENCE = re.compile(r"```(\w*).*?(?:```|\Z)", re.S)
+FENCE = re.compile(r"```(?!latex|tex|math).*?(?:```|\Z)|```\w*", re.S)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<box>\{)|(?P<bare>-?\d[\d.,]*))|\\[{}]|[{}]")
 MARK = re.compile(
     r"(?:\banswer\*?(?:\s+is\b|\s*:|(?=\s*(?:\$|\\[\[(])))|\bfinal answer\b|#### ?)[*\s:]*"
@@ -20,13 +19,15 @@ MARK = re.compile(
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$(?!\d)|\\\(((?:.|\n)+?)\\\)|\\\[((?:.|\n)+?)\\\]"
 )
-END = re.compile(r"\.(?:\s|$)|\n")
-# How a sentence goes on after its answer.
+# How a sentence goes on after its answer, and what would change it.
 REASON = re.compile(
-    r",?\s(?:because|since|as|which|when|where|if|so|for|in|and we|that is|altogether|a|each)\b"
+    r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|that is|altogether|a)\b"
     r"|,\s(?:not|that)\b|;\s(?=[a-z]{2})|\s\((?=\$|[^()]*[a-z]{2})"
 )
-PROSE = re.compile(r"((?:\\?\$)?-?(?:\\?\$)?\d[\d,.]*%?) ([a-z]+) [a-z ]+")
+CASES = re.compile(r"\b(?:or|otherwise|else)\b|\band\b.*\b(?:for|if|when)\b")
+PROSE = re.compile(
+    r"((?:\\?\$)?-?(?:\\?\$)?\d[\d,.]*%? ([a-z]+))(?! (?:or|per|and|to|out|of)\b)[a-z ]+"
+)
 
 
 def extract_answer(text: str) -> str | None:
@@ -34,45 +35,37 @@ def extract_answer(text: str) -> str | None:
 
     Where there is an <answer> tag, only what it holds counts.
     """
-    text = FENCE.sub(without_code, without_blocks(text))
-    _, tag, tagged = text.rpartition("<answer>")
-    tagged = tagged.partition("</answer>")[0].strip()
-    if tag and tagged:
-        text = tagged
+    text = FENCE.sub(" ", without_blocks(text))
+    tagged = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
+    tagged = tagged if "<answer>" in text else ""
+    text = tagged or text
     box = last_box(text)
     if box is not None:
         return box
-    marks = list(MARK.finditer(text.replace("**", "").replace("__", "").replace("`", "")))
-    if marks:
-        start = marks[-1].end()
-        return named_answer(marks[-1].string[start : start + MAX_LINE])
-    return tagged if tag and tagged else None
+    text = re.sub(r"\*\*|__|`", "", text)
+    starts = [mark.end() for mark in MARK.finditer(text)]
+    if starts:
+        return named_answer(text[starts[-1] : starts[-1] + MAX_SENTENCE])
+    return tagged or None
 
 
 def without_blocks(text: str) -> str:
     """Return the text without what stands in the tags of thoughts and tools."""
+    tags = list(TAG.finditer(text))
+    last_end = {tag[2]: tag.start() for tag in tags if tag[1]}
     kept, start, block = [], 0, None
-    last_end = {}
-    for tag in TAG.finditer(text):
-        if tag[1]:
-            last_end[tag[2]] = tag.start()
-    for tag in TAG.finditer(text):
+    for tag in tags:
         is_end, name = tag.groups()
-        if block is None and is_end and name == "think":
-            kept, start = [], tag.end()  # its beginning stood in the prompt
-        elif block is None and not is_end:
+        if is_end and name == (block or "think"):
+            # The beginning of thoughts may have stood in the prompt.
+            kept = kept if block else []
+            start, block = tag.end(), None
+        elif not is_end and block is None:
             is_closed = last_end.get(name, -1) > tag.start()
             if is_closed or name in CUT_OFF or text.startswith("\n", tag.end()):
                 kept.append(text[start : tag.start()])
                 block = name
-        elif is_end and name == block:
-            start, block = tag.end(), None
     return " ".join(kept if block else [*kept, text[start:]])
-
-
-def without_code(block: re.Match) -> str:
-    """Keep a fenced block of LaTeX, which may hold the answer."""
-    return block[0] if block[1] in ("latex", "tex", "math") else " "
 
 
 def last_box(text: str) -> str | None:
@@ -96,14 +89,12 @@ def last_box(text: str) -> str | None:
 def named_answer(text: str) -> str:
     """Return the answer at the beginning of a sentence, without what follows."""
     if formula := FORMULA.match(text):
-        text = "".join(filter(None, formula.groups())).strip() + text[formula.end() :]
-    sentence = END.split(text)[0]
-    sentence = FORMULA.sub(lambda found: "".join(filter(None, found.groups())), sentence)
-    answer = re.split(r"\bis\b", sentence)[-1] if not REASON.search(sentence) else sentence
-    # "5 if n is even, or 6" is no answer of 5.
+        text = unwrapped(formula).strip() + text[formula.end() :]
+    answer = FORMULA.sub(unwrapped, re.split(r"\.(?:\s|$)|\n", text)[0])
     reason = REASON.search(answer)
-    is_open = reason and re.search(r"\b(?:or|otherwise|else)\b", answer[reason.end() :])
-    if reason and (not is_open or reason[0].endswith(("because", "since"))):
+    if not reason:
+        answer = re.split(r"\bis\b", answer)[-1]
+    elif reason["cause"] or not CASES.search(answer, reason.end()):
         answer = answer[: reason.start()]
     # "16 + 1 = 17" names 17, but "x = 3" is an answer as it stands.
     left, equals, right = answer.rpartition("=")
@@ -112,6 +103,8 @@ def named_answer(text: str) -> str:
     answer = answer.strip().rstrip(".,").strip()
     # "72 clips sold" names 72 clips.
     prose = PROSE.fullmatch(answer)
-    if prose and unit_name(prose[2]) and " or " not in answer and " per " not in answer:
-        answer = f"{prose[1]} {prose[2]}"
-    return answer
+    return prose[1] if prose and unit_name(prose[2]) else answer
+
+
+def unwrapped(formula: re.Match) -> str:
+    return "".join(filter(None, formula.groups()))

@@ -36,7 +36,7 @@ def walk(tree: tuple) -> Iterator[tuple]:
     """Yield the tree and every tree in it."""
     yield tree
     for part in tree:
-        if isinstance(part, tuple):
+        if isinstance(part, tuple) and part:
             yield from walk(part)
 
 
@@ -48,9 +48,9 @@ def replaced(tree: tuple, table: dict) -> tuple:
 
 
 def unknowns(tree: tuple) -> set[str]:
-    return {node[1] for node in walk(tree) if node[:1] == ("sym",)}
+    return {node[1] for node in walk(tree) if node[0] == "sym"}
 
 
 def digits(tree: tuple) -> int:
     """Return the number of significant digits of the longest decimal; 0 without decimals."""
-    return max((node[2] for node in walk(tree) if node[:1] == ("num",)), default=0)
+    return max((node[2] for node in walk(tree) if node[0] == "num"), default=0)

@@ -1,9 +1,9 @@
 """Whether two expressions have the same value.
 
-Rational expressions are computed exactly. All others are evaluated to more and more digits, until
-they part or agree to so many that they must be equal. How many these are is the bound of
-Burnikel, Funke, Mehlhorn, Schirra and Schmitt (ESA 2001): what is written with integers, roots,
-+, -, * and / is 0 or larger than their bound. We use it for other functions as well.
+Rational ones are computed exactly. Others are evaluated to more and more digits, until they part
+or agree to so many that they must be equal. How many is the bound of Burnikel, Funke, Mehlhorn,
+Schirra and Schmitt (ESA 2001): what is written with integers, roots, +, -, * and / is 0 or larger
+than their bound. We use it for other functions as well.
 """
 
 import functools
@@ -15,8 +15,7 @@ from fractions import Fraction
 
 from nanotir.answers.trees import digits, negative, unknowns, walk
 
-MAX_BITS = 10**7  # of a power
-MAX_COUNT = 3000  # of a factorial
+MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
 FOLDS = {"+": operator.add, "*": operator.mul}
 COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
@@ -26,6 +25,8 @@ MPMATH |= {
     name: name for name in "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
 }
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
+RATIONAL_UNITS = {"%": Fraction(1, 100), "rad": Fraction(1)}
+KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
 
 
 class Undefined(ArithmeticError):
@@ -52,7 +53,7 @@ def equal_values(p: tuple, g: tuple) -> bool:
 def random_point(tree: tuple, seed: int, signs: bool = False) -> dict[str, Fraction]:
     draw = random.Random(f"{seed} {tree[-1]}")
     names = sorted(unknowns(tree))
-    if any(node[0] in COUNTING for node in walk(tree) if node):  # made for natural numbers
+    if any(node[0] in COUNTING for node in walk(tree)):  # made for natural numbers
         return {name: Fraction(draw.randrange(8, 99)) for name in names}
     sign = (-1, 1) if signs else (1,)
     return {name: draw.choice(sign) * Fraction(draw.randrange(200, 3000), 1000) for name in names}
@@ -71,17 +72,14 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
         context = mpmath_context(threading.get_ident(), int(bits))
         a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
         if context.fabs(a - b) > context.ldexp(1, int(error)):
-            x, y = (Fraction(context.nstr(context.re(number), 40)) for number in (a, b))
-            close = abs(a - b) < max(abs(a), abs(b)) * 2.0**-18 and digits(p) >= 6
-            return close and (bool(at) or first_digits(p, x, y, 6))
+            is_complex = a.imag or b.imag
+            a, b = (Fraction(context.nstr(x.real, 40)) for x in (a, b))
+            return not (at or is_complex) and first_digits(p, a, b, 6)
     return True
 
 
 def first_digits(tree: tuple, a: Fraction, b: Fraction, n: int) -> bool:
-    """Whether a is a decimal of n digits or more that b begins with, rounded or cut off.
-
-    An integer must be given exactly.
-    """
+    """Whether a is a decimal of n digits that b begins with, rounded or cut, and b no integer."""
     if digits(tree) < n or b.denominator == 1:
         return False
     magnitude = math.floor(math.log10(abs(b.numerator)) - math.log10(b.denominator))
@@ -99,12 +97,11 @@ def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
 
 def real_value(tree: tuple) -> float | None:
     """Return about the value of an expression without unknowns, if it is a real number."""
-    context = None if exact(tree) is not None else mpmath_context(threading.get_ident(), 170)
+    context = mpmath_context(threading.get_ident(), 170) if exact(tree) is None else None
     try:
-        number = value(tree, {}, context)
+        return float(value(tree, {}, context, real=True).real)
     except Undefined:
         return None
-    return None if context and context.im(number) else float(number.real)
 
 
 def value(tree: tuple, at: dict, context=None, real: bool = False):
@@ -113,13 +110,11 @@ def value(tree: tuple, at: dict, context=None, real: bool = False):
     Other values need a context of mpmath. A value is undefined if it is infinite, or if `real` and
     something on the way is complex.
     """
-    kind, *parts = tree or ("",)
-    if kind == "num":
-        return parts[0]
-    if kind == "sym" and parts[0] in at:
-        return at[parts[0]]
-    if kind == "unit" and parts[0] in ("%", "rad"):
-        return Fraction(1, 100 if parts[0] == "%" else 1)
+    kind, *parts = tree
+    if kind in ("num", "sym") and parts[0] in (at if kind == "sym" else parts):
+        return parts[0] if kind == "num" else at[parts[0]]
+    if kind == "unit" and parts[0] in RATIONAL_UNITS:
+        return RATIONAL_UNITS[parts[0]]
     try:
         if kind in ("const", "unit"):
             name, divisor = CONSTANTS[parts[0]]
@@ -129,42 +124,39 @@ def value(tree: tuple, at: dict, context=None, real: bool = False):
             result = computed(kind, parts, context)
     except (AttributeError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise Undefined(kind) from error
-    if not isinstance(result, Fraction) and (
-        not context.isfinite(result) or real and context.im(result)
-    ):
+    is_fine = isinstance(result, Fraction) or context.isfinite(result)
+    if not is_fine or real and result.imag:
         raise Undefined("infinite, not a number or complex")
     return result
-
-
-KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
 
 
 def computed(kind: str, arguments: list, context):
     """Return the value of an operation or a function, exactly if possible."""
     if kind in FOLDS:
         return functools.reduce(FOLDS[kind], arguments)
-    is_exact = all(isinstance(x, Fraction) for x in arguments)
-    natural = is_exact and all(x.denominator == 1 and 0 <= x < MAX_COUNT for x in arguments)
-    if kind in COUNTING and natural or kind in EXACT and is_exact:
-        return Fraction((EXACT | COUNTING)[kind](*map(int if natural else Fraction, arguments)))
     if kind == "^":
         return power(*arguments, context)
+    is_exact = all(isinstance(x, Fraction) for x in arguments)
+    natural = is_exact and all(x.denominator == 1 and 0 <= x < MAX_COUNT for x in arguments)
+    if kind in COUNTING and natural:
+        return Fraction(COUNTING[kind](*map(int, arguments)))
+    if kind in EXACT and is_exact:
+        return Fraction(EXACT[kind](*arguments))
     numbers = [context.convert(x) for x in arguments]
-    if kind in EXACT and kind != "abs" and any(map(context.im, numbers)):
+    if kind in EXACT and kind != "abs" and any(x.imag for x in numbers):
         raise Undefined(kind)
     return getattr(context, MPMATH[kind])(*numbers) if kind in MPMATH else EXACT[kind](*numbers)
 
 
-def power(base, exponent, context):
-    if isinstance(exponent, Fraction):
-        if isinstance(base, Fraction) and exponent.denominator == 1:
-            bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-            if bits * abs(exponent) < MAX_BITS:
-                return base**exponent.numerator
-        # The root of a negative number is the real one if it is odd.
-        if exponent.numerator == 1 and exponent.denominator % 2 and base.imag == 0 > base.real:
-            return -context.power(context.convert(-base), context.convert(exponent))
-    return context.power(context.convert(base), context.convert(exponent))
+def power(a, n, context):
+    if isinstance(n, Fraction) and n.denominator == 1 and isinstance(a, Fraction):
+        bits = max(a.numerator.bit_length(), a.denominator.bit_length())
+        if bits * abs(n) < MAX_BITS:
+            return a**n.numerator
+    # The root of a negative number is the real one if it is odd.
+    if isinstance(n, Fraction) and n.numerator == 1 and n.denominator % 2 and a.imag == 0 > a.real:
+        return -context.power(context.convert(-a), context.convert(n))
+    return context.power(context.convert(a), context.convert(n))
 
 
 @functools.lru_cache(maxsize=32)
@@ -191,28 +183,24 @@ def bounds(tree: tuple, at: dict, degrees: dict) -> tuple[float, float]:
     if kind in ("num", "sym"):
         x = parts[0] if kind == "num" else at.get(parts[0], Fraction(2))
         return float(x.numerator.bit_length()), x.denominator.bit_length() - 1.0
-    inner = [bounds(part, at, degrees) for part in parts if isinstance(part, tuple) and part]
+    inner = [bounds(part, at, degrees) for part in parts if isinstance(part, tuple)]
     if not inner:
         degrees["i" if tree == ("const", "i") else "other"] = 2
         return 2.0, 6.0 * (kind == "unit")
     total = [sum(sizes) for sizes in zip(*inner)]
-    if kind == "*":
-        return total[0], total[1]
     if kind == "+":
         return max(a - b for a, b in inner) + total[1] + len(inner), total[1]
-    (large, small), (right, below) = inner[0], inner[-1]
     n = exact(parts[1]) if kind == "^" else None
     if n is not None and n.denominator <= 12:
-        if n.denominator > 1:
-            degrees[tree] = n.denominator
-        return (large * n, small * n) if n > 0 else (-small * n, -large * n)
-    if kind in ("abs", "floor", "ceil"):
-        return large, small
+        degrees[tree] = n.denominator
+        large, small = inner[0] if n > 0 else inner[0][::-1]
+        return large * abs(n), small * abs(n)
+    if kind in ("*", "abs", "floor", "ceil"):
+        return total[0], total[1]
     # Any other function: it may be as large as an exponential.
-    degrees["other"] = 4
-    most = 0.0
+    degrees["other"], most = 4, 0.0
     if kind in ("^", "sinh", "cosh", "tanh", "!", "binom"):
-        exponent = right - below if kind == "^" else large - small
-        base = 1 if kind in ("sinh", "cosh", "tanh") else max(large, small, 1)
-        most = 6 * base * 2.0 ** min(exponent, 60)
-    return float(most + 2 * large + 8), float(most + 2 * (large + small) + 8)
+        base = 1 if kind in ("sinh", "cosh", "tanh") else max(*inner[0], 1)
+        exponent = inner[-1 if kind == "^" else 0]
+        most = 6 * base * 2.0 ** min(exponent[0] - exponent[1], 60)
+    return float(most + 2 * total[0] + 8), float(most + 2 * sum(total) + 8)
