@@ -1,9 +1,8 @@
 """Whether two expressions have the same value.
 
 Rational ones are computed exactly. Others are evaluated to more and more digits, until they part
-or agree to so many that they must be equal. How many is the bound of Burnikel, Funke, Mehlhorn,
-Schirra and Schmitt (ESA 2001): what is written with integers, roots, +, -, * and / is 0 or larger
-than their bound. We use it for other functions as well.
+or agree to so many that they must be equal: a number written with integers, roots, +, -, * and /
+is 0 or larger than a bound (Burnikel et al., ESA 2001). We use it for other functions as well.
 """
 
 import functools
@@ -66,15 +65,19 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
     if a is not None and b is not None:
         is_decimal = 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0
         return a == b or first_digits(p, a, b, 15 if is_decimal else 6)
-    large, small = separation(("+", p, negative(g)), at)
-    # First a few digits, which are enough if the values differ, then as many as the bound asks.
-    for bits, error in ((large + 128, -64), (2 * (small + large) + 128, -small)):
-        context = mpmath_context(threading.get_ident(), int(bits))
+    difference = ("+", p, negative(g))
+    large, last = size(difference, at), separation(difference, at)
+    digits_after = 64
+    while digits_after < 4 * last:
+        # More and more digits, until they part or there are as many as the bound asks.
+        digits_after = min(digits_after, last)
+        context = mpmath_context(threading.get_ident(), int(2 * (digits_after + large)) + 128)
         a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
-        if context.fabs(a - b) > context.ldexp(1, int(error)):
+        if context.fabs(a - b) > context.ldexp(1, -int(digits_after)):
             is_complex = a.imag or b.imag
             a, b = (Fraction(context.nstr(x.real, 40)) for x in (a, b))
             return not (at or is_complex) and first_digits(p, a, b, 6)
+        digits_after *= 4
     return True
 
 
@@ -97,8 +100,8 @@ def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
 
 def real_value(tree: tuple) -> float | None:
     """Return about the value of an expression without unknowns, if it is a real number."""
-    context = mpmath_context(threading.get_ident(), 170) if exact(tree) is None else None
     try:
+        context = mpmath_context(threading.get_ident(), 170) if exact(tree) is None else None
         return float(value(tree, {}, context, real=True).real)
     except Undefined:
         return None
@@ -169,38 +172,28 @@ def mpmath_context(thread: int, bits: int):
     return context
 
 
-def separation(tree: tuple, at: dict) -> tuple[float, float]:
-    """Return bits (large, small): |value| < 2^large, and it is 0 or |value| > 2^-small."""
-    degrees = {}
-    large, small = bounds(tree, at, degrees)
-    degree = min(math.prod(degrees.values()), 2**20)
-    return large, 64 + max(degree - 1, 1) * large + small
+def separation(tree: tuple, at: dict) -> float:
+    """Return n such that a value below 2^-n is 0: the size times the degree of all roots."""
+    powers = [exact(node[2]) for node in {*walk(tree)} if node[0] == "^"]
+    degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
+    return size(tree, at) * max(6, min(2 * math.prod(degrees), 2**20))  # 2: of i
 
 
-def bounds(tree: tuple, at: dict, degrees: dict) -> tuple[float, float]:
-    """Return the logarithms of the paper's bounds u and l, and note the degree of each root."""
+def size(tree: tuple, at: dict) -> float:
+    """Return about how many bits the numerator and the denominator of the value may have."""
     kind, *parts = tree
     if kind in ("num", "sym"):
         x = parts[0] if kind == "num" else at.get(parts[0], Fraction(2))
-        return float(x.numerator.bit_length()), x.denominator.bit_length() - 1.0
-    inner = [bounds(part, at, degrees) for part in parts if isinstance(part, tuple)]
-    if not inner:
-        degrees["i" if tree == ("const", "i") else "other"] = 2
-        return 2.0, 6.0 * (kind == "unit")
-    total = [sum(sizes) for sizes in zip(*inner)]
-    if kind == "+":
-        return max(a - b for a, b in inner) + total[1] + len(inner), total[1]
-    n = exact(parts[1]) if kind == "^" else None
-    if n is not None and n.denominator <= 12:
-        degrees[tree] = n.denominator
-        large, small = inner[0] if n > 0 else inner[0][::-1]
-        return large * abs(n), small * abs(n)
-    if kind in ("*", "abs", "floor", "ceil"):
-        return total[0], total[1]
-    # Any other function: it may be as large as an exponential.
-    degrees["other"], most = 4, 0.0
-    if kind in ("^", "sinh", "cosh", "tanh", "!", "binom"):
-        base = 1 if kind in ("sinh", "cosh", "tanh") else max(*inner[0], 1)
-        exponent = inner[-1 if kind == "^" else 0]
-        most = 6 * base * 2.0 ** min(exponent[0] - exponent[1], 60)
-    return float(most + 2 * total[0] + 8), float(most + 2 * sum(total) + 8)
+        return float(x.numerator.bit_length() + x.denominator.bit_length())
+    inner = [size(part, at) for part in parts if isinstance(part, tuple)]
+    if kind not in ("^", "sinh", "cosh", "tanh", "!", "binom"):
+        return sum(inner) + 8
+    # Exponentials are as large as their arguments say.
+    argument = parts[-1 if kind == "^" else 0]
+    bits = size(argument, at)
+    try:
+        context = mpmath_context(threading.get_ident(), 53) if exact(argument, at) is None else None
+        large = abs(value(argument, at, context)) if bits < 99 else exact(argument)
+    except Undefined:
+        large = None
+    return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else float(large)))
