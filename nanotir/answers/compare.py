@@ -7,10 +7,9 @@ import itertools
 
 from nanotir.answers.sets import same_sets
 from nanotir.answers.trees import fail, negative, num, quotient, replaced, unknowns, walk
-from nanotir.answers.units import LETTERS, UNITS
+from nanotir.answers.units import IN_FIRST_UNITS, LETTERS
 from nanotir.answers.values import equal_values, exact, random_point, real_value
 
-SEVERAL = ("list", "or", "set")
 LETTER_UNITS = {("sym", letter): ("unit", name) for letter, name in LETTERS.items()}
 
 
@@ -43,7 +42,7 @@ def same_item(p: tuple, g: tuple) -> bool:
 def by_unit(p: tuple, g: tuple) -> bool | None:
     """Two units must agree, or be converted; a unit that only one side has is ignored."""
     if units(p) and units(g):
-        return equal_values(in_first_units(p), in_first_units(g))
+        return equal_values(replaced(p, IN_FIRST_UNITS), replaced(g, IN_FIRST_UNITS))
     if not units(p) and not units(g):
         return None
     united, plain = (p, g) if units(p) else (g, p)
@@ -62,16 +61,6 @@ def units(tree: tuple) -> list[tuple]:
     if tree[0] not in ("*", "pm", "mp", "^"):
         return [tree] if tree[0] == "unit" else []
     return list(itertools.chain.from_iterable(map(units, tree[1:])))
-
-
-def in_first_units(tree: tuple) -> tuple:
-    """Return the tree with an unknown for each kind of unit, so that algebra compares them."""
-    table = {}
-    for unit in units(tree):
-        first, scale = UNITS[unit[1]]
-        if scale:
-            table[unit] = ("*", num(scale), ("sym", f"unit {first}"))
-    return replaced(tree, table)
 
 
 def by_name(p: tuple, g: tuple) -> bool | None:
@@ -112,35 +101,27 @@ def is_name(tree: tuple) -> bool:
 
 def by_items(p: tuple, g: tuple) -> bool | None:
     """Lists, sets and \\pm: as many items, each equal to one of the other."""
-    p_items, g_items, kinds = items(p), items(g), {p[0], g[0]}
-    if len(p_items) == len(g_items) == 1 and "set" not in kinds:
+    left, right, kinds = items(p), items(g), {p[0], g[0]}
+    if len(left) == len(right) == 1 and "set" not in kinds:
         return None
     # Where only one side has brackets or names, the order counts: 1, 2 is (1, 2) or x = 1, y = 2.
-    p_inside, g_inside = inside(p), inside(g)
-    if kinds == {"seq", "list"} and "()" in (p[1], g[1]) and all_same(p_inside, g_inside):
+    inside = [tree[2 if tree[0] == "seq" else 1 :] for tree in (p, g) if kinds <= {"seq", "list"}]
+    if kinds == {"seq", "list"} and "()" in (p[1], g[1]) and all_same(*inside):
         return True
-    p_names, g_names = ([named(item)[0] for item in items] for items in (p_items, g_items))
+    p_names, g_names = ([named(item)[0] for item in items] for items in (left, right))
     several = [len(set(names)) > 1 and None not in names for names in (p_names, g_names)]
     if several[0] and not any(g_names) or several[1] and not any(p_names):
-        p_values, g_values = ([named(item)[1] for item in part] for part in (p_inside, g_inside))
         # "x = 1 or y = 2" says less.
-        return kinds <= {"list", "seq"} and all_same(p_values, g_values)
+        return bool(inside) and all_same(*([named(item)[1] for item in part] for part in inside))
     # x = 1, x = 2 is 1, 2.
     if len({*p_names, *g_names} - {None}) == 1:
-        p_items, g_items = ([named(item)[1] for item in items] for items in (p_items, g_items))
-    return each_in(p_items, g_items, same_item) if "set" in kinds else matched(p_items, g_items)
-
-
-def inside(tree: tuple) -> tuple:
-    """Return what stands between commas."""
-    if tree[0] == "seq":
-        return tree[2:]
-    return tree[1:] if tree[0] in SEVERAL else (tree,)
+        left, right = ([named(item)[1] for item in items] for items in (left, right))
+    return each_in(left, right, same_item) if "set" in kinds else matched(left, right)
 
 
 def items(tree: tuple) -> list[tuple]:
     """Return what a list, a set or an expression with \\pm stands for."""
-    if tree[0] in SEVERAL:
+    if tree[0] in ("list", "or", "set"):
         parts = [[part] if part[0] == "set" else items(part) for part in tree[1:]]
         return list(itertools.chain.from_iterable(parts))
     # Each \pm has both signs; where there is a \mp, all change together.
@@ -169,7 +150,8 @@ def matched(left, right) -> bool:
 def by_order(p: tuple, g: tuple) -> bool | None:
     """Tuples, intervals, ratios, matrices, digits in a base; words, which are equal trees."""
     if p[0] == g[0] == "seq":
-        return p[1] == g[1] and (all_same(p[2:], g[2:]) or p[1] == ":" and proportional(p, g))
+        is_ratio = p[1] == g[1] == ":" and len(p) == len(g)
+        return p[1] == g[1] and all_same(p[2:], g[2:]) or is_ratio and proportional(p[2:], g[2:])
     # The question may have named the base of a prediction without one.
     if g[:2] == ("seq", "base") and p[0] == "num":
         return p[1] == g[2][1]
@@ -178,8 +160,8 @@ def by_order(p: tuple, g: tuple) -> bool | None:
 
 def proportional(p: tuple, g: tuple) -> bool:
     """2:4 is 1:2. But 3:30, which may be a time, is 3:30 alone."""
-    left, right = [exact(part) for part in p[2:]], [exact(part) for part in g[2:]]
-    if len(left) != len(right) or not all(left + right) or 10 <= right[-1] < 60 > 2 * right[0]:
+    left, right = list(map(exact, p)), list(map(exact, g))
+    if not all(left + right) or 10 <= right[-1] < 60 and right[0] <= 24:
         return False
     return len({a / b for a, b in zip(left, right)}) == 1
 
@@ -188,26 +170,28 @@ def by_relation(p: tuple, g: tuple) -> bool | None:
     """Every relation of a chain has its equal in the other."""
     if p[0] != "rel" or g[0] != "rel":
         return False if "rel" in (p[0], g[0]) else None
-    return each_in(*(list(zip(tree[1], tree[2:], tree[3:])) for tree in (p, g)), one_relation)
+    return each_in(differences(p), differences(g), one_relation)
+
+
+def differences(tree: tuple) -> list[tuple]:
+    """Return the relations of a chain as (sign, left - right), with < for >."""
+    links = []
+    for sign, left, right in zip(tree[1], tree[2:], tree[3:]):
+        if ">" in sign:
+            sign, left, right = sign.replace(">", "<"), right, left
+        links.append((sign, ("+", left, negative(right))))
+    return links
 
 
 def one_relation(a: tuple, b: tuple) -> bool:
     """Whether the differences of their sides are in a constant ratio, positive for inequalities."""
-    (sign, f), (other_sign, g) = map(as_difference, (a, b))
+    (sign, f), (other_sign, g) = a, b
     if a == b or sign != other_sign or sign == "in" or not unknowns(f) == unknowns(g) != set():
         return a == b
     # f(x) / g(x) is f(c) / g(c), for one c.
     table = {("sym", name): num(x) for name, x in random_point(f, 6).items()}
     f_there, g_there = replaced(f, table), replaced(g, table)
     ratio = real_value(quotient(f_there, g_there)) or 0.0
-    if ratio <= 0 and sign in ("<", "<="):
+    if ratio == 0 or ratio < 0 and sign in ("<", "<="):
         return False
-    return not equal_values(g_there, num(0)) and equal_values(("*", f, g_there), ("*", g, f_there))
-
-
-def as_difference(link: tuple) -> tuple:
-    """Return a relation as (sign, left - right), with < for >."""
-    sign, left, right = link
-    if ">" in sign:
-        sign, left, right = sign.replace(">", "<"), right, left
-    return sign, ("+", left, negative(right))
+    return equal_values(("*", f, g_there), ("*", g, f_there))

@@ -1,7 +1,6 @@
 """From tokens to a tree: an operator-precedence (Pratt) parser, written by hand.
 
-Text that does not follow the grammar is Unreadable: nothing is guessed, and nothing is evaluated
-as code.
+Text that does not follow the grammar is Unreadable: nothing is guessed or evaluated as code.
 """
 
 import functools
@@ -12,8 +11,7 @@ from nanotir.answers.values import exact
 
 MAX_DEPTH = 60  # expressions within expressions
 RELATIONS = ("=", "!=", "<", ">", "<=", ">=", "in")
-SIGNS = ("-", "+", "pm", "mp")
-POSTFIX = ("!", "%", "°", "_")
+SIGNS, POSTFIX = ("-", "+", "pm", "mp"), ("!", "%", "°", "_")
 # How tightly each sign binds, and how tightly what stands on its right, where this differs.
 LEVELS = {
     "\\\\": 1,
@@ -40,7 +38,6 @@ OPERANDS = ("num", "text", "empty", "accent", "begin", *FACTORS, *CLOSERS, *SIGN
 BEFORE_NUMBER = ("!", "}", ")", "i", "pi", "dollar", "euro", "pound")
 SAME_FUNCTION = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "lg": "log"}
 SECOND = {"sqrt": num(2), "cbrt": num(3), "lg": num(10)}  # the second argument of a root or log
-MANY = ("max", "min", "gcd", "lcm")  # functions of any number of arguments
 
 
 @functools.lru_cache(maxsize=1024)  # a gold answer is read once for all that are compared with it
@@ -54,14 +51,8 @@ def parse(text: str) -> tuple:
 
 class Parser:
     def __init__(self, tokens: list[tuple]):
-        self.tokens = tokens
-        self.at = 0
-        self.depth = 0
-        self.bars = 0  # whether a bar is open here: the next one closes |x| and opens nothing
-
-    def ahead(self, n: int) -> list[str]:
-        """Return the kinds of the next n tokens."""
-        return [token[0] for token in self.tokens[self.at : self.at + n]]
+        self.tokens, self.at, self.depth = tokens, 0, 0
+        self.in_bars = False  # the next bar closes |x|, and opens nothing
 
     def see(self, *kinds: str) -> bool:
         return self.tokens[self.at][0] in kinds
@@ -81,7 +72,7 @@ class Parser:
         if self.depth > MAX_DEPTH:
             fail("too deep")
         tree = self.operand()
-        while (LEVELS.get(*self.ahead(1)) or LEVELS["*"] * self.starts_factor()) > level:
+        while LEVELS.get(self.tokens[self.at][0], LEVELS["*"] * self.starts_factor()) > level:
             tree = self.continued(tree)
         self.depth -= 1
         return tree
@@ -89,9 +80,9 @@ class Parser:
     def starts_factor(self) -> bool:
         """Whether a factor follows without a sign, as in 2x."""
         if not self.see("num"):
-            return self.see(*FACTORS) or self.see("|") and not self.bars
-        last = self.tokens[self.at - 1]
-        return self.tokens[max(self.at - 2, 0)] == ("^",) or last[-1] in BEFORE_NUMBER
+            return self.see(*FACTORS) or self.see("|") and not self.in_bars
+        is_power = self.tokens[max(self.at - 2, 0)] == ("^",)
+        return is_power or self.tokens[self.at - 1][-1] in BEFORE_NUMBER
 
     def continued(self, left: tuple) -> tuple:
         """Return the tree of what was read and the next sign with its right side."""
@@ -100,8 +91,7 @@ class Parser:
         if kind in POSTFIX:
             return self.postfix(kind, left)
         if kind == ",":
-            # "1, 2, and 3" has a comma and a word for one.
-            token = self.take(",") or token
+            token = self.take(",") or token  # "1, 2, and 3" has a comma and a word for one
             kind = "or" if left[0] == "or" or token == (",", "or") else "list"
             left = (kind, *left[1:]) if left[0] == "list" else left
         right = self.expression(RIGHT.get(kind, LEVELS[token[0]]))
@@ -112,10 +102,9 @@ class Parser:
             return ("seq", ":", *(left[2:] if left[:2] == ("seq", ":") else (left,)), right)
         if kind == right[0] == "^":  # 9^{9^9} is 9^387420489
             right = num(exact(right)) if exact(right) else right
-        if kind == "/":
-            kind, right = "*", ("^", right, num(-1))
-        if kind in SIGNS:
-            kind, right = "+", signed(kind, right)
+        if kind == "/" or kind in SIGNS:
+            right = ("^", right, num(-1)) if kind == "/" else signed(kind, right)
+            kind = "*" if kind == "/" else "+"
         return (*left, right) if left[0] == kind in FLAT else (kind, left, right)
 
     def postfix(self, kind: str, tree: tuple) -> tuple:
@@ -124,8 +113,7 @@ class Parser:
         if kind != "_":
             return ("*", tree, ("unit", kind))
         below = self.operand()
-        # 101_2 is not the number 5: to convert it may be the question.
-        if tree[0] == "num":
+        if tree[0] == "num":  # 101_2 is not the number 5: to convert it may be the question
             return ("seq", "base", tree, below)
         return self.called(f"{tree[1]}_{below}") if tree[0] == "sym" else fail("subscript")
 
@@ -137,8 +125,6 @@ class Parser:
             return signed(kind, self.expression(RIGHT["*"]))
         if kind in CLOSERS:
             return self.bracket(kind)
-        if kind == "sym":
-            return self.called(value)
         if kind == "accent":
             return ("sym", f"{value} {self.operand()}")
         if kind in ("frac", "binom"):
@@ -151,39 +137,40 @@ class Parser:
             return ("text", value)
         if kind == "empty":
             return ("set",)
-        rules = {"begin": self.matrix, "fn": self.function}
+        rules = {"begin": self.matrix, "fn": self.function, "sym": self.called}
         return rules[kind](value) if kind in rules else token[:3]
 
     def called(self, name: str) -> tuple:
         """A name with what belongs to it: f', f(x), P(X = 6)."""
         while self.take("'"):
             name += "'"
-        is_function = name[0] in "fghFGHP" or name in tuple("pqrQS") and self.ahead(3)[2:] == [")"]
+        short = self.see("(") and self.tokens[self.at + 2][0] == ")"  # p(2), no product
+        is_function = name[0] in "fghFGHP" or name in tuple("pqrQS") and short
         return ("sym", f"{name}({self.operand()})" if is_function and self.see("(") else name)
 
     def bracket(self, kind: str) -> tuple:
         """(a), (a, b], |a|, {a} and {a \\over b} of LaTeX, sets, also {x : x > 3}."""
-        if kind == "\\{" and self.take("\\}"):
+        is_set = kind == "\\{"
+        if is_set and self.take("\\}"):
             return ("set",)
-        such_that = kind == "\\{" and self.ahead(2) in (["sym", ":"], ["sym", "|"])
+        ahead = [token[0] for token in self.tokens[self.at : self.at + 2]]
+        such_that = is_set and ahead in (["sym", ":"], ["sym", "|"])
         self.at += 2 * such_that
-        bars, self.bars = self.bars, kind == "|"
+        outside, self.in_bars = self.in_bars, kind == "|"
         tree, close = self.expression(), self.need(*CLOSERS[kind])[0]
-        self.bars = bars
+        self.in_bars = outside
         if close in ("over", "choose"):
             right, _ = self.expression(), self.need("}")
             return quotient(tree, right) if close == "over" else ("binom", tree, right)
-        several = tree[0] == "list"
         if kind in ENCLOSED:
             return (ENCLOSED[kind], tree)
-        if kind in ("{", "\\{"):
-            is_set = several or kind == "\\{"
-            return (
-                ("set", *(tree[1:] if several else (tree,))) if is_set and not such_that else tree
-            )
+        several = tree[0] == "list" and not such_that
         if several:
-            return ("seq", "()" if kind == "<(" else kind + close, *tree[1:])
-        return tree if kind + close in ("()", "[]") else fail("bracket")
+            plain = "()" if kind == "<(" else kind + close
+            return ("set", *tree[1:]) if kind in ("{", "\\{") else ("seq", plain, *tree[1:])
+        if is_set or kind == "{" or kind + close in ("()", "[]"):
+            return ("set", tree) if is_set and not such_that else tree
+        return fail("bracket")
 
     def matrix(self, name: str) -> tuple:
         """A matrix as rows. A column is a tuple."""
@@ -208,21 +195,21 @@ class Parser:
         if power == negative(num(1)) and f"a{name}" in FUNCTIONS:
             name, power = f"a{name}", None
         # The argument stands in brackets, or goes up to the next function or sign.
-        if is_root or self.see("(", "{"):
-            tree = self.operand()
-        else:
-            tree = self.expression(RIGHT["*"])
-            while self.starts_factor() and not self.see("fn"):
-                tree = ("*", tree, self.expression(RIGHT["*"]))
+        is_long = not is_root and not self.see("(", "{")
+        tree = self.expression(RIGHT["*"]) if is_long else self.operand()
+        while is_long and self.starts_factor() and not self.see("fn"):
+            tree = ("*", tree, self.expression(RIGHT["*"]))
         name = SAME_FUNCTION.get(name, name)
         arguments = tree[2:] if tree[:2] == ("seq", "()") else (tree,)
-        if name not in MANY and len(arguments) > 1:
+        if len(arguments) > 1 and name not in ("max", "min", "gcd", "lcm"):
             fail(name)
         tree = (name, *arguments)
-        if is_root:
-            tree = ("^", *arguments, ("^", second, num(-1)))
-        elif name == "exp":
-            tree = ("^", ("const", "e"), *arguments)
+        if is_root or name == "exp":
+            tree = (
+                ("^", tree[1], ("^", second, num(-1)))
+                if is_root
+                else ("^", ("const", "e"), tree[1])
+            )
         elif second:
             tree = quotient(tree, (name, second)) if name == "log" else fail(name)
         return ("^", tree, power) if power else tree

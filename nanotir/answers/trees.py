@@ -1,11 +1,11 @@
 """The trees that answers are read into. A tree is a tuple of its kind and its parts:
 
-("num", value, digits)              a rational number; digits: significant ones of a decimal, or 0
+("num", value, digits)      a rational number; digits: significant ones of a decimal, or 0
 ("sym", name), ("const", name), ("unit", name), ("text", words)
 ("+", ...), ("*", ...), ("^", a, b), ("sin", a), ("pm", a), ...     a / b is a * b^-1, -a is -1 * a
-("list", ...), ("or", ...), ("set", ...)                            several answers
-("seq", "(]", ...)                  what has an order: tuples, ratios, matrices, digits in a base
-("rel", ("<", "<="), a, b, c), ("cup", a, b), ("minus", a, b)       relations and sets
+("list", ...), ("or", ...), ("set", ...), ("cup", a, b), ("minus", a, b)
+("seq", "(]", ...)          what has an order: tuples, ratios, matrices, digits in a base
+("rel", ("<", "<="), a, b, c)
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def walk(tree: tuple) -> Iterator[tuple]:
     """Yield the tree and every tree in it."""
     yield tree
     for part in tree:
-        if isinstance(part, tuple) and part:
+        if isinstance(part, tuple):
             yield from walk(part)
 
 
@@ -49,8 +49,3 @@ def replaced(tree: tuple, table: dict) -> tuple:
 
 def unknowns(tree: tuple) -> set[str]:
     return {node[1] for node in walk(tree) if node[0] == "sym"}
-
-
-def digits(tree: tuple) -> int:
-    """Return the number of significant digits of the longest decimal; 0 without decimals."""
-    return max((node[2] for node in walk(tree) if node[0] == "num"), default=0)

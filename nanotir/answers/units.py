@@ -2,6 +2,8 @@
 
 import functools
 
+from nanotir.answers.trees import num
+
 # How many of the first unit of its row each unit is.
 FAMILIES = (
     {"mm": 1, "cm": 10, "dm": 100, "m": 1000, "km": 10**6},
@@ -15,7 +17,7 @@ FAMILIES = (
 )
 # Units that cannot be converted, and what is counted.
 OTHERS = (
-    "rad % am pm celsius fahrenheit kelvin euro yen rupee joule watt newton volt ampere ohm hertz "
+    "am pm celsius fahrenheit kelvin euro yen rupee joule watt newton volt ampere ohm hertz "
     "pascal calorie mole bit byte ton acre gallon quart pint cup unit point people person men man "
     "women woman child children kid student teacher boy girl friend player member worker customer "
     "animal dog cat cow chicken bird fish egg apple orange banana cookie candy candies cake slice "
@@ -36,9 +38,12 @@ LETTERS = {"m": "m", "s": "second", "g": "g", "h": "hour", "l": "liter", "L": "l
 NUMERALS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 NUMERALS |= {"trillion": 10**12, "quadrillion": 10**15}
 
-# name -> (the unit it is converted to, how many of them); those of % and ° are in values.py
-UNITS = {name: (name, 1) for name in OTHERS} | dict.fromkeys(("%", "°", "rad"), ("rad", 0))
-UNITS |= {name: (min(row, key=row.get), n) for row in FAMILIES for name, n in row.items()}
+# Each unit by the first of its row, which is an unknown: algebra converts units.
+FAMILIES = (*FAMILIES, *({name: 1} for name in OTHERS))
+IN_FIRST_UNITS = {}
+for family in FAMILIES:
+    first = ("sym", f"unit {min(family, key=family.get)}")
+    IN_FIRST_UNITS |= {("unit", name): ("*", num(n), first) for name, n in family.items()}
 
 
 @functools.lru_cache(maxsize=1024)
@@ -46,4 +51,4 @@ def unit_name(word: str) -> str | None:
     """Return the name of the unit that a word of two letters or more means."""
     forms = (word, word.removesuffix("s"), word.removesuffix("es"))
     names = (SPELLINGS.get(form, form) for form in forms)
-    return next((name for name in names if name in UNITS), None)
+    return next((name for name in names if ("unit", name) in IN_FIRST_UNITS or name == "rad"), None)

@@ -12,7 +12,7 @@ import random
 import threading
 from fractions import Fraction
 
-from nanotir.answers.trees import digits, negative, unknowns, walk
+from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
 FOLDS = {"+": operator.add, "*": operator.mul}
@@ -88,6 +88,11 @@ def first_digits(tree: tuple, a: Fraction, b: Fraction, n: int) -> bool:
     magnitude = math.floor(math.log10(abs(b.numerator)) - math.log10(b.denominator))
     scale = Fraction(10) ** (n - 1 - magnitude)
     return round(a * scale) in (round(b * scale), math.trunc(b * scale))
+
+
+def digits(tree: tuple) -> int:
+    """Return the number of significant digits of the longest decimal; 0 without decimals."""
+    return max((node[2] for node in walk(tree) if node[0] == "num"), default=0)
 
 
 def exact(tree: tuple, at: dict | None = None) -> Fraction | None:

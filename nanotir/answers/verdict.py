@@ -17,7 +17,7 @@ from nanotir.answers.trees import Unreadable, walk
 from nanotir.answers.values import size
 
 MAX_CHARS = 2000  # longer answers are compared as text only
-SLOW_BITS, SLOW_NODES = 20_000, 150  # pairs beyond these have a process of their own
+SLOW_BITS, SLOW_NODES = 40_000, 150  # pairs beyond these have a process of their own
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
 SERVE = "from nanotir.answers import verdict; verdict.serve()"
 
