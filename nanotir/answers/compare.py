@@ -10,8 +10,6 @@ from nanotir.answers.trees import fail, negative, num, quotient, replaced, unkno
 from nanotir.answers.units import IN_FIRST_UNITS, LETTERS
 from nanotir.answers.values import equal_values, exact, random_point, real_value
 
-LETTER_UNITS = {("sym", letter): ("unit", name) for letter, name in LETTERS.items()}
-
 
 def same(p: tuple, g: tuple) -> bool:
     """Whether a prediction and a gold are one answer. The first rule that knows them decides."""
@@ -28,15 +26,15 @@ def all_same(left, right) -> bool:
     return len(left) == len(right) and all(map(same, left, right))
 
 
-def each_in(left, right, equal) -> bool:
-    """Whether each item of one has its equal in the other, both ways."""
-    there = all(any(equal(a, b) for b in right) for a in left)
-    return there and all(any(equal(a, b) for a in left) for b in right)
-
-
-def same_item(p: tuple, g: tuple) -> bool:
-    """Within a set, {3} is not 3."""
-    return (p[0] == "set") == (g[0] == "set") and same(p, g)
+def matched(left, right, equal=same) -> bool:
+    """Whether the two are equal in some order."""
+    rest = list(right)
+    for item in left:
+        partner = next((other for other in rest if equal(item, other)), None)
+        if partner is None:
+            return False
+        rest.remove(partner)
+    return not rest
 
 
 def by_unit(p: tuple, g: tuple) -> bool | None:
@@ -47,8 +45,8 @@ def by_unit(p: tuple, g: tuple) -> bool | None:
         return None
     united, plain = (p, g) if units(p) else (g, p)
     # 5 m is five metres where the other answer has a unit.
-    if units(replaced(plain, LETTER_UNITS)) and unknowns(plain) <= set(LETTERS):
-        return by_unit(united, replaced(plain, LETTER_UNITS))
+    if units(replaced(plain, LETTERS)) and {("sym", x) for x in unknowns(plain)} <= set(LETTERS):
+        return by_unit(united, replaced(plain, LETTERS))
     # 50 also answers 50%, but 50% does not answer 50. Other units may be left out on either side.
     if ("unit", "%") in units(united) and united is p or plain[:2] == ("seq", "base"):
         return equal_values(united, plain)
@@ -116,7 +114,10 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     # x = 1, x = 2 is 1, 2.
     if len({*p_names, *g_names} - {None}) == 1:
         left, right = ([named(item)[1] for item in items] for items in (left, right))
-    return each_in(left, right, same_item) if "set" in kinds else matched(left, right)
+    if "set" in kinds:
+        left, right = dict.fromkeys(left), dict.fromkeys(right)
+    sets = [sum(item[0] == "set" for item in items) for items in (left, right)]
+    return sets[0] == sets[1] and matched(left, right)
 
 
 def items(tree: tuple) -> list[tuple]:
@@ -136,22 +137,10 @@ def items(tree: tuple) -> list[tuple]:
     return list(dict.fromkeys(found))
 
 
-def matched(left, right) -> bool:
-    """Whether the two are equal in some order."""
-    rest = list(right)
-    for item in left:
-        partner = next((other for other in rest if same(item, other)), None)
-        if partner is None:
-            return False
-        rest.remove(partner)
-    return not rest
-
-
 def by_order(p: tuple, g: tuple) -> bool | None:
     """Tuples, intervals, ratios, matrices, digits in a base; words, which are equal trees."""
-    if p[0] == g[0] == "seq":
-        is_ratio = p[1] == g[1] == ":" and len(p) == len(g)
-        return p[1] == g[1] and all_same(p[2:], g[2:]) or is_ratio and proportional(p[2:], g[2:])
+    if p[:2] == g[:2] and p[0] == "seq":
+        return all_same(p[2:], g[2:]) or p[1] == ":" and proportional(p[2:], g[2:])
     # The question may have named the base of a prediction without one.
     if g[:2] == ("seq", "base") and p[0] == "num":
         return p[1] == g[2][1]
@@ -161,7 +150,8 @@ def by_order(p: tuple, g: tuple) -> bool | None:
 def proportional(p: tuple, g: tuple) -> bool:
     """2:4 is 1:2. But 3:30, which may be a time, is 3:30 alone."""
     left, right = list(map(exact, p)), list(map(exact, g))
-    if not all(left + right) or 10 <= right[-1] < 60 and right[0] <= 24:
+    is_time = all(right) and 10 <= right[-1] < 60 and right[0] <= 24
+    if len(left) != len(right) or not all(left + right) or is_time:
         return False
     return len({a / b for a, b in zip(left, right)}) == 1
 
@@ -170,22 +160,13 @@ def by_relation(p: tuple, g: tuple) -> bool | None:
     """Every relation of a chain has its equal in the other."""
     if p[0] != "rel" or g[0] != "rel":
         return False if "rel" in (p[0], g[0]) else None
-    return each_in(differences(p), differences(g), one_relation)
+    links = (list(zip(tree[1], tree[2:], tree[3:])) for tree in (p, g))
+    return matched(*links, equal=same_relation)
 
 
-def differences(tree: tuple) -> list[tuple]:
-    """Return the relations of a chain as (sign, left - right), with < for >."""
-    links = []
-    for sign, left, right in zip(tree[1], tree[2:], tree[3:]):
-        if ">" in sign:
-            sign, left, right = sign.replace(">", "<"), right, left
-        links.append((sign, ("+", left, negative(right))))
-    return links
-
-
-def one_relation(a: tuple, b: tuple) -> bool:
+def same_relation(a: tuple, b: tuple) -> bool:
     """Whether the differences of their sides are in a constant ratio, positive for inequalities."""
-    (sign, f), (other_sign, g) = a, b
+    (sign, f), (other_sign, g) = as_difference(*a), as_difference(*b)
     if a == b or sign != other_sign or sign == "in" or not unknowns(f) == unknowns(g) != set():
         return a == b
     # f(x) / g(x) is f(c) / g(c), for one c.
@@ -195,3 +176,10 @@ def one_relation(a: tuple, b: tuple) -> bool:
     if ratio == 0 or ratio < 0 and sign in ("<", "<="):
         return False
     return equal_values(("*", f, g_there), ("*", g, f_there))
+
+
+def as_difference(sign: str, left: tuple, right: tuple) -> tuple:
+    """Return a relation as (sign, left - right), with < for >."""
+    if ">" in sign:
+        sign, left, right = sign.replace(">", "<"), right, left
+    return sign, ("+", left, negative(right))

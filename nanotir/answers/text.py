@@ -191,7 +191,8 @@ def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]
         return []
     # One letter is a unit in m/s and in \text{m}.
     is_unit = in_text or kinds == ["unit", "/"] or re.match(r" ?/ ?[sh]", rest)
-    name = unit_name(lower) if len(run) > 1 else is_unit and LETTERS.get(run)
+    letter = LETTERS.get(("sym", run), ("", ""))[1] if is_unit else ""
+    name = unit_name(lower) if len(run) > 1 else letter
     # Square cm is cm^2.
     power = [("^",), num(tokens.pop()[1])] if name and kinds[-1] == "power" else []
     return [("unit", name), *power] if name else []

@@ -35,6 +35,7 @@ SPELLINGS |= {"kilogram": "kg", "kilo": "kg", "milligram": "mg", "oz": "ounce", 
 SPELLINGS |= {"min": "minute", "hr": "hour", "yr": "year", "milliliter": "ml", "litre": "liter"}
 SPELLINGS |= {"usd": "dollar", "buck": "dollar", "radian": "rad", "gal": "gallon", "qt": "quart"}
 LETTERS = {"m": "m", "s": "second", "g": "g", "h": "hour", "l": "liter", "L": "liter"}
+LETTERS = {("sym", letter): ("unit", name) for letter, name in LETTERS.items()}
 NUMERALS = {"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9}
 NUMERALS |= {"trillion": 10**12, "quadrillion": 10**15}
 
