@@ -144,7 +144,7 @@ class Parser:
         """A name with what belongs to it: f', f(x), P(X = 6)."""
         while self.take("'"):
             name += "'"
-        short = self.see("(") and self.tokens[self.at + 2][0] == ")"  # p(2), no product
+        short = self.tokens[self.at + 2 : self.at + 3] == [(")",)]  # p(2), no product
         is_function = name[0] in "fghFGHP" or name in tuple("pqrQS") and short
         return ("sym", f"{name}({self.operand()})" if is_function and self.see("(") else name)
 

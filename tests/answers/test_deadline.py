@@ -13,7 +13,7 @@ SLOW = "\\sin(10^{10^{8}})"  # needs a hundred million digits of pi
 TOWER = ("3\\cdot 2^{1000003}", "2^{1000003}\\cdot 3")  # equal, but slow enough for a process
 
 # What the programs below begin with. They print the ids of the processes that they start.
-BEGIN = f"""
+BEGIN = """
 import os, subprocess, sys, threading, time
 from nanotir.answers import equivalent
 
