@@ -1,14 +1,15 @@
-"""Whether two trees are one answer.
-
-Each rule by_... knows some kinds of trees. It says True, False, or None: these are not mine.
-"""
+"""Whether two trees are one answer. A rule says True, False, or None: these trees are not mine."""
 
 import itertools
 
 from nanotir.answers.sets import same_sets
 from nanotir.answers.trees import fail, negative, num, quotient, replaced, unknowns, walk
-from nanotir.answers.units import IN_FIRST_UNITS, LETTERS
+from nanotir.answers.units import LETTERS, UNITS
 from nanotir.answers.values import equal_values, exact, random_point, real_value
+
+# Units are unknowns, so that algebra compares them; % and ° have values.
+AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in UNITS if name != "rad"}
+AS_UNITS = {("sym", letter): ("unit", name) for letter, name in LETTERS.items()}
 
 
 def same(p: tuple, g: tuple) -> bool:
@@ -39,14 +40,14 @@ def matched(left, right, equal=same) -> bool:
 
 def by_unit(p: tuple, g: tuple) -> bool | None:
     """Two units must agree, or be converted; a unit that only one side has is ignored."""
-    if units(p) and units(g):
-        return equal_values(replaced(p, IN_FIRST_UNITS), replaced(g, IN_FIRST_UNITS))
     if not units(p) and not units(g):
         return None
+    if units(p) and units(g):
+        return equal_values(*(replaced(tree, AS_UNKNOWNS) for tree in (p, g)))
     united, plain = (p, g) if units(p) else (g, p)
     # 5 m is five metres where the other answer has a unit.
-    if units(replaced(plain, LETTERS)) and {("sym", x) for x in unknowns(plain)} <= set(LETTERS):
-        return by_unit(united, replaced(plain, LETTERS))
+    if unknowns(plain) <= set(LETTERS) and units(replaced(plain, AS_UNITS)):
+        return by_unit(united, replaced(plain, AS_UNITS))
     # 50 also answers 50%, but 50% does not answer 50. Other units may be left out on either side.
     if ("unit", "%") in units(united) and united is p or plain[:2] == ("seq", "base"):
         return equal_values(united, plain)

@@ -21,8 +21,8 @@ FORMULA = re.compile(
 )
 # How a sentence goes on after its answer, and what would change it.
 REASON = re.compile(
-    r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|that is|altogether|a)\b"
-    r"|,\s(?:not|that)\b|;\s(?=[a-z]{2})|\s\((?=\$|[^()]*[a-z]{2})"
+    r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|that is|altogether)\b"
+    r"|\sa\b|,\s(?:not|that)\b|;\s(?=[a-z]{2})|\s\((?=\$|[^()]*[a-z]{2})"
 )
 CASES = re.compile(r"\b(?:or|otherwise|else)\b|\band\b.*\b(?:for|if|when)\b")
 PROSE = re.compile(
@@ -31,13 +31,11 @@ PROSE = re.compile(
 
 
 def extract_answer(text: str) -> str | None:
-    """Return the last closed box, else what the last "the answer is" or "####" names, else None.
-
-    Where there is an <answer> tag, only what it holds counts.
-    """
+    """Return the last closed box, else what the last "the answer is" or "####" names, else None."""
     text = FENCE.sub(" ", without_blocks(text))
-    tagged = text.rpartition("<answer>")[2].partition("</answer>")[0].strip()
-    tagged = tagged if "<answer>" in text else ""
+    # Where there is an <answer> tag, only what it holds counts.
+    _, tag, tagged = text.rpartition("<answer>")
+    tagged = tagged.partition("</answer>")[0].strip() if tag else ""
     text = tagged or text
     box = last_box(text)
     if box is not None:
@@ -71,7 +69,7 @@ def without_blocks(text: str) -> str:
 def last_box(text: str) -> str | None:
     """Return the content of the box that closes last; an empty one only if there is no other."""
     # One pass over the braces takes linear time, also where thousands of boxes never close.
-    open_braces, best = [], None  # for each brace: where a box's content starts, or None
+    open_braces, best = [], None  # where the content of a box starts; None for other braces
     for match in BOX.finditer(text):
         content = match["bare"]
         if match[0].endswith("{") and match[0] != "\\{":

@@ -1,7 +1,7 @@
 """Sets of real numbers: intervals, unions, single points, inequalities in one unknown.
 
-The numbers that are written in two sets cut the line into places: each number is one, and so is
-each gap between two of them. A set is a set of places, so that Python compares them.
+The numbers in two sets cut the line into places: each number is one, and each gap between two.
+A set is a set of places, so that Python compares them.
 """
 
 import operator
@@ -9,8 +9,7 @@ import operator
 from nanotir.answers.trees import negative, unknowns, walk
 from nanotir.answers.values import equal_values, real_value
 
-OO = ("const", "oo")
-REALS = ("sym", "set R")
+OO, REALS = ("const", "oo"), ("sym", "set R")
 MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
@@ -36,8 +35,8 @@ def is_set(tree: tuple) -> bool:
 def places(trees: tuple) -> dict:
     """Return the place of each number: 1, 3, 5 and so on; between them are the gaps."""
     numbers = [(real_value(node), node) for node in set(walk(trees))]
-    found, place, last = {}, -1, None
     known = [pair for pair in numbers if pair[0] is not None]
+    found, place, last = {}, -1, None
     for _, node in sorted(known, key=operator.itemgetter(0)):
         place += 0 if last and equal_values(node, last) else 2
         found[node], last = place, node
@@ -56,8 +55,8 @@ def members(tree: tuple, line: dict) -> set[int]:
         low, high = line[parts[1]] + (parts[0][0] == "("), line[parts[2]] + (parts[0][1] == "]")
         return everything.intersection(range(low, high))
     if kind == "rel":
-        links = [link(*sides, line) for sides in zip(tree[1], tree[2:], tree[3:])]
-        return everything.intersection(*links)
+        links = zip(tree[1], tree[2:], tree[3:])
+        return everything.intersection(*(link(*sides, line) for sides in links))
     if kind not in ("cup", "cap", "minus", "list", "or"):
         raise KeyError(kind)
     sets = [members(part, line) for part in parts]

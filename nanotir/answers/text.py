@@ -1,7 +1,6 @@
 """From the text of an answer to tokens: first one spelling for each sign, then one pass.
 
-A token is a tuple of its kind and, for some kinds, a value: ("+",), ("sym", "x"), ("unit", "cm"),
-("text", "red"), ("num", value, digits, text). Every step takes linear time.
+A token is a tuple, as ("+",), ("sym", "x"), ("unit", "cm") or ("num", value, digits, text).
 """
 
 import functools
@@ -48,13 +47,9 @@ SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": 
 SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
 
-GROUPED = re.compile(
-    r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
-)
-MIXED = re.compile(
-    r"(?<![\d.^_])(\d+) ?(?:\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
-)
-REPEATING = re.compile(
+GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
+MIXED = r"(?<![\d.^_])(\d+) ?(?:\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
+REPEATING = (
     r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot) ?\{(\d+)\}|\((\d+)\)"
     r"|(?<=000|111|222|333|444|555|666|777|888|999)(?:\.\.\.|\\l?dots))"
 )
@@ -128,8 +123,8 @@ def normalise(text: str) -> str:
     text = re.sub(r"^=(?!=)|^\\f?box(?:ed)?(?= ?\{)", "", text).strip()
     # Within brackets a comma never belongs to a number.
     end = re.search(r"[(\[]|\\\{|\Z", text).start()
-    text = GROUPED.sub(lambda number: re.sub("[, ]", "", number[0]), text[:end]) + text[end:]
-    return MIXED.sub(mixed, REPEATING.sub(repeating, text))
+    text = re.sub(GROUPED, lambda number: re.sub("[, ]", "", number[0]), text[:end]) + text[end:]
+    return re.sub(MIXED, mixed, re.sub(REPEATING, repeating, text))
 
 
 def mixed(match: re.Match) -> str:
@@ -191,8 +186,7 @@ def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]
         return []
     # One letter is a unit in m/s and in \text{m}.
     is_unit = in_text or kinds == ["unit", "/"] or re.match(r" ?/ ?[sh]", rest)
-    letter = LETTERS.get(("sym", run), ("", ""))[1] if is_unit else ""
-    name = unit_name(lower) if len(run) > 1 else letter
+    name = unit_name(lower) if len(run) > 1 else is_unit and LETTERS.get(run)
     # Square cm is cm^2.
     power = [("^",), num(tokens.pop()[1])] if name and kinds[-1] == "power" else []
     return [("unit", name), *power] if name else []

@@ -20,9 +20,8 @@ COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": mat
 EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
 # Our name -> mpmath's.
 MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs", "floor": "floor", "ceil": "ceil"}
-MPMATH |= {
-    name: name for name in "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
-}
+FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
+MPMATH |= {name: name for name in FUNCTIONS}
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
 RATIONAL_UNITS = {"%": Fraction(1, 100), "rad": Fraction(1)}
 KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
@@ -113,11 +112,7 @@ def real_value(tree: tuple) -> float | None:
 
 
 def value(tree: tuple, at: dict, context=None, real: bool = False):
-    """Return the value where the unknowns are `at` these places, exactly if it is rational.
-
-    Other values need a context of mpmath. A value is undefined if it is infinite, or if `real` and
-    something on the way is complex.
-    """
+    """Return the value where the unknowns are `at` these places: a Fraction if it is rational."""
     kind, *parts = tree
     if kind in ("num", "sym") and parts[0] in (at if kind == "sym" else parts):
         return parts[0] if kind == "num" else at[parts[0]]
@@ -132,8 +127,7 @@ def value(tree: tuple, at: dict, context=None, real: bool = False):
             result = computed(kind, parts, context)
     except (AttributeError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
         raise Undefined(kind) from error
-    is_fine = isinstance(result, Fraction) or context.isfinite(result)
-    if not is_fine or real and result.imag:
+    if not isinstance(result, Fraction) and not context.isfinite(result) or real and result.imag:
         raise Undefined("infinite, not a number or complex")
     return result
 

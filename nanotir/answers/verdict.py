@@ -23,10 +23,7 @@ SERVE = "from nanotir.answers import verdict; verdict.serve()"
 
 
 def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
-    """Whether two answers say the same. Never raises.
-
-    An answer is different if it takes more than `deadline` seconds to tell.
-    """
+    """Whether two answers say the same: no if it takes too many seconds to tell. Never raises."""
     prediction, gold = prediction.strip(), gold.strip()
     if prediction == gold:
         return gold != ""
