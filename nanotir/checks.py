@@ -1,4 +1,4 @@
-"""Checks of what a user sets, with the error that the user reads.
+"""Checks of what a user sets, and what is shown to a user of other people's text.
 
 A settings class declares in its fields' types which numbers make sense: `steps: Whole = 32`. Its
 `__post_init__` calls check_settings, and `--help` shows the range.
@@ -107,3 +107,19 @@ def unknown(what: str, name: str, names: Iterable[str]) -> str:
     if near:
         return f"no {what} '{name}': did you mean '{near[0]}'?"
     return f"no {what} '{name}'; there are {', '.join(names)}"
+
+
+def visible(text, obeyed: str = "") -> str:
+    """Text whose control and direction characters are shown, unless they are in `obeyed`.
+
+    A model or a tool may write a terminal's escape codes, a carriage return that hides a line, or
+    marks that turn the order of letters round.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in obeyed else symbol(letter)
+        for letter in str(text)
+    )
+
+
+def symbol(letter: str) -> str:
+    return "↵" if letter == "\n" else f"<U+{ord(letter):04X}>"

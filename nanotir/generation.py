@@ -20,7 +20,8 @@ from torch import Tensor
 
 from nanotir.draws import uniforms
 from nanotir.model import KVCache
-from nanotir.tools.tool import Tool, ToolResult
+from nanotir.tools.calls import Calls, Pending
+from nanotir.tools.tool import ToolResult
 from nanotir.trajectory import Call, Trajectory, grammar_error
 
 NO_CALLS_LEFT = "No calls left: answer now."
@@ -46,7 +47,7 @@ class Row:
     tool: str | None = None  # the tool whose block is open
     block_start: int = 0  # where the open block's text begins
     written: int = 0  # ids by the model
-    future: Future | None = None  # the running call, while parked
+    call: Pending | None = None  # the running call, while parked
     told: bool = False  # the harness has told it once what is wrong
 
 
@@ -81,7 +82,7 @@ class Generation:
         self.slots: list[Row | None] = [None] * min(self.config.max_rows, len(self.rows))
         self.live = 0  # slots[:live] take part in a decoding step
         self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
-        self.asked: dict[tuple, Future] = {}  # by (tool, text), for whoever asks the same
+        self.calls = Calls(sampler.tools, self.config.sessions)
         self.cache = self.new_cache(len(self.slots), self.capacity(prompts))
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -99,14 +100,18 @@ class Generation:
         return min(limit, longest + self.config.max_new_tokens + self.config.max_tool_tokens)
 
     def run(self, stop=None) -> list[Trajectory]:
-        while self.waiting or any(self.slots):
-            if stop and stop():
-                for row in [*self.waiting, *self.seated()]:
-                    self.finish(row, "cancelled")
-                break
-            self.admit()
-            self.collect()
-            self.decode()
+        try:
+            while self.waiting or any(self.slots):
+                if stop and stop():
+                    for row in [*self.waiting, *self.seated()]:
+                        self.finish(row, "cancelled")
+                    break
+                self.admit()
+                self.collect()
+                self.decode()
+        finally:
+            for row in self.rows:
+                self.calls.end(row, row.call)
         return [row.trajectory for row in self.rows]
 
     def seated(self, status: Status | None = None) -> list[Row]:
@@ -208,6 +213,10 @@ class Generation:
     def tool_room(self, row: Row) -> int:
         return min(row.tool_room, self.room(row))
 
+    def no_room(self, row: Row) -> bool:
+        """Whether output between its two tags has no room for a single id."""
+        return self.tool_room(row) < 3
+
     def end(self, row: Row, full: bool):
         """Finish a row that ended itself, unless it may answer again.
 
@@ -216,7 +225,7 @@ class Generation:
         error = None
         if self.sampler.format.style == "grammar" and not row.told and not full:
             error = grammar_error(row.trajectory, self.tokenizer)
-        if error is None or self.tool_room(row) < 2:
+        if error is None or self.no_room(row):
             self.finish(row, "stop")
         else:
             self.tell(row, f"{error}: answer again.")
@@ -226,38 +235,32 @@ class Generation:
     def call(self, row: Row):
         spent = len(row.trajectory.calls) >= self.config.max_calls
         refused = spent and (row.told or not self.config.last_turn)
-        if refused or self.tool_room(row) < 2:
+        if refused or self.no_room(row):
             self.finish(row, "budget")
         elif spent:
             self.tell(row, NO_CALLS_LEFT)
         else:
-            session = row if self.config.sessions else None  # a row is the key of its session
-            self.park(row, self.ask(self.sampler.tools[row.tool], self.code(row), session))
+            self.park(row, self.calls.start(row.tool, self.code(row), row))
 
-    def park(self, row: Row, future: Future):
-        row.status, row.future = Status.PARKED, future
-
-    def ask(self, tool: Tool, text: str, session) -> Future:
-        """The Future of a tool's answer. Rows of one prompt often ask the same: it runs once."""
-        if session is not None or not tool.deterministic:
-            return tool.submit(text, session)
-        if (tool, text) not in self.asked:
-            self.asked[tool, text] = tool.submit(text)
-        return self.asked[tool, text]
+    def park(self, row: Row, call: Pending):
+        row.status, row.call = Status.PARKED, call
 
     def tell(self, row: Row, message: str):
         """Say something in a tool's place. It is read as output and does not count as a call."""
         row.tool, row.told = None, True
         answer = Future()
         answer.set_result(ToolResult(message))
-        self.park(row, answer)
+        self.park(row, Pending(answer))
 
     def collect(self):
         """Append the results that have come in. Wait for one only if no row can decode."""
         parked = self.seated(Status.PARKED)
         if parked and len(parked) == len(self.seated()):
-            wait([row.future for row in parked], return_when=FIRST_COMPLETED)
-        ready = [row for row in parked if row.future.done()]
+            # Not for ever: the caller may want to stop.
+            running = [row.call.future for row in parked]
+            wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
+        results = {row: self.calls.result(row.call) for row in parked if row.call.future.done()}
+        ready = [row for row, result in results.items() if result]
         if not ready:
             return
 
@@ -265,7 +268,7 @@ class Generation:
         # result's last id, which the next decoding step feeds.
         starts = [len(row.trajectory.ids) - 1 for row in ready]
         for row in ready:
-            self.append_result(row, row.future.result())
+            self.append_result(row, results[row])
         chunks = [row.trajectory.ids[start:-1] for row, start in zip(ready, starts)]
         ends = [start + len(chunk) for start, chunk in zip(starts, chunks)]
         slots = [row.slot for row in ready]
@@ -276,12 +279,13 @@ class Generation:
 
     def append_result(self, row: Row, result: ToolResult):
         room = self.tool_room(row)
-        ids = self.sampler.format.output_ids(self.tokenizer, result.output, room)
+        # No id stands for 64 characters. What cannot fit need not be tokenised, which takes long.
+        ids = self.sampler.format.output_ids(self.tokenizer, result.output[: 64 * room], room)
         if row.tool:  # otherwise the harness says something
             row.trajectory.calls.append(Call(row.tool, self.code(row), result))
         self.append(row, "output", ids, 0)
         row.tool_room -= len(ids)
-        row.tool = row.future = None
+        row.tool = row.call = None
         row.status = Status.DECODING
 
     def code(self, row: Row) -> str:
@@ -296,9 +300,7 @@ class Generation:
             self.watch(row.index, "finish", [])
         if row.slot >= 0:
             self.slots[row.slot] = None
-        if self.config.sessions:
-            for tool in self.sampler.tools.values():
-                tool.end_session(row)
+        self.calls.end(row, row.call)
 
     def compact(self, active: int):
         """Close the gaps between rows when no row waits and a quarter of the batch idles.

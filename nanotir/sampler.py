@@ -58,6 +58,9 @@ class Sampler:
         self.openers, self.closers = {}, {}  # {id: tool}, {tool: id}
         for name in self.tools:
             opener, closer = self.format.delimiters(name)
+            if opener not in tokenizer.tags:
+                cure = f"train it with tools=['{name}', ..]"
+                raise ValueError(f"the tokenizer has no tags for the tool '{name}': {cure}")
             self.openers[tokenizer.tags[opener]] = name
             self.closers[name] = tokenizer.tags[closer]
         self.banned = self.banned_ids()

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TextIO
 
+from nanotir.checks import visible
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Trajectory
 
@@ -20,7 +21,11 @@ def colours_wanted(stream: TextIO | None = None) -> bool:
 
 
 def paint(kind: str, text: str, colour: bool) -> str:
-    """The text of a span of this kind, with the codes of its colour around it."""
+    """The text of a span of this kind, with the codes of its colour around it.
+
+    Other codes in the text are shown, not obeyed: a model or a tool wrote it.
+    """
+    text = visible(text, obeyed="\n\t")
     if not colour or not text:
         return text
     return f"\x1b[{COLOURS.get(kind, COLOURS['call'])}m{text}\x1b[0m"

@@ -54,3 +54,23 @@ def test_a_stream_prints_id_by_id_what_show_prints_at_once(tokenizer, monkeypatc
     answer = whole.split("<|assistant|>")[1].removesuffix("<|end|>")
     assert plain(out.getvalue()) == answer
     assert "\ufffd" not in answer
+
+
+HOSTILE = "\x1b]52;c;eA==\x07\x1b[2J\x9b2J\rgone\b\x00\u202e\u2066end\ttab\nline"
+SHOWN = "<U+001B>]52;c;eA==<U+0007><U+001B>[2J<U+009B>2J<U+000D>gone<U+0008><U+0000>"
+SHOWN += "<U+202E><U+2066>end\ttab\nline"
+
+
+def test_what_would_steer_the_terminal_is_shown_not_obeyed(tokenizer):
+    pieces = [("text", HOSTILE), ("python", HOSTILE), ("output", HOSTILE)]
+    trajectory = Format().trajectory(tokenizer, HOSTILE, pieces)
+    for colour in (False, True):
+        assert plain(show(trajectory, tokenizer, colour)).count(SHOWN) == 4
+
+
+def test_a_stream_obeys_no_text_either(tokenizer):
+    out = io.StringIO()
+    stream = Stream(tokenizer, out=out)
+    for id in tokenizer.encode_untrusted(HOSTILE):
+        stream(0, "output", [id])
+    assert out.getvalue() == SHOWN

@@ -1,63 +1,108 @@
-"""Find the final answer in what a model wrote. Code, and what a tool printed, do not count."""
+"""Find the final answer in what a model wrote. Thoughts, code and a tool's output do not count."""
 
 import re
 
-MAX_LINE = 2000  # characters in which a named answer is looked for
+from nanotir.answers.units import unit_name
 
-FENCE = re.compile(r"```(\w*).*?(?:```|\Z)", re.S)
-TOOL = re.compile(r"<(python|output|code|result|tool_call|tool_response)>.*?(?:</\1>|\Z)", re.S)
-BOX = re.compile(
-    r"\\(?:boxed|fbox)\s*(?:(?P<box>\{)|(?P<bare>-?[\w.]*\w))|\\[{}]|(?P<open>\{)|(?P<close>\})"
+MAX_SENTENCE = 2000  # characters in which a named answer is looked for
+# A tag in backticks is only mentioned.
+TAG = re.compile(r"(?<!`)<(/?)(think|python|output|code|result|tool_call|tool_response)>")
+CUT_OFF = ("think", "python", "tool_call")  # blocks that may be the last, and not be closed
+FENCE = re.compile(r"```(?!latex|tex|math).*?(?:```|\Z)|```\w*", re.S)
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<box>\{)|(?P<bare>-?\d[\d.,]*))|\\[{}]|[{}]")
+MARK = re.compile(
+    r"(?:\banswer\*?(?:\s+is\b|\s*:|(?=\s*(?:\$|\\[\[(])))|\bfinal answer\b|#### ?)[*\s:]*"
+    r"(?:(?:indeed|therefore|thus|simply|exactly|just|equal to|given by)\s+)*",
+    re.I,
 )
-PHRASE = re.compile(
-    r"(?:final answer(?: is)?|answer is|answer:|<answer>|####)[ \t]*:?[ \t]*\n?([^\n]+)", re.I
+# A closing $ stands before no digit: $18 - $3 are amounts of money.
+FORMULA = re.compile(
+    r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$(?!\d)|\\\(((?:.|\n)+?)\\\)|\\\[((?:.|\n)+?)\\\]"
 )
-FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+# How a sentence goes on after its answer, and what would change it.
+REASON = re.compile(
+    r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|that is|altogether)\b"
+    r"|\sa\b|,\s(?:not|that)\b|;\s(?=[a-z]{2})|\s\((?=\$|[^()]*[a-z]{2})"
+)
+CASES = re.compile(r"\b(?:or|otherwise|else)\b|\band\b.*\b(?:for|if|when)\b")
+PROSE = re.compile(
+    r"((?:\\?\$)?-?(?:\\?\$)?\d[\d,.]*%? ([a-z]+))(?! (?:or|per|and|to|out|of)\b)[a-z ]+"
+)
 
 
 def extract_answer(text: str) -> str | None:
     """Return the last closed box, else what the last "the answer is" or "####" names, else None."""
-    text = FENCE.sub(without_code, TOOL.sub(" ", text))
+    text = FENCE.sub(" ", without_blocks(text))
+    # Where there is an <answer> tag, only what it holds counts.
+    _, tag, tagged = text.rpartition("<answer>")
+    tagged = tagged.partition("</answer>")[0].strip() if tag else ""
+    text = tagged or text
     box = last_box(text)
     if box is not None:
         return box
-    phrases = PHRASE.findall(text)
-    return named_answer(phrases[-1]) if phrases else None
+    text = re.sub(r"\*\*|__|`", "", text)
+    starts = [mark.end() for mark in MARK.finditer(text)]
+    if starts:
+        return named_answer(text[starts[-1] : starts[-1] + MAX_SENTENCE])
+    return tagged or None
 
 
-def without_code(block: re.Match) -> str:
-    """Keep a fenced block of LaTeX, which may hold the answer."""
-    return block[0] if block[1] in ("latex", "tex", "math") else " "
+def without_blocks(text: str) -> str:
+    """Return the text without what stands in the tags of thoughts and tools."""
+    tags = list(TAG.finditer(text))
+    last_end = {tag[2]: tag.start() for tag in tags if tag[1]}
+    kept, start, block = [], 0, None
+    for tag in tags:
+        is_end, name = tag.groups()
+        if is_end and name == (block or "think"):
+            # The beginning of thoughts may have stood in the prompt.
+            kept = kept if block else []
+            start, block = tag.end(), None
+        elif not is_end and block is None:
+            is_closed = last_end.get(name, -1) > tag.start()
+            if is_closed or name in CUT_OFF or text.startswith("\n", tag.end()):
+                kept.append(text[start : tag.start()])
+                block = name
+    return " ".join(kept if block else [*kept, text[start:]])
 
 
 def last_box(text: str) -> str | None:
-    """Return the content of the box that opens last among those that close."""
+    """Return the content of the box that closes last; an empty one only if there is no other."""
     # One pass over the braces takes linear time, also where thousands of boxes never close.
-    open_braces = []  # for each one: where its content starts, and whether it is a box
-    best_start, best = -1, None
+    open_braces, best = [], None  # where the content of a box starts; None for other braces
     for match in BOX.finditer(text):
-        start, content = match.start(), match["bare"]
-        if match["box"] or match["open"]:
-            open_braces.append((match.end(), bool(match["box"])))
-        elif match["close"] and open_braces:
-            start, is_box = open_braces.pop()
-            content = text[start : match.start()] if is_box else None
-        if content is not None and start > best_start:
-            best_start, best = start, content
+        content = match["bare"]
+        if match[0].endswith("{") and match[0] != "\\{":
+            open_braces.append(match.end() if match["box"] else None)
+        elif match[0] == "}" and open_braces:
+            start = open_braces.pop()
+            content = None if start is None else text[start : match.start()]
+        if content is not None and (content.strip() or best is None):
+            best = content
+    while best is not None and (inner := re.fullmatch(r"\s*\\boxed\s*\{([^{}]*)\}\s*", best)):
+        best = inner[1]
     return best
 
 
-def named_answer(line: str) -> str:
-    """Return the last formula of the sentence, or what follows its last "is"."""
-    sentence = re.split(r"\.(?:\s|$)|</answer>", line[:MAX_LINE].replace("**", ""))[0].strip()
-    answer = re.split(r"\bis\b", sentence)[-1].strip()
-    formulas = FORMULA.findall(sentence)
-    # "the sum $s$ is 40" names 40, although it has a formula.
-    is_number = answer != sentence and re.fullmatch(r"-?[\d.,/]+", answer)
-    if formulas and not is_number:
-        answer = "".join(formulas[-1])
+def named_answer(text: str) -> str:
+    """Return the answer at the beginning of a sentence, without what follows."""
+    if formula := FORMULA.match(text):
+        text = unwrapped(formula).strip() + text[formula.end() :]
+    answer = FORMULA.sub(unwrapped, re.split(r"\.(?:\s|$)|\n", text)[0])
+    reason = REASON.search(answer)
+    if not reason:
+        answer = re.split(r"\bis\b", answer)[-1]
+    elif reason["cause"] or not CASES.search(answer, reason.end()):
+        answer = answer[: reason.start()]
     # "16 + 1 = 17" names 17, but "x = 3" is an answer as it stands.
     left, equals, right = answer.rpartition("=")
-    if equals and not re.search("[a-zA-Z]", left):
-        return right.strip()
-    return answer.rstrip(".").strip()
+    if equals and not re.search("[a-zA-Z]", left.replace(" x ", "")):
+        answer = right
+    answer = answer.strip().rstrip(".,").strip()
+    # "72 clips sold" names 72 clips.
+    prose = PROSE.fullmatch(answer)
+    return prose[1] if prose and unit_name(prose[2]) else answer
+
+
+def unwrapped(formula: re.Match) -> str:
+    return "".join(filter(None, formula.groups()))

@@ -1,136 +1,81 @@
 """Sets of real numbers: intervals, unions, single points, inequalities in one unknown.
 
-A set is a list of pieces, each from one cut to another. A cut is just before a point or just
-after it: [1, 2) goes from before 1 to before 2, and {3} from before 3 to after 3. Open and closed
-ends need no rules of their own then.
+The numbers in two sets cut the line into places: each number is one, and each gap between two.
+A set is a set of places, so that Python compares them.
 """
 
-import math
-from typing import NamedTuple
+import operator
 
-from nanotir.answers.exact import exact
-from nanotir.answers.trees import fail, is_name, unknowns
+from nanotir.answers.trees import negative, unknowns, walk
+from nanotir.answers.values import equal_values, real_value
 
-OO = ("const", "oo")
-MINUS_OO = ("neg", OO)
-REALS = ("sym", "set R")
+OO, REALS = ("const", "oo"), ("sym", "set R")
+MIRRORED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
-class Cut(NamedTuple):
-    at: float  # where the point lies
-    after: bool  # whether the cut is after it
-    point: tuple  # its tree
-
-
-Piece = tuple[Cut, Cut]
+def same_sets(p: tuple, g: tuple) -> bool | None:
+    """Whether two trees are one set of reals; None if they need not be sets or one is none."""
+    names = [unknowns(tree) - {"set R"} for tree in (p, g)]
+    if not is_set(p) and not is_set(g) or max(map(len, names)) > 1:
+        return None
+    try:
+        line = places((p, g))
+        return members(p, line) == members(g, line) and not (all(names) and names[0] != names[1])
+    except KeyError:
+        return None
 
 
 def is_set(tree: tuple) -> bool:
     """Whether it certainly describes a set; (1, 2) or {3} may be one, if the other answer is."""
-    if tree[0] == "list":
-        return tree[1][0] == "rel"
-    return tree[0] in ("cup", "minus", "rel") or tree == REALS
+    if tree[0] in ("list", "or"):
+        return any(part[0] == "rel" and set(part[1]) != {"="} for part in tree[1:])
+    return tree[0] in ("cup", "cap", "minus", "rel") or tree == REALS
 
 
-def pieces(tree: tuple) -> list[Piece] | None:
-    """Return the pieces of a set, or None of a tree that is no set of reals."""
+def places(trees: tuple) -> dict:
+    """Return the place of each number: 1, 3, 5 and so on; between them are the gaps."""
+    numbers = [(real_value(node), node) for node in set(walk(trees))]
+    known = [pair for pair in numbers if pair[0] is not None]
+    found, place, last = {}, -1, None
+    for _, node in sorted(known, key=operator.itemgetter(0)):
+        place += 0 if last and equal_values(node, last) else 2
+        found[node], last = place, node
+    return found | {OO: place + 2, negative(OO): -1}
+
+
+def members(tree: tuple, line: dict) -> set[int]:
+    """Return the places in a set; raise KeyError for other trees."""
     kind, *parts = tree
+    everything = set(range(line[OO]))
     if tree == REALS:
-        return [(cut(MINUS_OO, True), cut(OO, False))]
-    if kind == "rel":
-        return relation_pieces(tree[1], tree[2:])
-    if kind == "seq" and len(tree) == 4:
-        low, high = cut(tree[2], tree[1][0] != "["), cut(tree[3], tree[1][1] == "]")
-        return [(low, high)] if low and high and low.at < high.at else None
+        return everything
     if kind == "set":
-        points = [(cut(point, False), cut(point, True)) for point in parts]
-        return None if (None, None) in points else points
-    if kind not in ("cup", "minus", "list"):
-        return None
-    sets = [pieces(part) for part in parts]
-    if None in sets or kind == "list" and not alternatives(tree, sets):
-        return None
-    return without(*sets) if kind == "minus" else sum(sets, [])
+        return {line[part] for part in parts}
+    if kind == "seq" and len(parts) == 3 and parts[0][0] in "([":
+        low, high = line[parts[1]] + (parts[0][0] == "("), line[parts[2]] + (parts[0][1] == "]")
+        return everything.intersection(range(low, high))
+    if kind == "rel":
+        links = zip(tree[1], tree[2:], tree[3:])
+        return everything.intersection(*(link(*sides, line) for sides in links))
+    if kind not in ("cup", "cap", "minus", "list", "or"):
+        raise KeyError(kind)
+    sets = [members(part, line) for part in parts]
+    if kind == "minus":
+        return sets[0] - sets[1]
+    # "x < 1, x > 2" says "or", since no x is both.
+    both = everything.intersection(*sets) if kind in ("cap", "list") else set()
+    return both or set().union(*sets)
 
 
-def cut(point: tuple, after: bool) -> Cut | None:
-    at = position(point)
-    return None if at is None else Cut(at, after, point)
-
-
-def position(tree: tuple) -> float | None:
-    """Return where a constant lies on the real line, or None if it does not."""
-    if tree in (OO, MINUS_OO):
-        return math.inf if tree == OO else -math.inf
-    rational = exact(tree)
-    if rational is not None:
-        return float(rational)
-    if unknowns(tree):
-        return None
-    from nanotir.answers.numeric import real_value
-
-    return real_value(tree)
-
-
-def alternatives(tree: tuple, sets: list[list[Piece]]) -> bool:
-    """Whether a list of inequalities says "or": they are apart. x > 1, x < 3 may mean both."""
-    if any(part[0] != "rel" for part in tree[1:]) or len(unknowns(tree)) != 1:
-        return False
-    together = sum(sets, [])
-    return len(merged(together)) == len(together)
-
-
-def relation_pieces(signs: tuple, sides: tuple) -> list[Piece] | None:
-    """Return the pieces of a < x <= b, x > a, x != a, x = a or x in S, also written backwards."""
-    if signs == ("in",):
-        return pieces(sides[1]) if is_name(sides[0]) else None
-    if set(signs) <= {">", ">="}:
-        signs, sides = tuple(sign.replace(">", "<") for sign in signs[::-1]), sides[::-1]
-    ends = [side for side in sides if side[0] != "sym"]
-    at = [position(end) for end in ends]
-    if len(ends) != len(sides) - 1 or None in at:
-        return None
-    low, high = cut(MINUS_OO, True), cut(OO, False)
-    if signs == ("=",):
-        return [(cut(ends[0], False), cut(ends[0], True))]
-    if signs == ("!=",):
-        return [(low, cut(ends[0], False)), (cut(ends[0], True), high)]
-    # In a chain of two the unknown is in the middle, and the ends ascend.
-    in_order = len(sides) != 3 or sides[1] not in ends and at[0] < at[1]
-    if not set(signs) <= {"<", "<="} or not in_order:
-        return None
-    for sign, left, right in zip(signs, sides, sides[1:]):
-        if right[0] == "sym":
-            low = cut(left, sign == "<")
-        else:
-            high = cut(right, sign == "<=")
-    return [(low, high)]
-
-
-def without(kept: list[Piece], points: list[Piece]) -> list[Piece]:
-    """Return pieces cut at single points."""
-    for before, after in points:
-        if before.point != after.point:
-            fail("only points can be left out")
-        cut_pieces = []
-        for low, high in kept:
-            if low.at < before.at < high.at:
-                cut_pieces += [(low, before), (after, high)]
-                continue
-            # The point may be an end of the piece, which is open then.
-            low = low._replace(after=low.after or low.at == before.at)
-            high = high._replace(after=high.after and high.at != before.at)
-            cut_pieces.append((low, high))
-        kept = cut_pieces
-    return kept
-
-
-def merged(pieces_of_set: list[Piece]) -> list[Piece]:
-    """Return the pieces from left to right; those that overlap or touch are one."""
-    done = []
-    for low, high in sorted(pieces_of_set, key=lambda piece: piece[0][:2]):
-        if done and low[:2] <= done[-1][1][:2]:
-            low, last = done.pop()
-            high = max(last, high, key=lambda end: end[:2])
-        done.append((low, high))
-    return done
+def link(sign: str, left: tuple, right: tuple, line: dict) -> set[int]:
+    """Return the places of x < a, x > a, x = a, x in S and the like, also written backwards."""
+    if left[0] != "sym" and sign != "in":
+        left, right, sign = right, left, MIRRORED.get(sign, sign)
+    if left[0] != "sym":
+        raise KeyError(left)
+    if sign == "in":
+        return members(right, line)
+    place, end = line[right], line[OO]
+    above, below = set(range(place + 1, end)), set(range(min(place, end)))
+    sets = {"<": below, "<=": below | {place}, ">": above, ">=": above | {place}}
+    return {**sets, "=": {place}, "!=": below | above}[sign]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
 
+from nanotir.checks import visible
 from nanotir.run import load_tokenizer, read_config, read_evaluations
 
 TRACE_KEYS = "phase step question answer family correct spans calls finish_reason".split()
@@ -102,19 +102,6 @@ def half_characters(data: bytes) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "".join(chr(b) if b < 128 else f"<0x{b:02X}>" for b in data)
-
-
-def visible(text) -> str:
-    """Text whose control and direction characters are shown instead of obeyed."""
-    return "".join(symbol(letter) for letter in str(text))
-
-
-def symbol(letter: str) -> str:
-    if letter == "\n":
-        return "↵"
-    if letter != " " and unicodedata.category(letter)[0] in "CZ":
-        return f"<U+{ord(letter):04X}>"
-    return letter
 
 
 def safe(text, limit: int = 500) -> str:

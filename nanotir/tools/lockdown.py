@@ -14,6 +14,7 @@ import errno
 import functools
 import os
 import platform
+import re
 import resource
 import signal
 import struct
@@ -49,16 +50,32 @@ def namespaces() -> bool:
     return True
 
 
-def mount_memory(base: str):
-    """Mount a file system in memory for the folders of all calls, if that is allowed."""
+def mount_memory(base: str) -> bool:
+    """Mount a file system in memory for the folders of all calls; return whether mounts are ours.
+
+    Only then is it safe to mount more.
+    """
     size = b"size=256m,nr_inodes=16384"
-    if LIBC.unshare(0x20000) == 0:  # CLONE_NEWNS
-        # The rest of the machine must not see what is mounted here.
-        LIBC.mount(None, b"/", None, 1 << 18 | 1 << 14, None)  # MS_PRIVATE, MS_REC
-        LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, size)  # MS_NOSUID, MS_NODEV
+    if LIBC.unshare(0x20000):  # CLONE_NEWNS
+        return False
+    # The rest of the machine must not see what is mounted here.
+    LIBC.mount(None, b"/", None, 1 << 18 | 1 << 14, None)  # MS_PRIVATE, MS_REC
+    LIBC.mount(b"tmpfs", base.encode(), b"tmpfs", 2 | 4, size)  # MS_NOSUID, MS_NODEV
+    return True
 
 
-def lock_server(memory_mb: int) -> list[Layer]:
+def limit_processes():
+    """At most 1,024 processes and threads for all calls. NPROC does not bind root.
+
+    The number belongs to the namespace only from Linux 6.14 on. Before, it is the whole machine's.
+    """
+    major, minor = re.match(r"(\d+)\.(\d+)", platform.release()).groups()
+    if (int(major), int(minor)) >= (6, 14):
+        with contextlib.suppress(OSError), open("/proc/sys/kernel/pid_max", "w") as file:
+            file.write("1024")
+
+
+def lock_server(memory_mb: int, own_mounts: bool) -> list[Layer]:
     """Drop for good, once in the fork server, what neither the server nor any call needs."""
     limit(FSIZE=8 * 2**20, CORE=0)
     if not LINUX:
@@ -68,6 +85,9 @@ def lock_server(memory_mb: int) -> list[Layer]:
     with open("/proc/self/statm") as file:
         in_use = int(file.read().split()[0]) * resource.getpagesize()
     limit(AS=in_use + memory_mb * 2**20)
+    if own_mounts:
+        # Without opening a file, /proc tells which processes the machine has. So cover it.
+        LIBC.mount(b"tmpfs", b"/proc", b"tmpfs", 1, b"mode=000")  # MS_RDONLY
     no_new_privs = LIBC.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
     no_capabilities = LIBC.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
     return [
@@ -147,13 +167,20 @@ def needed() -> list[tuple[str, bool]]:
     """What Python reads: (path, whether it is a folder). The server asks once for all children."""
     folders = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
     files = ["/etc/localtime", "/etc/ld.so.cache", "/dev/urandom"]
-    wanted = [*folders, *files, *sys.path, f"{sys.base_prefix}/lib"]
+    wanted = [*folders, *files, *filter(is_pythons, sys.path), f"{sys.base_prefix}/lib"]
     # One rule holds for all below a path, and a folder sorts before what it contains.
     paths = []
     for path in sorted({os.path.realpath(path) for path in wanted if os.path.exists(path)}):
         if not any(path.startswith(f"{above}/") for above in paths):
             paths.append(path)
     return [(path, os.path.isdir(path)) for path in paths]
+
+
+def is_pythons(path: str) -> bool:
+    """Whether a path lies where Python is installed. A .pth file may name any other folder."""
+    path = os.path.realpath(path)
+    homes = {os.path.realpath(home) for home in (sys.prefix, sys.base_prefix)}
+    return any(path.startswith(f"{home}/") for home in homes)
 
 
 # System calls that a program may not make: names, numbers on x86-64, numbers on arm64 (which lacks
@@ -181,6 +208,10 @@ DENIED = [
     ("utime utimes utimensat futimesat", [132, 235, 280, 261], [88]),
     ("setxattr lsetxattr fsetxattr", [188, 189, 190], [5, 6, 7]),
     ("setxattrat removexattrat file_setattr", [463, 466, 469], [463, 466, 469]),
+    ("inotify_init inotify_init1 inotify_add_watch", [253, 294, 254], [26, 27]),
+    ("fanotify_init fanotify_mark", [300, 301], [262, 263]),
+    ("statmount listmount syslog", [457, 458, 103], [457, 458, 116]),
+    ("mincore cachestat sync syncfs", [27, 451, 162, 306], [232, 451, 81, 267]),
 ]
 
 # The operations of BPF, the language of seccomp filters, that are used here.
@@ -217,26 +248,37 @@ def if_zero(index: int) -> bytes:
     return low_half + high_half + ALLOW + REFUSE
 
 
-def unless(index: int, *values: int) -> bytes:
-    """Allow the call unless this argument has one of these values."""
-    tests = [step(EQUAL, value, 0, 1) + REFUSE for value in values]
-    return argument(index) + b"".join(tests) + ALLOW
+def only(index: int, *values: int) -> bytes:
+    """Allow the call only if this argument has one of these values."""
+    tests = [step(EQUAL, value, 0, 1) + ALLOW for value in values]
+    return argument(index) + b"".join(tests) + REFUSE
+
+
+# What Python asks of descriptors: copies, flags, locks on records, the size of a pipe. Others would
+# send signals, hold a lease on a file of Python's, or leave a hint that outlives the call.
+FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)
+# TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Others would change a file's attributes.
+IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 
 def conditions() -> list[tuple[int, int, bytes]]:
     """System calls that depend on arguments: number on x86-64, number on arm64, the test."""
     to_itself = argument(0) + step(EQUAL, PID, 0, 1) + ALLOW + REFUSE
-    is_thread = argument(0) + step(ANY_BIT, 0x10000, 0, 1) + ALLOW + REFUSE  # CLONE_THREAD
+    # CLONE_THREAD, and CLONE_FILES: each table of descriptors may hold 64 more full sockets.
+    is_thread = argument(0) + step(ANY_BIT, 0x10000, 0, 2) + step(ANY_BIT, 0x400, 0, 1)
+    same_table = argument(2) + step(ANY_BIT, 2, 0, 1)  # CLOSE_RANGE_UNSHARE
+    not_parent = argument(0) + step(EQUAL, 1, 0, 1)  # PR_SET_PDEATHSIG
     return [
-        (56, 220, is_thread),  # clone: threads, but no processes
+        (56, 220, is_thread + ALLOW + REFUSE),  # clone: threads, but no processes
+        (436, 436, same_table + REFUSE + ALLOW),  # close_range
         (435, 435, MISSING),  # clone3 hides its flags in memory; libc then falls back on clone
         (62, 129, to_itself),  # kill
         (234, 131, to_itself),  # tgkill
         (44, 206, if_zero(4)),  # sendto: over a connected pair, but to no address
         (302, 261, if_zero(2)),  # prlimit64: may read limits, but not set them
-        (72, 25, unless(1, 8, 10, 15)),  # fcntl: no signal to others when a socket is ready
-        (16, 29, unless(1, 0x8901, 0x8902)),  # ioctl: likewise
-        (157, 167, unless(0, 1)),  # prctl: it must die with its parent
+        (72, 25, only(1, *FCNTL)),
+        (16, 29, only(1, *IOCTL)),
+        (157, 167, not_parent + REFUSE + ALLOW),  # prctl: it must die with its parent
     ]
 
 

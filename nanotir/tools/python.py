@@ -1,6 +1,7 @@
 """PythonTool: runs programs that the model writes, each in a process of its own.
 
 This is the trainer's side. The processes are those of sandbox.py, which explains a call's way.
+A program that is stopped, crashes or leaves by itself says nothing, so the model is told here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -16,11 +18,12 @@ import tempfile
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from nanotir.checks import Count, Range, check_settings
+from nanotir.tools import cell
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 MAX_CODE_CHARS = 100_000
@@ -65,14 +68,17 @@ class PythonTool(Tool):
         # The server with the libraries is at True, the one without at False. close() replaces the
         # dict, so a call that holds the old one knows that the tool was closed meanwhile.
         self._servers: dict[bool, ForkServer] = {}
-        # The cells of each session so far, and the seconds that all of them took.
-        self._sessions: dict[object, tuple[list[str], float]] = {}
+        self._sessions: dict[object, Session] = {}
 
     def run(self, text: str, session=None) -> ToolResult:
-        return self._run(self._servers, text, session)
+        return self._run(self._servers, text, self._session(session))
 
     def submit(self, text: str, session=None) -> Future:
-        return self._later(self._run, self._servers, text, session)
+        return self._later(self._run, self._servers, text, self._session(session))
+
+    def _session(self, key) -> Session:
+        """A call takes its session along: one that ends meanwhile does not come back."""
+        return Session() if key is None else self._sessions.setdefault(key, Session())
 
     def end_session(self, session):
         self._sessions.pop(session, None)
@@ -85,31 +91,49 @@ class PythonTool(Tool):
             server.end()
         super().close()
 
-    def _run(self, servers: dict, text: str, session) -> ToolResult:
+    def _start_anew(self):
+        super()._start_anew()
+        for server in self._servers.values():
+            server.leave()
+        self._room = threading.Semaphore(self.config.workers)
+        self._lock = threading.Lock()
+        self._servers = {}
+        for session in self._sessions.values():
+            session.lock = threading.Lock()
+
+    def _run(self, servers: dict, text: str, session: Session) -> ToolResult:
         if len(text) > MAX_CODE_CHARS:
             return ToolResult("The code is too long.", False, "refused")
-        history, seconds = self._sessions.get(session, ([], 0.0))
-        request = {"code": text, "history": history, **asdict(self.config)}
-        request["timeout"] += 2 * seconds  # the earlier cells need time to run again
-        # Whatever goes wrong here, the model gets an answer and the run goes on.
-        try:
-            ending, output, missing = self._call(servers, request)
-        except Exception as error:
-            return ToolResult(f"The sandbox has ended, or cannot start: {error}", False, "crash")
+        with session.lock:
+            request = {"code": text, "history": session.cells, **asdict(self.config)}
+            # The earlier cells need time to run again.
+            request["limit"] = self.config.timeout + 2 * session.seconds
+            # Whatever goes wrong here, the model gets an answer and the run goes on.
+            try:
+                ending, output, missing = self._call(servers, request)
+            except Exception as error:
+                return ToolResult(
+                    f"The sandbox has ended, or cannot start: {error}", False, "crash"
+                )
+            # A cell that was killed or called os._exit would end every later call, too.
+            if ending["code"] in (-cell.OK, -cell.ERROR):
+                session.cells.append(text)
+                session.seconds += self.config.timeout
+                session.seconds = min(session.seconds, ending["seconds"])
 
-        if session is not None and ending["replayable"]:
-            seconds = min(ending["seconds"], seconds + self.config.timeout)
-            self._sessions[session] = ([*history, text], seconds)
-        status = ending["status"]
         shown = output.decode("utf-8", "replace")
         shown, truncated = cut_middle(shown, self.config.max_output_chars, missing)
         shown = shown.rstrip("\n")
+        if said := last_words(ending, shown, self.config):
+            shown = f"{shown}\n{said}".lstrip("\n")
+        status = ending["status"]
         return ToolResult(shown, status == "ok", status, ending["seconds"], truncated)
 
     def _call(self, servers: dict, request: dict) -> tuple[dict, bytes, int]:
         """Send the request to a server; if that one dies, once more, to a new one."""
-        cells = [*request["history"], request["code"]]
-        warm = any(re.search("sympy|numpy", cell) for cell in cells)
+        warm = (
+            re.search("sympy|numpy", "\n".join([*request["history"], request["code"]])) is not None
+        )
         for last_attempt in (False, True):
             with self._room:
                 server = self._server(servers, warm)
@@ -142,6 +166,31 @@ class PythonTool(Tool):
             return servers[warm]
 
 
+@dataclass
+class Session:
+    """The cells of a session so far, and the seconds that all of them took."""
+
+    cells: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)  # one cell runs after the other
+
+
+def last_words(ending: dict, shown: str, config: PythonConfig) -> str:
+    """The line that tells the model how a program ended that could not say so itself, or ""."""
+    status, code = ending["status"], ending["code"]
+    if status == "timeout":
+        return f"TimeoutError: no answer within {config.timeout:g} s"
+    if status == "crash":
+        return f"Crash: {signal.strsignal(-code) or 'signal'} ({-code})"
+    if code >= 0:
+        return f"SystemExit: the program has ended itself with code {code}"
+    if status == "memory" and not shown:
+        return "MemoryError"
+    if status == "error" and not shown:
+        return "Error: the program failed and had closed its output"
+    return ""
+
+
 class ForkServer:
     """A fork server: its process, the socket to order workers by, and sockets to idle workers."""
 
@@ -151,13 +200,21 @@ class ForkServer:
         self.base = tempfile.mkdtemp(prefix="nanotir-")
         # A new environment: nothing of ours reaches the model. Hashes and threads are fixed.
         environment = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+        # Each thread's own arena of memory would count as used, whole.
+        environment["MALLOC_ARENA_MAX"] = "1"
         for library in ("OPENBLAS", "OMP", "MKL"):
             environment[f"{library}_NUM_THREADS"] = "1"
         command = [sys.executable, "-s", "-m", "nanotir.tools.sandbox"]
         command += ["warm" if warm else "bare", self.base, str(memory_mb)]
         try:
             self.process = subprocess.Popen(
-                command, env=environment, cwd=PROJECT, start_new_session=True, stdin=theirs
+                command,
+                env=environment,
+                cwd=PROJECT,
+                start_new_session=True,
+                stdin=theirs,
+                stdout=subprocess.DEVNULL,
+                stderr=None if sys.__stderr__ else subprocess.DEVNULL,
             )
         except OSError:
             os.rmdir(self.base)
@@ -182,7 +239,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                socket.send_fds(worker, [str(request["timeout"]).encode()], [theirs.fileno()])
+                socket.send_fds(worker, [str(request["limit"]).encode()], [theirs.fileno()])
             # If the child has died already, the worker will say so.
             with contextlib.suppress(ConnectionError):
                 ours.sendall(json.dumps(request).encode())
@@ -191,8 +248,15 @@ class ForkServer:
         ending = worker.recv(1024)
         if not ending:
             raise ConnectionResetError("the fork server has ended")
-        self.idle.append(worker)
-        return json.loads(ending), output, missing
+        report = json.loads(ending)
+        # A worker that is removing files now is the last one to be asked again.
+        self.idle.insert(0 if report["littered"] else len(self.idle), worker)
+        return report, output, missing
+
+    def leave(self):
+        """Let go of the server in a process that does not own it."""
+        for end in (self.control, *self.idle):
+            end.close()
 
     def end(self):
         """End the server with everything that runs on it, and remove its folder."""

@@ -1,11 +1,19 @@
-"""What a tool is: a name and `run(text) -> ToolResult`, which never raises, whatever the text."""
+"""What a tool is: a name and `run(text) -> ToolResult`.
+
+A tool should answer every text. If it raises all the same, the model reads the error (calls.py).
+"""
 
 from __future__ import annotations
 
+import os
 import threading
+import traceback
+import weakref
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+
+from nanotir.checks import visible
 
 STATUSES = ("ok", "error", "timeout", "memory", "refused", "crash")
 
@@ -32,6 +40,17 @@ class Tool:
     _pool = None  # made when it is first needed
     _pool_lock = threading.Lock()
 
+    def __new__(cls, *arguments, **settings):
+        tool = super().__new__(cls)
+        this = weakref.ref(tool)
+
+        def start_anew():
+            if (alive := this()) is not None:
+                alive._start_anew()
+
+        os.register_at_fork(after_in_child=start_anew)
+        return tool
+
     def run(self, text: str, session=None) -> ToolResult:
         """Do what `text` asks for. Calls of one session share the tool's state, if it has any."""
         raise AssertionError(f"{type(self).__name__} does not define run()")
@@ -41,10 +60,29 @@ class Tool:
         return self._later(self.run, text, session)
 
     def _later(self, function, *arguments) -> Future:
-        with self._pool_lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
-            return self._pool.submit(function, *arguments)
+        answer = Future()
+        claim = threading.Lock()
+
+        def work():
+            if claim.acquire(blocking=False) and answer.set_running_or_notify_cancel():
+                try:
+                    answer.set_result(function(*arguments))
+                except BaseException as error:
+                    answer.set_exception(error)
+
+        try:
+            with self._pool_lock:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix=self.name)
+                self._pool.submit(work)
+        except RuntimeError:
+            work()  # there is no room for another thread, so this one does it
+        return answer
+
+    def _start_anew(self):
+        """Called in a forked process: threads, and what locks protect, are still the parent's."""
+        self._pool = None
+        self._pool_lock = threading.Lock()
 
     def end_session(self, session):
         """Forget a session's state. A tool without state has nothing to forget."""
@@ -63,6 +101,11 @@ class Tool:
         self.close()
 
 
+def last_line(error: BaseException) -> str:
+    """How a traceback of this error ends."""
+    return "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+
+
 class DeadTool(Exception):
     """A tool fails nearly always. Training on would teach the model to live without it."""
 
@@ -73,7 +116,7 @@ def check_alive(name: str, results: list[ToolResult], share: float = 0.9, least:
     if len(results) >= least and len(reasons) > share * len(results):
         (why, times), *_ = Counter(reasons).most_common(1)
         failed = f"failed on {len(reasons)} of {len(results)} calls"
-        raise DeadTool(f"the tool '{name}' {failed}; {times} times with '{why}'")
+        raise DeadTool(f"the tool '{name}' {failed}; {times} times with '{visible(why)}'")
 
 
 def cut_middle(text: str, limit: int, missing: int = 0) -> tuple[str, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nanotir.tools import PythonTool
+from nanotir.tools import PythonTool, lockdown
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
@@ -41,6 +41,7 @@ LANDLOCK = [
 ]
 PAIR = "import socket\na, b = socket.socketpair(type=socket.SOCK_DGRAM)\n"
 FILE = "import os\nopen('f', 'w').close()\n"
+LIBRARY = "import decimal, fcntl, os\nfd = os.open(decimal.__file__, 0)\n"
 SECCOMP = [
     "import os\nos.fork()",
     "import os\nos.execv('/bin/true', ['true'])",
@@ -67,6 +68,11 @@ SECCOMP = [
     "import os\nos.sched_setaffinity(1, {0})",
     "import ctypes\nif ctypes.CDLL(None).prctl(1, 0): raise PermissionError",
     "import os\nif not hasattr(os, 'unshare'): raise PermissionError\nos.unshare(0x10000000)",
+    LIBRARY + "fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)",
+    LIBRARY + "fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_ACCESS)",
+    LIBRARY + "fcntl.fcntl(fd, 1036, bytes(8))",  # F_SET_RW_HINT
+    LIBRARY + "fcntl.ioctl(fd, 0x40087602, bytes(8))",  # FS_IOC_SETVERSION
+    LIBRARY + "fcntl.ioctl(fd, 0x80086601, bytes(8))",  # FS_IOC_GETFLAGS
 ]
 REFUSED = dict.fromkeys(LANDLOCK, "Landlock") | dict.fromkeys(SECCOMP, "seccomp")
 
@@ -96,6 +102,15 @@ RAW_CALLS = {
     "file_setattr": "469, 0, 0, 0, 0, 0",
     "shmat": "30, 0, 0, 0",
     "shmctl": "31, 0, 13, 0",
+    "clone a thread with its own descriptors": "56, 0x10f00 & ~0x400, 0",
+    "close_range with its own descriptors": "436, 50, 60, 2",
+    "inotify_init1": "294, 0",
+    "inotify_add_watch": "254, 0, b'/tmp', 0xfff",
+    "fanotify_init": "300, 0x200, 0",
+    "statmount": "457, 0, 0, 0, 0",
+    "listmount": "458, 0, 0, 0, 0",
+    "syslog": "103, 3, 0, 0",
+    "cachestat": "451, 0, 0, 0, 0",
 }
 RAW_CALL = """
 import ctypes
@@ -111,6 +126,66 @@ def test_a_system_call_by_number_is_refused_as_well(tool, needs, name):
         pytest.skip("the numbers are x86-64's")
     output = tool.run(RAW_CALL.format(call=RAW_CALLS[name])).output
     assert output in ("-1 1", "-1 38")  # EPERM, or ENOSYS for clone3
+
+
+def test_no_process_can_be_seen_even_without_opening_a_file(tool, needs):
+    needs("namespaces")
+    code = "import os\n[p for p in range(1, 5000) if os.path.exists(f'/proc/{p}')]"
+    assert tool.run(code).output == "[]"
+
+
+LOOK_FOR_THE_PROJECT = """
+import sys
+folders = [path for path in (*sys.path, *sys.path_importer_cache) if path.startswith({root!r})]
+modules = [name for name in sys.modules if name.split('.')[0] == 'nano' 'tir']
+print(folders, modules, sys.argv, sys.orig_argv)
+import nanotir
+"""
+
+
+def test_a_program_finds_nothing_of_this_project_by_the_import_system(tool):
+    output = tool.run(LOOK_FOR_THE_PROJECT.format(root=str(ROOT))).output
+    found, error = output.splitlines()
+    assert found == "[] [] [''] ['']"
+    assert error == "ModuleNotFoundError: No module named 'nanotir'"
+
+
+def test_only_paths_where_python_is_installed_can_be_read(monkeypatch, tmp_path):
+    """A .pth file, as an editable installation leaves, puts any folder on sys.path."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    lockdown.needed.cache_clear()
+    assert str(tmp_path.resolve()) not in [path for path, _ in lockdown.needed()]
+    lockdown.needed.cache_clear()
+
+
+THREADS = """
+import ctypes, platform
+libc = ctypes.CDLL(None)
+memory = ctypes.create_string_buffer(1 << 20)
+stacks = ctypes.addressof(memory)
+libc.mmap.restype = ctypes.c_void_p
+code = libc.mmap(None, ctypes.c_size_t(4096), 7, 0x22, -1, ctypes.c_long(0))
+# clone(flags, stack); a new thread pauses for ever, the old one returns.
+machine = bytes.fromhex("b838000000 0f05 4885c0 7401 c3 b822000000 0f05 ebf7".replace(" ", ""))
+ctypes.memmove(code, machine, len(machine))
+clone = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_long, ctypes.c_long)(code)
+count = 0
+while count < 5000 and clone(0x10f00, stacks + (1 << 19)) > 0: count += 1
+count
+"""
+
+
+def test_threads_of_a_call_are_limited_as_root_too(needs):
+    needs("namespaces")
+    if os.uname().machine != "x86_64" or release() < (6, 14):
+        pytest.skip("a namespace of processes has its own limit from Linux 6.14 on")
+    with PythonTool(timeout=2.0) as tool:
+        assert int(tool.run(THREADS).output) < 1024
+        assert [tool.run(str(i)).output for i in range(5)] == list("01234")
+
+
+def release() -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", os.uname().release)[:2]))
 
 
 def test_a_shell_through_libc_runs_nothing(tool, needs, tmp_path):
@@ -165,6 +240,10 @@ POOL = """
 from concurrent.futures import ThreadPoolExecutor
 list(ThreadPoolExecutor(3).map(abs, [-1, -2]))
 """
+SIXTEEN_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+sum(ThreadPoolExecutor(16).map(lambda i: len([str(j) for j in range(1000)]), range(64)))
+"""
 COROUTINE = """
 import asyncio
 async def f():
@@ -204,6 +283,9 @@ os.kill(os.getpid(), 10)
     [
         (THREAD, "hi"),
         (POOL, "[1, 2]"),
+        (SIXTEEN_THREADS, "64000"),
+        ("import os\nos.isatty(0), os.get_blocking(0)", "(False, True)"),
+        ("import os\nos.closerange(50, 60)", ""),
         (COROUTINE, "5"),
         (TEMPORARY_FILE, "3"),
         (FILES, "['a', 'c']"),
@@ -222,7 +304,7 @@ def test_what_honest_programs_do_still_works(tool, code, output):
 ORDINARY = r"""
 import ctypes, json, struct, sys
 sys.path.insert(0, {root!r})
-from nanotir.tools import PythonTool
+from nanotir.tools import PythonTool, lockdown
 ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
 
 threads = '''

@@ -9,8 +9,9 @@ from concurrent.futures import wait
 
 import pytest
 
-from nanotir.tools import STATUSES, PythonTool
+from nanotir.tools import PythonTool
 
+STATUSES = ("ok", "error", "timeout", "memory", "refused", "crash")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
@@ -95,6 +96,44 @@ def test_a_program_that_ends_badly_has_a_status_and_harms_no_other(impatient, co
     assert (result.ok, result.status) == (False, status)
     assert impatient.run("1+1").output == "2"
     assert status in STATUSES
+
+
+SILENT_ENDINGS = [
+    ("while True: pass", "TimeoutError: no answer within 1.5 s"),
+    ("print('so far')\nwhile True: pass", "so far\nTimeoutError: no answer within 1.5 s"),
+    ("import ctypes\nctypes.string_at(0)", "Crash: Segmentation fault (11)"),
+    ("import os\nos.abort()", "Crash: Aborted (6)"),
+    ("import os\nos._exit(3)", "SystemExit: the program has ended itself with code 3"),
+    ("import os\nos._exit(0)", "SystemExit: the program has ended itself with code 0"),
+    ("import sys\nsys.exit(3)", "SystemExit: 3"),
+    ("bytearray(10**11)", "MemoryError"),
+    ("import os\nos.close(1)", "OSError: [Errno 9] Bad file descriptor"),
+    ("import os\nos.closerange(0, 99)\n1/0", "Error: the program failed and had closed its output"),
+]
+
+
+@linux
+@pytest.mark.parametrize("code, output", SILENT_ENDINGS)
+def test_the_model_reads_how_a_program_ended_that_could_not_say_so(impatient, code, output):
+    assert impatient.run(code).output == output
+
+
+@pytest.mark.parametrize(
+    "code, output",
+    [
+        ("print('a')\n5", "5"),
+        ("print('a')\n1/0", "ZeroDivisionError: division by zero"),
+        ("print('a')\nraise SystemExit('bye')", "bye"),
+        ("sys.stderr.write('heard')\nNone", "heard"),
+    ],
+)
+def test_a_program_that_redirects_its_output_still_shows_how_it_ended(python, code, output):
+    redirected = "import sys, io\nsys.stdout = io.StringIO()\n"
+    assert python.run(redirected + code).output == output
+
+
+def test_what_is_written_to_stderr_without_a_newline_is_not_lost(python):
+    assert python.run("import sys\nsys.stderr.write('heard')\nNone").output == "heard"
 
 
 @linux
@@ -198,6 +237,44 @@ def test_a_cell_that_raised_is_replayed(python):
 def test_a_cell_that_had_to_be_killed_is_not_replayed(impatient):
     assert impatient.run("while True: pass", session="a").status == "timeout"
     assert impatient.run("1", session="a").output == "1"
+
+
+@pytest.mark.parametrize("code", [0, 1, 60, 101, 102, 103])
+def test_a_cell_that_leaves_is_not_replayed_whatever_its_exit_code(python, code):
+    assert python.run("x = 41", session="left").ok
+    python.run(f"import os\nos._exit({code})", session="left")
+    assert python.run("x + 1", session="left").output == "42"
+    python.end_session("left")
+
+
+def test_cells_of_one_session_that_are_sent_at_once_run_one_after_the_other(python):
+    assert python.run("seen = []", session="at once").ok
+    code = "seen.append(1)\nlen(seen)"
+    calls = [python.submit(code, session="at once") for _ in range(12)]
+    assert sorted(int(call.result(timeout=60).output) for call in calls) == list(range(1, 13))
+    python.end_session("at once")
+
+
+def test_a_session_that_ends_during_a_call_does_not_come_back(python):
+    call = python.submit("import time\ntime.sleep(0.3)\nx = 1", session="ended")
+    queued = python.submit("y = 1", session="ended")
+    python.end_session("ended")
+    assert call.result(timeout=30).ok and queued.result(timeout=30).ok
+    assert "ended" not in python._sessions
+
+
+@linux
+def test_a_late_cell_has_the_time_of_any_other(impatient):
+    assert impatient.run("import time\ntime.sleep(1)", session="late").ok
+    result = impatient.run("while True: pass", session="late")
+    assert result.status == "timeout"
+    assert 2.4 < result.seconds < 3.2  # the first cell again, and a second and a half
+
+
+def test_a_program_is_the_module_main(python):
+    code = "import pickle, __main__\nclass A: pass\n"
+    code += "type(pickle.loads(pickle.dumps(A()))) is A is __main__.A"
+    assert python.run(code).output == "True"
 
 
 def test_calls_cannot_see_each_other(python):

@@ -15,9 +15,9 @@ import pytest
 from conftest import SHARED
 from processes import folders_of_calls
 from test_lockdown import REFUSED
-from test_python import ENDINGS
+from test_python import ENDINGS, STATUSES
 
-from nanotir.tools import STATUSES, PythonTool, sandbox
+from nanotir.tools import PythonTool, sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
 
@@ -76,10 +76,28 @@ def test_a_call_that_finds_the_disk_full_waits_for_room(needs):
         assert second.result(timeout=30).output == "3"
 
 
+def none_left(tool) -> bool:
+    """Whether no folder of a call is left, once all are removed: that comes after the answer."""
+    deadline = time.monotonic() + 10
+    while folders_of_calls(tool) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not folders_of_calls(tool)
+
+
+FILES = "for i in range(10_000): open(str(i), 'w').close()\nwhile True: pass"
+
+
+def test_the_answer_does_not_wait_for_the_cleaning_up(impatient):
+    started = time.monotonic()
+    assert impatient.run(FILES).status in ("timeout", "error")
+    assert time.monotonic() - started < 1.5
+    assert none_left(impatient)
+
+
 def test_a_deep_tree_of_folders_is_removed(tool):
     deep = "import os\nfor _ in range(3000):\n  os.mkdir('d')\n  os.chdir('d')"
     assert tool.run(deep).status in ("ok", "error")
-    assert folders_of_calls(tool) == []
+    assert none_left(tool)
     code = "import os\nos.path.basename(os.getcwd()) in os.getcwd()"
     assert tool.run(code).output == "True"
 
@@ -113,7 +131,7 @@ def test_a_program_cannot_forge_its_status(tool):
     forged = '{"id": 0, "status": "ok", "head": "2", "tail": "", "lost": 0, "seconds": 0}'
     result = tool.run(f"import os\nprint('''{forged}''', flush=True)\nos.abort()")
     assert result.status == "crash" and not result.ok
-    assert result.output == forged
+    assert result.output == f"{forged}\nCrash: Aborted (6)"
 
 
 HOSTILE = [
@@ -184,10 +202,9 @@ def test_earlier_cells_have_their_own_time(impatient):
 
 def test_the_time_for_earlier_cells_is_no_more_than_they_could_have_had():
     with PythonTool(timeout=0.6) as tool:
-        assert tool.run("import time\ntime.sleep(0.5)", session="a").ok
-        # The second cell has its own time, and what the replay has left over.
-        assert tool.run("time.sleep(0.9)", session="a").ok
-        assert tool._sessions["a"][1] <= 2 * 0.6
+        for _ in range(2):
+            assert tool.run("import time\ntime.sleep(0.5)", session="a").ok
+        assert tool._sessions["a"].seconds <= 2 * 0.6
 
 
 def test_a_fork_for_which_there_is_no_room_is_tried_again_but_not_for_ever(monkeypatch):

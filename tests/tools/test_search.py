@@ -1,15 +1,20 @@
 """Full-text search: ranking, queries of any kind, files of documents."""
 
+import itertools
+import json
+import math
 import random
-import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from nanotir.problems.generate import documents
 from nanotir.tools import SearchTool
+from nanotir.tools import search as module
 
 FACTS = [
     "The population of North Ford is 123.",
@@ -121,8 +126,123 @@ def test_searches_from_many_threads_agree(tool):
     assert {future.result().output for future in futures} == {tool.run("price of raw silk").output}
 
 
-def test_a_closed_tool_has_closed_its_database():
+def test_a_closed_tool_can_be_used_again():
     tool = SearchTool(FACTS)
     tool.close()
-    with pytest.raises(sqlite3.ProgrammingError):
-        tool._database.execute("select 1")
+    assert tool.run("raw silk").output == FACTS[2]
+    assert tool.submit("raw silk").result(timeout=10).output == FACTS[2]
+    tool.close()
+
+
+def test_searches_do_not_wait_for_each_other(monkeypatch):
+    """Two searches are inside at the same time: each waits there for the other."""
+    both = threading.Barrier(2, timeout=10)
+    phrase = module.Index.phrase
+
+    def meet(self, *arguments):
+        both.wait()
+        return phrase(self, *arguments)
+
+    monkeypatch.setattr(module.Index, "phrase", meet)
+    with SearchTool(FACTS) as tool:
+        results = [tool.submit("raw silk") for _ in range(2)]
+        assert [result.result(timeout=20).output for result in results] == [FACTS[2]] * 2
+
+
+def test_a_search_past_its_time_says_so(monkeypatch):
+    monkeypatch.setattr(module, "MAX_SECONDS", -1.0)
+    with SearchTool(FACTS) as tool:
+        result = tool.run("raw silk")
+    assert (result.ok, result.status) == (False, "timeout")
+    assert result.output.startswith("TimeoutError: no answer within")
+
+
+@pytest.fixture(scope="module")
+def large():
+    """20,000 documents of words of which some are in nearly all documents."""
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(2000)]
+    weights = [1 / (i + 1) for i in range(2000)]
+    texts = [" ".join(rng.choices(words, weights, k=15)) for _ in range(20_000)]
+    with SearchTool(texts) as tool:
+        yield tool
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "word0 word1 word2 word3 " * 16,
+        "word0 " * 100_000,
+        "a_" * 100_000,
+        "_".join(f"word{i}" for i in range(1000)),
+        " ".join(f"word{i}" for i in range(1000)),
+    ],
+)
+def test_no_query_takes_long(large, query):
+    seconds = []
+    for _ in range(5):
+        started = time.thread_time()
+        large.run(query)
+        seconds.append(time.thread_time() - started)
+    assert min(seconds) < 0.02
+
+
+def plain_bm25(texts, words):
+    """Scores by the formula, for words that need no stemming."""
+    split = [text.split() for text in texts]
+    average = sum(map(len, split)) / len(split)
+    scores = [0.0] * len(texts)
+    for word in words:
+        having = sum(word in text for text in split)
+        rarity = max(math.log((len(split) - having + 0.5) / (having + 0.5)), 1e-6)
+        for i, text in enumerate(split):
+            times = text.count(word)
+            damping = 1.2 * (1 - 0.75 + 0.75 * len(text) / average)
+            scores[i] += rarity * times * 2.2 / (times + damping)
+    return scores
+
+
+def test_documents_are_ranked_by_bm25():
+    rng = random.Random(1)
+    texts = [" ".join(rng.choices("abcdefghijkl", k=rng.randint(3, 9))) for _ in range(60)]
+    with SearchTool(texts, top_k=5) as tool:
+        for words in itertools.permutations("abcdefghijkl", 2):
+            if any(" ".join(words) in text for text in texts):
+                continue  # the words in their order are a term of their own
+            scores = plain_bm25(texts, words)
+            order = sorted(range(60), key=lambda i: (-round(scores[i], 9), i))
+            best = [texts[i] for i in order[:5] if scores[i]]
+            assert tool.run(" ".join(words)).output.splitlines() == best
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c"])
+def test_a_document_ends_at_a_newline_alone(tmp_path, separator):
+    text = f"first{separator}part"
+    plain, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    plain.write_text(f"{text}\nsecond\r\n", encoding="utf-8")
+    rows = [json.dumps({"text": t}, ensure_ascii=False) for t in (text, "second")]
+    lines.write_text("\n".join(rows), encoding="utf-8")
+    for path in (plain, lines):
+        with SearchTool(path=path) as tool:
+            assert tool.documents == [text, "second"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
+    plain, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    plain.write_text("first", encoding="utf-8-sig")
+    lines.write_text('{"text": "first"}', encoding="utf-8-sig")
+    for path in (plain, lines):
+        with SearchTool(path=path) as tool:
+            assert tool.documents == ["first"]
+
+
+def test_json_that_is_nested_too_deep_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match="a.jsonl:1"):
+        SearchTool(path=path)
+
+
+def test_documents_may_hold_halves_of_characters():
+    with SearchTool(["a \ud800 b", "c"]) as tool:
+        assert tool.run("b").output == "a \ud800 b"

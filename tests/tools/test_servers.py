@@ -5,6 +5,7 @@ Linux only: the tests look into /proc.
 
 import contextlib
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -183,6 +184,59 @@ def test_a_call_whose_waiting_child_was_killed_is_a_crash_and_the_next_one_is_no
     assert fresh.run("3").output == "3"
 
 
+def test_whatever_is_killed_at_random_no_call_hangs_and_none_has_a_wrong_answer():
+    rng = random.Random(0)
+    killed = set()
+    with PythonTool(workers=8) as tool:
+        for _ in range(6):
+            calls = {tool.submit(pause(rng.random() / 5, i)): str(i) for i in range(12)}
+            for _ in range(2):
+                time.sleep(rng.random() / 5)
+                if offspring := below(os.getpid()):
+                    victim = rng.choice(offspring)
+                    killed.add(victim)
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(victim, signal.SIGKILL)
+            assert not wait(calls, timeout=60).not_done
+            for call, expected in calls.items():
+                result = call.result()
+                assert result.status == "crash" or result.output == expected
+        bases = [server.base for server in tool._servers.values()]
+    assert killed and not below(os.getpid())
+    assert not any(os.path.exists(base) for base in bases)
+
+
+MIXED = [
+    ("print(6 * 7)", "ok"),
+    ("1/0", "error"),
+    ("open('f', 'w').write('x' * 999)", "ok"),
+    ("import os\nos._exit(101)", "error"),
+    ("import ctypes\nctypes.string_at(0)", "crash"),
+    ("bytearray(10**11)", "memory"),
+    ("import os\nos.fork()", "error"),
+]
+
+
+def test_many_calls_of_every_kind_leave_nothing_behind():
+    with PythonTool(workers=8) as tool:
+        wait(submit_numbers(tool, 8, seconds=0.5))  # now there are eight workers
+        workers, _ = workers_and_children(tool, 8)
+        opened = descriptors()
+        calls = [(tool.submit(code), status) for code, status in MIXED * 60]
+        assert [call.result(timeout=120).status for call, _ in calls] == [s for _, s in calls]
+        assert workers_and_children(tool, 8)[0] == workers
+        assert descriptors() == opened
+        assert folders_of_calls(tool) == []
+
+
+def test_a_worker_that_removes_files_is_not_asked_next_if_another_one_is_idle(fresh):
+    wait(submit_numbers(fresh, 2, seconds=0.5))  # now there are two workers
+    server = fresh._servers[False]
+    littering = server.idle[-1]
+    assert fresh.run("open('f', 'w').close()").ok
+    assert server.idle[0] is littering
+
+
 def test_processes_that_are_copied_into_children_never_see_a_program_or_its_output(fresh):
     fresh.run("said = 'telltale variable'", session="a")
     both = fresh.run("said, 'telltale result'", session="a").output
@@ -212,6 +266,47 @@ def test_no_frame_of_a_child_holds_how_an_earlier_call_ended(fresh):
     for _ in range(3):
         assert fresh.run("import os\nos._exit(77)").status == "error"
     assert fresh.run(LOOK_INTO_FRAMES).output == "[]"
+
+
+def in_a_forked_process(function) -> str:
+    """What the function returns there, or "" if it has no answer within 30 seconds."""
+    ours, theirs = os.pipe()
+    if (child := os.fork()) == 0:
+        with contextlib.suppress(BaseException):
+            signal.alarm(30)
+            os.write(theirs, function().encode())
+        os._exit(0)
+    os.close(theirs)
+    with open(ours) as answer:
+        said = answer.read()
+    os.waitpid(child, 0)
+    return said
+
+
+def test_a_process_that_forks_after_a_call_has_servers_of_its_own():
+    with PythonTool() as tool:
+        assert tool.submit("x = 1", session="a").result(timeout=60).ok
+        servers = dict(tool._servers)
+        futures = submit_numbers(tool, 4, seconds=1.5)
+
+        def calls() -> str:
+            said = [tool.run("2").output, tool.submit("3").result(timeout=20).output]
+            said.append(tool.run("x", session="a").output)
+            tool.close()
+            return " ".join(said)
+
+        assert in_a_forked_process(calls) == "2 3 1"
+        assert outputs(futures) == numbers(4)
+        assert [tool.run(str(i)).output for i in range(5)] == numbers(5)
+        assert tool._servers == servers
+
+
+def test_a_trainer_whose_output_is_closed_still_gets_outputs():
+    code = "import sys; sys.path.insert(0, {!r})\nfrom nanotir.tools import PythonTool\n"
+    code += "with PythonTool() as tool: sys.exit(tool.run('print(2)\\n3').output != '2\\n3')"
+    closed = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"]
+    command = [*closed, sys.executable, "-c", code.format(str(ROOT))]
+    assert subprocess.run(command, timeout=60).returncode == 0
 
 
 def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):

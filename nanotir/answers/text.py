@@ -1,0 +1,207 @@
+"""From the text of an answer to tokens: first one spelling for each sign, then one pass.
+
+A token is a tuple, as ("+",), ("sym", "x"), ("unit", "cm") or ("num", value, digits, text).
+"""
+
+import functools
+import re
+import unicodedata
+from fractions import Fraction
+
+from nanotir.answers.trees import fail, num
+from nanotir.answers.units import LETTERS, NUMERALS, unit_name
+
+# Unicode as LaTeX.
+SPELLED = dict(zip("−×·⋅∙÷∕∣∶≔，。、；º⁄′°", "-****//|::,.,;°/'°"))
+SPELLED |= {"∞": "\\infty ", "√": "\\sqrt ", "∛": "\\cbrt ", "≠": "\\ne ", "±": "\\pm "}
+SPELLED |= dict.fromkeys("≤≦⩽", "\\le ") | dict.fromkeys("≥≧⩾", "\\ge ") | {"λ": "\\lambda "}
+SPELLED |= {"∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∖": "\\setminus "}
+SPELLED |= {"∅": "\\emptyset ", "≈": "\\approx ", "€": "\\euro ", "£": "\\pound "}
+SPELLED |= {"ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "⟨": "\\langle ", "⟩": "\\rangle "}
+
+# LaTeX commands and names: the words of a row stand for one sign, or each for itself.
+FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg"
+FUNCTIONS = [*FUNCTIONS.split(), *"exp sqrt cbrt abs floor ceil max min gcd lcm".split()]
+GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau"
+GREEK += " upsilon phi chi psi omega varepsilon vartheta varphi ell Gamma Delta Theta Lambda Xi"
+GREEK = [*GREEK.split(), "Sigma", "Phi", "Psi", "Omega"]
+CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "I": "i"}
+CONSTANTS |= dict.fromkeys(("oo", "infty", "inf", "infinity"), "oo")
+SIGNS = {"*": "cdot times ast", "/": "div", ":": "colon", ",": "lor land", "!=": "ne neq"}
+SIGNS |= {"<": "lt", ">": "gt", "<=": "le leq leqslant", ">=": "ge geq geqslant", "\\{": "lbrace"}
+SIGNS |= {"minus": "setminus backslash", "|": "lvert rvert vert mid", "\\}": "rbrace"}
+SIGNS |= {"<(": "langle", ")>": "rangle", "empty": "emptyset varnothing"}
+COMMANDS = {name: (sign,) for sign, names in SIGNS.items() for name in names.split()}
+ITSELF = "in pm mp cup cap over choose frac binom lfloor rfloor lceil rceil"
+COMMANDS |= {name: (name,) for name in ITSELF.split()} | {name: ("sym", name) for name in GREEK}
+COMMANDS |= {name: ("const", value) for name, value in CONSTANTS.items() if len(name) > 1}
+COMMANDS |= {name: ("accent", name) for name in ("overline", "bar", "vec", "overrightarrow", "hat")}
+COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
+COMMANDS |= {name: ("fn", name) for name in FUNCTIONS}
+OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
+SHORT_WORDS = ("yes", "no", "odd", "not", "all", "red", "is", "the")
+# Words after a value that stand for signs, and what may stand before them.
+SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("%",)])}
+SIGN_WORDS |= dict.fromkeys(("degree", "degrees", "deg"), [("°",)])
+SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": [("power", 3)]}
+SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])
+VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
+
+GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
+MIXED = r"(?<![\d.^_])(\d+) ?(?:\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
+REPEATING = (
+    r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot) ?\{(\d+)\}|\((\d+)\)"
+    r"|(?<=000|111|222|333|444|555|666|777|888|999)(?:\.\.\.|\\l?dots))"
+)
+FONT = (
+    r"\\(?:(?:text|math)(?:bf|it|rm|sf|tt|normal)?|emph|[mh]box|operatorname\*?)(?![a-zA-Z])"
+    r" ?(?:\{((?:[^{}]|\{[^{}]*\})*)\})?"
+)
+# What is written -> how the tokenizer reads it, in this order.
+RULES = (
+    (r"\\\\ ?\[[^\[\]]{1,9}\]", r"\\\\"),  # \\[1mm]
+    (r"(?<!\\)\\[()\[\]]|\$", " "),  # math delimiters
+    (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+", " "),
+    (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|(?:no)?limits)(?![a-zA-Z])", ""),
+    (r"\\(?:(?:tri)?angle|bf|rm|it)(?![a-zA-Z])|\\! ?", ""),
+    (r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)", "°"),
+    (r"(?<=[\d}]) ?\\approx.*", ""),  # of "1/3 \approx 0.33" the first is the answer
+    (r" ?\{ ?([,:]) ?\} ?", r"\1"),
+    (r"\\\\ ?(?=\\end)", ""),
+    (r"\\[cdt](?=frac|binom)", r"\\"),
+    (r"\\(frac|binom) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),
+    (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),
+    (r"\bper cent\b", "percent"),
+    (r"\bE(?= ?\*\*)", "e"),  # the notation of computer algebra
+    (FONT, r'"\1"'),
+    (FONT, r'"\1"'),
+)
+TOKEN = re.compile(
+    r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
+    r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
+    r"|\\(?P<command>[a-zA-Z]+)|(?P<quote>\")| "
+    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def spelled(sign: str) -> str:
+    """Return one sign of Unicode as LaTeX."""
+    if sign.isascii() or sign in SPELLED:
+        return SPELLED.get(sign, sign)
+    kind = unicodedata.category(sign)
+    plain = unicodedata.normalize("NFKC", sign)
+    tag = unicodedata.decomposition(sign).partition(">")[0]
+    if kind in ("Cf", "Zs", "Pd"):  # invisible signs, spaces, dashes
+        return {"Cf": "", "Zs": " ", "Pd": "-"}[kind]
+    if tag == "<fraction":
+        above, _, below = plain.partition("⁄")
+        return f"\\frac{{{above}}}{{{below}}} "
+    if plain != sign:
+        plain = "".join(map(spelled, plain))
+        # The marks let neighbours join: x¹² is x^{12}.
+        mark = {"<super": "^", "<sub": "_"}.get(tag)
+        return f"{mark}{{{plain}\ue000}}" if mark else plain
+    script, _, letter = unicodedata.name(sign, "").partition(" SMALL LETTER ")
+    return f"\\{letter.lower()} " if script == "GREEK" and letter.isalpha() else sign
+
+
+@functools.lru_cache(maxsize=1024)
+def normalise(text: str) -> str:
+    """Return an answer in the notation that the tokenizer reads, without what surrounds it."""
+    if not text.isascii():
+        text = "".join(map(spelled, text))
+        text = re.sub("\ue000}[_^]{", "", text).replace("\ue000", "")
+    text = text.replace('"', "'").replace("\\$", "\\dollar ")
+    # A single $ before a number is money; the others are math delimiters.
+    if text.count("$") == 1 and re.search(r"\$ ?[\d.]", text):
+        text = text.replace("$", "\\dollar ")
+    for pattern, replacement in RULES:
+        text = re.sub(pattern, replacement, text)
+    text = text.strip().removeprefix("**").rstrip(" ,;*\\")
+    text = text if text.endswith("...") else text.rstrip(" ,;*\\.")
+    text = re.sub(r"^=(?!=)|^\\f?box(?:ed)?(?= ?\{)", "", text).strip()
+    # Within brackets a comma never belongs to a number.
+    end = re.search(r"[(\[]|\\\{|\Z", text).start()
+    text = re.sub(GROUPED, lambda number: re.sub("[, ]", "", number[0]), text[:end]) + text[end:]
+    return re.sub(MIXED, mixed, re.sub(REPEATING, repeating, text))
+
+
+def mixed(match: re.Match) -> str:
+    whole, n, d = (part for part in match.groups() if part)
+    return f"({whole}+{n}/{d})" if int(n) < int(d) else match[0]
+
+
+def repeating(match: re.Match) -> str:
+    """Return 0.1\\overline{6}, 0.1(6) or 0.1666... as a fraction."""
+    whole, fixed = match[1], match[2]
+    period = match[3] or match[4] or fixed[-1]
+    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
+    return f"({Fraction(f'{whole or 0}.{fixed}0') + Fraction(int(period), nines)})"
+
+
+def tokenise(text: str) -> list[tuple]:
+    tokens, at, in_text = [], 0, False
+    for match in TOKEN.finditer(text):
+        if match.start() > at:
+            break
+        at, kind, found = match.end(), match.lastgroup, match[match.lastgroup or 0]
+        if kind == "num":
+            tokens.append(number(found))
+        elif kind == "word":
+            unit = after_value(found, in_text, tokens, text[at : at + 3])
+            tokens += unit or meaning(found, found.lower(), in_text)
+        elif kind == "command":
+            tokens.append(COMMANDS.get(found) or fail(found))
+        elif kind in ("set", "name"):
+            tokens.append(("sym", f"set {found}") if kind == "set" else (match["edge"], found))
+        elif kind == "sign":
+            tokens.append((OTHER_SIGNS.get(found, found),))
+        in_text ^= kind == "quote"
+    return tokens if at == len(text) else fail(text[at])
+
+
+def number(text: str) -> tuple:
+    mantissa, _, exponent = text.lower().partition("e")
+    if exponent and abs(int(exponent)) > 1000:
+        fail("exponent")
+    decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
+    return "num", Fraction(mantissa) * Fraction(10) ** int(exponent or 0), len(decimal), text
+
+
+def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
+    """Return the tokens of a unit or a numeral after a value, none of another word."""
+    kinds, lower = [token[0] for token in tokens[-2:]], run.lower()
+    in_fraction = in_text and kinds[-1:] == ["{"] and tokens[0][0] == "num"
+    if not in_fraction and (not kinds or kinds[-1] not in VALUES):
+        return []
+    if kinds[-1] == "°" and lower in ("c", "f", "celsius", "fahrenheit"):
+        tokens.pop()
+        return [("unit", "celsius" if lower[0] == "c" else "fahrenheit")]
+    if lower in NUMERALS or lower in SIGN_WORDS:
+        return SIGN_WORDS.get(lower) or [("*",), (*num(NUMERALS[lower]), lower)]
+    is_function = run in ("min", "sec") and re.match(r" ?[(\\a-z0-9]", rest)
+    shouted = run.isupper() and len(run) > 1 and not in_text and run not in ("USD", "AM", "PM")
+    if is_function or shouted or lower in ("am", "pm") and kinds != [":", "num"]:
+        return []
+    # One letter is a unit in m/s and in \text{m}.
+    is_unit = in_text or kinds == ["unit", "/"] or re.match(r" ?/ ?[sh]", rest)
+    name = unit_name(lower) if len(run) > 1 else is_unit and LETTERS.get(run)
+    # Square cm is cm^2.
+    power = [("^",), num(tokens.pop()[1])] if name and kinds[-1] == "power" else []
+    return [("unit", name), *power] if name else []
+
+
+def meaning(run: str, lower: str, in_text: bool) -> list[tuple]:
+    """Return the tokens of a run of letters: a function, a word, a name, a product of unknowns."""
+    if lower in ("or", "and"):
+        return [(",", lower)]
+    if run in FUNCTIONS or run in CONSTANTS:
+        return [("fn", run) if run in FUNCTIONS else ("const", CONSTANTS[run])]
+    # AB is the name of a segment, ab is a product.
+    is_name = 1 < len(run) < 4 and run.isupper() and lower not in SHORT_WORDS
+    if is_name or run in GREEK and not in_text:
+        return [("sym", run)]
+    if len(run) > 3 or lower in SHORT_WORDS or in_text and len(run) > 1:
+        return [("text", lower)]
+    return [("const" if letter in "ei" else "sym", letter) for letter in run]

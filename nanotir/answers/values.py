@@ -1,0 +1,198 @@
+"""Whether two expressions have the same value.
+
+Rational ones are computed exactly. Others are evaluated to more and more digits, until they part
+or agree to so many that they must be equal: a number written with integers, roots, +, -, * and /
+is 0 or larger than a bound (Burnikel et al., ESA 2001). We use it for other functions as well.
+"""
+
+import functools
+import math
+import operator
+import random
+import threading
+from fractions import Fraction
+
+from nanotir.answers.trees import negative, unknowns, walk
+
+MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
+FOLDS = {"+": operator.add, "*": operator.mul}
+COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
+EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
+# Our name -> mpmath's.
+MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs", "floor": "floor", "ceil": "ceil"}
+FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
+MPMATH |= {name: name for name in FUNCTIONS}
+CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
+RATIONAL_UNITS = {"%": Fraction(1, 100), "rad": Fraction(1)}
+KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
+
+
+class Undefined(ArithmeticError):
+    """The expression has no value here, or none that this module computes."""
+
+
+def equal_values(p: tuple, g: tuple) -> bool:
+    """Whether two expressions agree wherever both are defined, at one point at least."""
+    if unknowns(p) != unknowns(g):
+        return False
+    agreed = False
+    for k in range(6 if unknowns(g) else 1):
+        # The first three points are positive. At the others all must be real on the way, since a
+        # root or a logarithm of a negative number has several complex values.
+        try:
+            if not equal_at(p, g, random_point((p, g), k, signs=k > 2), real=k > 2):
+                return False
+            agreed = True
+        except Undefined:
+            continue
+    return agreed
+
+
+def random_point(tree: tuple, seed: int, signs: bool = False) -> dict[str, Fraction]:
+    draw = random.Random(f"{seed} {tree[-1]}")
+    names = sorted(unknowns(tree))
+    if any(node[0] in COUNTING for node in walk(tree)):  # made for natural numbers
+        return {name: Fraction(draw.randrange(8, 99)) for name in names}
+    sign = (-1, 1) if signs else (1,)
+    return {name: draw.choice(sign) * Fraction(draw.randrange(200, 3000), 1000) for name in names}
+
+
+def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
+    if digits(p) < digits(g):
+        p, g = g, p
+    a, b = exact(p, at), exact(g, at)
+    if a is not None and b is not None:
+        is_decimal = 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0
+        return a == b or first_digits(p, a, b, 15 if is_decimal else 6)
+    difference = ("+", p, negative(g))
+    large, last = size(difference, at), separation(difference, at)
+    digits_after = 64
+    while digits_after < 4 * last:
+        # More and more digits, until they part or there are as many as the bound asks.
+        digits_after = min(digits_after, last)
+        context = mpmath_context(threading.get_ident(), int(2 * (digits_after + large)) + 128)
+        a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
+        if context.fabs(a - b) > context.ldexp(1, -int(digits_after)):
+            is_complex = a.imag or b.imag
+            a, b = (Fraction(context.nstr(x.real, 40)) for x in (a, b))
+            return not (at or is_complex) and first_digits(p, a, b, 6)
+        digits_after *= 4
+    return True
+
+
+def first_digits(tree: tuple, a: Fraction, b: Fraction, n: int) -> bool:
+    """Whether a is a decimal of n digits that b begins with, rounded or cut, and b no integer."""
+    if digits(tree) < n or b.denominator == 1:
+        return False
+    magnitude = math.floor(math.log10(abs(b.numerator)) - math.log10(b.denominator))
+    scale = Fraction(10) ** (n - 1 - magnitude)
+    return round(a * scale) in (round(b * scale), math.trunc(b * scale))
+
+
+def digits(tree: tuple) -> int:
+    """Return the number of significant digits of the longest decimal; 0 without decimals."""
+    return max((node[2] for node in walk(tree) if node[0] == "num"), default=0)
+
+
+def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
+    """Return the value of a rational expression; None of any other."""
+    try:
+        return value(tree, at or {})
+    except Undefined:
+        return None
+
+
+def real_value(tree: tuple) -> float | None:
+    """Return about the value of an expression without unknowns, if it is a real number."""
+    try:
+        context = mpmath_context(threading.get_ident(), 170) if exact(tree) is None else None
+        return float(value(tree, {}, context, real=True).real)
+    except Undefined:
+        return None
+
+
+def value(tree: tuple, at: dict, context=None, real: bool = False):
+    """Return the value where the unknowns are `at` these places: a Fraction if it is rational."""
+    kind, *parts = tree
+    if kind in ("num", "sym") and parts[0] in (at if kind == "sym" else parts):
+        return parts[0] if kind == "num" else at[parts[0]]
+    if kind == "unit" and parts[0] in RATIONAL_UNITS:
+        return RATIONAL_UNITS[parts[0]]
+    try:
+        if kind in ("const", "unit"):
+            name, divisor = CONSTANTS[parts[0]]
+            result = getattr(context, name) / divisor
+        else:
+            parts = [value(part, at, context, real) for part in parts] if kind in KINDS else []
+            result = computed(kind, parts, context)
+    except (AttributeError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
+        raise Undefined(kind) from error
+    if not isinstance(result, Fraction) and not context.isfinite(result) or real and result.imag:
+        raise Undefined("infinite, not a number or complex")
+    return result
+
+
+def computed(kind: str, arguments: list, context):
+    """Return the value of an operation or a function, exactly if possible."""
+    if kind in FOLDS:
+        return functools.reduce(FOLDS[kind], arguments)
+    if kind == "^":
+        return power(*arguments, context)
+    is_exact = all(isinstance(x, Fraction) for x in arguments)
+    natural = is_exact and all(x.denominator == 1 and 0 <= x < MAX_COUNT for x in arguments)
+    if kind in COUNTING and natural:
+        return Fraction(COUNTING[kind](*map(int, arguments)))
+    if kind in EXACT and is_exact:
+        return Fraction(EXACT[kind](*arguments))
+    numbers = [context.convert(x) for x in arguments]
+    if kind in EXACT and kind != "abs" and any(x.imag for x in numbers):
+        raise Undefined(kind)
+    return getattr(context, MPMATH[kind])(*numbers) if kind in MPMATH else EXACT[kind](*numbers)
+
+
+def power(a, n, context):
+    if isinstance(n, Fraction) and n.denominator == 1 and isinstance(a, Fraction):
+        bits = max(a.numerator.bit_length(), a.denominator.bit_length())
+        if bits * abs(n) < MAX_BITS:
+            return a**n.numerator
+    # The root of a negative number is the real one if it is odd.
+    if isinstance(n, Fraction) and n.numerator == 1 and n.denominator % 2 and a.imag == 0 > a.real:
+        return -context.power(context.convert(-a), context.convert(n))
+    return context.power(context.convert(a), context.convert(n))
+
+
+@functools.lru_cache(maxsize=32)
+def mpmath_context(thread: int, bits: int):
+    """Return mpmath's functions with this precision. No two threads share them."""
+    from mpmath.ctx_mp import MPContext  # takes a tenth of a second
+
+    context = MPContext()
+    context.prec = bits
+    return context
+
+
+def separation(tree: tuple, at: dict) -> float:
+    """Return n such that a value below 2^-n is 0: the size times the degree of all roots."""
+    powers = [exact(node[2]) for node in {*walk(tree)} if node[0] == "^"]
+    degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
+    return size(tree, at) * max(6, min(2 * math.prod(degrees), 2**20))  # 2: of i
+
+
+def size(tree: tuple, at: dict) -> float:
+    """Return about how many bits the numerator and the denominator of the value may have."""
+    kind, *parts = tree
+    if kind in ("num", "sym"):
+        x = parts[0] if kind == "num" else at.get(parts[0], Fraction(2))
+        return float(x.numerator.bit_length() + x.denominator.bit_length())
+    inner = [size(part, at) for part in parts if isinstance(part, tuple)]
+    if kind not in ("^", "sinh", "cosh", "tanh", "!", "binom"):
+        return sum(inner) + 8
+    # Exponentials are as large as their arguments say.
+    argument = parts[-1 if kind == "^" else 0]
+    bits = size(argument, at)
+    try:
+        context = mpmath_context(threading.get_ident(), 53) if exact(argument, at) is None else None
+        large = abs(value(argument, at, context)) if bits < 99 else exact(argument)
+    except Undefined:
+        large = None
+    return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else float(large)))

@@ -1,0 +1,133 @@
+"""The child's side of the sandbox: it waits for a call, locks itself down and runs one program.
+
+What it is given is a session's earlier cells and one more. Each is run like a notebook's.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from types import ModuleType
+
+from nanotir.tools import lockdown
+from nanotir.tools.tool import last_line
+
+# The signals by which a child ends itself once its last cell has returned, raised, or run out of
+# memory. No program ends like that by chance, whatever it gives to os._exit.
+OK, ERROR, MEMORY = (60, 61, 62) if lockdown.LINUX else (30, 31, 27)
+
+
+def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
+    """A message and the socket sent with it; b"" and None if the other side has hung up."""
+    with contextlib.suppress(ConnectionError):
+        text, sockets, *_ = socket.recv_fds(end, 64, 1)
+        return text, socket.socket(fileno=sockets[0]) if sockets else None
+    return b"", None
+
+
+def run_child(worker: socket.socket, folder: str):
+    """Wait for a call, lock down, run its program, exit without cleaning up. Never returns."""
+    ending = ERROR
+    try:
+        lockdown.die_with_parent()
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        os.setsid()  # makes a process group, which the worker kills as a whole
+        # Keep one socket, as descriptor 0, and close all that the worker has open.
+        os.dup2(worker.fileno(), 0)
+        os.closerange(3, 4096)
+        _, call = receive(socket.socket(fileno=0))
+        os.dup2(call.fileno(), 0)
+        call.close()
+        request = json.load(sys.stdin)
+        make(folder)
+        os.chdir(folder)
+        silence = os.open(os.devnull, os.O_WRONLY)
+        lockdown.lock_child(folder, request["limit"])
+        ending = run_cells(request, silence)
+    finally:
+        leave(ending)
+
+
+def make(folder: str):
+    """Make a call's folder. If the disk is full, wait for other calls to end; the clock runs."""
+    while True:
+        # Without Landlock a call may have deleted `base`, hence makedirs.
+        with contextlib.suppress(OSError):
+            return os.makedirs(folder)
+        time.sleep(0.01)
+
+
+def run_cells(request: dict, silence: int) -> int:
+    """Run a session's earlier cells in silence, to restore its variables, and then the new one."""
+    random.seed(0)
+    # What a program finds as `__main__` is its own, for instance to pickle.
+    program = ModuleType("__main__")
+    sys.modules["__main__"] = program
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    os.close(silence)
+    for cell in request["history"]:
+        run_cell(cell, program.__dict__)
+    if request["history"]:
+        # The new cell has the time of any other. The worker's limit counts the earlier ones too.
+        signal.setitimer(signal.ITIMER_REAL, request["timeout"])
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    return run_cell(request["code"], program.__dict__)
+
+
+def run_cell(code: str, names: dict) -> int:
+    """Run a program like a notebook cell, showing its last expression; return how to `leave`."""
+    # A program may put something else in the place of sys.stdout.
+    streams = (sys.stdout, sys.stderr)
+    try:
+        tree = ast.parse(code)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "<code>", "exec"), names)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), "<code>", "eval"), names)
+            if value is not None:
+                print(value if isinstance(value, str) else repr(value), file=streams[0])
+        finish(streams)
+        return OK
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            finish(streams)
+            return OK
+        say(stop.code if isinstance(stop.code, str) else f"SystemExit: {stop.code}", streams)
+        return ERROR
+    except BaseException as error:
+        say(last_line(error), streams)
+        return MEMORY if isinstance(error, MemoryError) else ERROR
+
+
+def finish(streams):
+    """Write what is buffered. OSError if the program has closed its output."""
+    for stream in streams:
+        stream.flush()
+    os.fstat(1)
+
+
+def say(line: str, streams):
+    """Print a last line, past the program's own output if that is closed."""
+    with contextlib.suppress(OSError, ValueError):
+        finish(streams)
+        return print(line, file=streams[0], flush=True)
+    with contextlib.suppress(OSError):
+        os.write(0, f"{line}\n".encode("utf-8", "replace"))
+
+
+def leave(ending: int, kill=os.kill, exit=os._exit):
+    """End this process by a signal that says how, even if the program has blocked it."""
+    with contextlib.suppress(BaseException):
+        signal.signal(ending, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [ending])
+        kill(os.getpid(), ending)
+    exit(1)

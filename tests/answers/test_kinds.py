@@ -1,0 +1,95 @@
+"""Kinds of answers that were judged wrongly once: near misses, and other spellings of one answer.
+
+The rows of near_misses.jsonl must be different from their golds, those of spellings.jsonl equal.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from nanotir.answers import equivalent, extract_answer
+
+
+def rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (Path(__file__).parent / name).open()]
+
+
+def said(row: dict, key: str) -> list[str]:
+    """The answers of a row."""
+    return [extract_answer(row["response"]) or ""] if "response" in row else row[key]
+
+
+def test_no_near_miss_is_equal():
+    pairs = [(g["gold"], p) for g in rows("near_misses.jsonl") for p in said(g, "different")]
+    assert len(pairs) > 500
+    assert [pair for pair in pairs if equivalent(pair[1], pair[0])] == []
+
+
+def test_other_spellings_of_an_answer_are_equal():
+    pairs = [(g["gold"], p) for g in rows("spellings.jsonl") for p in said(g, "equal")]
+    assert [pair for pair in pairs if not equivalent(pair[1], pair[0])] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["squared", "dozen", "tenths", "quadrillion", "plus seven", "times three", "per cent"],
+)
+def test_words_after_a_number_are_a_unit_only_if_they_are_one(words):
+    assert not equivalent(f"5 {words}", "5") and not equivalent(f"5 \\text{{ {words}}}", "5")
+
+
+def test_percent_degrees_and_units_differ():
+    assert not equivalent("25 km", "25\\%") and not equivalent("20\\%", "20^\\circ")
+    assert not equivalent("25 km", "25_6") and not equivalent("20\\%", "\\$20")
+
+
+@pytest.mark.parametrize(
+    "prediction, gold",
+    [
+        ("(2+\\sqrt3)^{50}", "(2+\\sqrt3)^{50}+(2-\\sqrt3)^{50}"),
+        ("\\tanh 40", "1"),
+        ("\\sqrt2+10^{-31}", "\\sqrt2"),
+        ("e^{100}+1", "e^{100}"),
+        ("\\pi+10^{-500}", "\\pi"),
+        ("x+10^{-350}", "x"),
+    ],
+)
+def test_differences_beyond_the_thirtieth_digit_count(prediction, gold):
+    assert not equivalent(prediction, gold) and not equivalent(gold, prediction)
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "<think>\\boxed{42}</think><answer>I give up.</answer>",
+        "<think>\\boxed{42}",
+        "\\boxed{42}</think> No idea.",
+        "\\boxed{42} <answer>41</answer>",
+        "\\boxed{41, \\boxed{42}}",
+    ],
+)
+def test_a_box_in_thoughts_or_before_the_answers_own_tag_never_counts(response):
+    assert not equivalent(extract_answer(response) or "", "42")
+
+
+def test_x_or_y_is_no_pair():
+    assert not equivalent("x = -1 or y = 4", "-1, 4") and equivalent("x = -1, y = 4", "-1, 4")
+
+
+def test_inequalities_in_two_unknowns_and_false_chains():
+    assert equivalent("2x>2y", "x>y") and not equivalent("x>y", "y>x")
+    assert not equivalent("1<x<2<3", "(1,3)") and not equivalent("x<1<2<3", "x<3")
+
+
+def test_what_follows_a_power_sign_must_be_a_power():
+    assert not equivalent("5 cm^", "5") and equivalent("5 cm^2", "5")
+
+
+@pytest.mark.parametrize("piece", [",", "9", "{", "\\text{", "1,", " ", "\\", "9.", "\\approx"])
+def test_a_long_text_takes_little_time(piece):
+    text = (piece * 2000)[:1990]
+    start = time.perf_counter()
+    assert not equivalent(text, "7") and not equivalent("7", text)
+    assert time.perf_counter() - start < 5
