@@ -40,8 +40,7 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     parser = make_parser()
     experiments = importlib.import_module(source).EXPERIMENTS
     options = parser.parse_args(arguments)
-    if options.seeds is None:
-        options.seeds = 1 if options.quick else 3
+    options.seeds = options.seeds or (1 if options.quick else 3)
     try:
         check(options, experiments)
         failures = execute(options, source, experiments)
