@@ -10,10 +10,12 @@ in one atomic rename: whenever a run is killed, the last checkpoint stands.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import time
 from dataclasses import asdict, dataclass, replace
@@ -31,8 +33,8 @@ from nanotir.tools import TOOLS, Tool
 from nanotir.trajectory import Format
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has saved itself."""
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop. The message says how to go on from what it has saved."""
 
 
 @dataclass
@@ -55,7 +57,9 @@ class Run:
         self.out = Path(self.out)
         self.state = {"done": [], "phase": None, "step": 0, "optimizers": []}
         self.stop_requested = False
+        self.in_step = False  # a step of training is being made, and not yet saved
         self.started = time.time()
+        self.lock = self.bar = None
 
     @property
     def tools_by_name(self) -> dict[str, Tool]:
@@ -65,22 +69,47 @@ class Run:
         """Make the folder and save the start in it. ValueError if it exists, or cannot be made."""
         try:
             self.out.mkdir(parents=True)
-            (self.out / "checkpoint").mkdir()
+            self.fill_folder()
         except FileExistsError:
             mend = f"give another --out, or go on with it by --resume {self.out}"
             raise ValueError(f"'{self.out}' exists already: {mend}") from None
         except OSError as error:
             why = f"cannot make the run folder '{self.out}': {error.strerror}"
             raise ValueError(f"{why}; give another --out") from None
-        for folder in (self.out, self.out / "checkpoint"):
-            write_json(folder / "config.json", asdict(self.config))
-        self.tokenizer.save(self.out / "checkpoint")
-        random.seed(self.config.seed)
-        self.save([])
         return self
+
+    def fill_folder(self):
+        try:
+            (self.out / "checkpoint").mkdir()
+            for folder in (self.out, self.out / "checkpoint"):
+                write_json(folder / "config.json", asdict(self.config))
+            self.take_lock()
+            self.tokenizer.save(self.out / "checkpoint")
+            random.seed(self.config.seed)
+            self.save([])
+        except BaseException:
+            shutil.rmtree(self.out, ignore_errors=True)  # half a folder cannot be resumed
+            raise
+
+    def take_lock(self):
+        """ValueError if another process writes to this folder.
+
+        The kernel takes the lock away when this process ends, however it ends.
+        """
+        if self.lock:
+            return
+        lock = open(self.out / "config.json", "r+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            busy = f"another process is writing to '{self.out}'"
+            raise ValueError(f"{busy}: wait for it, or give another --out") from None
+        self.lock = lock
 
     def resume(self) -> Run:
         """Load the last checkpoint, and drop what was logged after it."""
+        self.take_lock()
         self.state = load_state(self.out / "checkpoint", self.model)
         rng = self.state.pop("rng")
         torch.set_rng_state(rng["torch"].cpu())
@@ -96,6 +125,7 @@ class Run:
         """The step at which this phase goes on, its optimizers as they were; None if it is over."""
         if phase in self.state["done"]:
             return None
+        self.in_step = True
         if self.state["phase"] != phase:
             self.state |= {"phase": phase, "step": 0}
             return 0
@@ -109,7 +139,8 @@ class Run:
         if first is None:
             return tqdm((), disable=True)
         todo = range(first, steps)
-        return tqdm(todo, initial=first, total=steps, desc=phase, dynamic_ncols=True)
+        self.bar = tqdm(todo, initial=first, total=steps, desc=phase, dynamic_ncols=True)
+        return self.bar
 
     def finish_step(self, step: int, metrics: dict, optimizers, last: bool = False):
         """Log a step, save when it is time, and stop if asked to (Stopped)."""
@@ -119,17 +150,18 @@ class Run:
         self.log({"phase": phase, "step": step, **metrics, "time": seconds})
         if last:
             self.state["done"] = [*self.state["done"], phase]
+            self.in_step = False
         if last or self.stop_requested or step % self.config.save_every == 0:
             self.save(optimizers)
         if self.stop_requested:
-            raise Stopped(f"stopped after step {step} of {phase}")
+            raise Stopped(f"stopped after step {step} of {phase}; {self.how_to_go_on()}")
 
     def save(self, optimizers):
         self.state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
         state = {**self.state, "model": self.model.state_dict(), "rng": rng}
         path = self.out / "checkpoint" / "state.pt"
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_atomically(path, lambda temporary: save_state(state, temporary))
 
     def log(self, row: dict, file: str = "metrics.jsonl"):
         with open(self.out / file, "a") as lines:
@@ -158,19 +190,38 @@ class Run:
 
     def __enter__(self):
         """From here on Ctrl-C finishes the step, saves and stops; a second one stops at once."""
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            signals.append(signal.SIGHUP)
         self._handlers = {number: signal.signal(number, self.request_stop) for number in signals}
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, trace):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        for open_one in (self.lock, self.bar):
+            if open_one is not None:
+                open_one.close()
+        if kind is KeyboardInterrupt:
+            raise Stopped(f"interrupted; {self.how_to_go_on()}") from None
+        if isinstance(error, OSError):  # the disk is full, say
+            raise ValueError(f"{error.strerror or error}; {self.how_to_go_on()}") from None
+
+    def how_to_go_on(self) -> str:
+        again = f"go on with: python train.py --resume {self.out}"
+        return f"what '{self.out}' last saved stands; {again}"
 
     def request_stop(self, number, frame):
-        if self.stop_requested:
+        # Between two phases there is nothing to save, and an evaluation is long.
+        if self.stop_requested or not self.in_step:
             raise KeyboardInterrupt
         self.stop_requested = True
-        print("\nstopping after this step; once more to stop at once", flush=True)
+        try:
+            tqdm.write("stopping after this step; once more to stop at once")
+        except OSError:  # the terminal is gone: print to nowhere from now on
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for output in (1, 2):
+                os.dup2(nowhere, output)
 
 
 def _tuples(value):
@@ -189,6 +240,15 @@ def write_atomically(path, write):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_state(state: dict, path: Path):
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # PyTorch hides why a file could not be written. Its context is the disk's own error.
+        raise error.__context__ or error from None
 
 
 def write_json(path, value):
@@ -254,14 +314,20 @@ def load_run(folder, device: str = "cpu"):
     return config, model, tokenizer, format, tools
 
 
+def saved_runs() -> list[Path]:
+    """The run folders under runs/, the one with the newest checkpoint last."""
+    checkpoints = Path("runs").glob("*/checkpoint/state.pt")
+    by_age = sorted(checkpoints, key=lambda path: path.stat().st_mtime)
+    return [path.parent.parent for path in by_age]
+
+
 def latest_run() -> Path:
     """The run folder under runs/ with the newest checkpoint. ValueError if there is none."""
-    checkpoints = Path("runs").glob("*/checkpoint/state.pt")
-    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
+    found = saved_runs()
+    if not found:
         mend = "run `python train.py` first, or name a run folder with --run"
         raise ValueError(f"no trained run in runs/ yet: {mend}")
-    return newest.parent.parent
+    return found[-1]
 
 
 def read_config(folder) -> dict:
