@@ -8,7 +8,8 @@ python train.py --help                 every setting, its default and what it do
 
 from __future__ import annotations
 
-import sys
+import json
+import shlex
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -17,12 +18,18 @@ import torch
 
 from nanotir import run as runs
 from nanotir import sft
+from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
-from nanotir.tools import DeadTool
+from nanotir.recipes import tora
 from nanotir.trajectory import Format
+
+NOTHING = (
+    "RL has learned nothing: in no step was an answer better than the others to its problem. "
+    "Imitate longer (--sft.steps), sample more (--rl.group-size) or take easier problems (--data)"
+)
 
 
 def train(config: RunConfig):
@@ -34,7 +41,7 @@ def train(config: RunConfig):
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
-    check_init(config)
+    check_start(config, problems)
 
     with ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
@@ -68,8 +75,9 @@ def train(config: RunConfig):
         evaluate_run(run, "final")
 
     print(table(runs.read_evaluations(run.out)))
-    ask = "python sample.py 'What is 384 * 927?'"
-    print(f"look at {run.out}/traces.jsonl, or ask it something: {ask}")
+    if config.rl.steps and nothing_learned(run.out / "metrics.jsonl"):
+        print(NOTHING)
+    print(where_to_look(run.out))
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -81,9 +89,13 @@ def resolved(config: RunConfig) -> RunConfig:
     return config
 
 
-def check_init(config: RunConfig):
-    """A run can only start from one that writes its calls in the same way."""
+def check_start(config: RunConfig, problems: list):
+    """ValueError for a run that could not go on, before it makes a folder."""
+    if config.recipe == "tora" and not tora.covered(config, problems):
+        few = f"--tora.covered {config.tora.covered} of {len(problems)} problems"
+        raise ValueError(f"{few} is none to imitate: more of either are needed")
     if config.init:
+        # The model writes its calls as it has learned to.
         style = runs.read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"
@@ -97,19 +109,25 @@ def new_folder(config: RunConfig) -> str:
     return str(folder)
 
 
+def nothing_learned(metrics: Path) -> bool:
+    """Whether RL never found an answer that was better than its siblings."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    shares = [row.get("zero_advantage", 1) for row in rows if row["phase"] == "rl"]
+    return bool(shares) and min(shares) == 1
+
+
+def where_to_look(out: Path) -> str:
+    """What to do with a run that is over. sample.py takes the latest run in runs/ by itself."""
+    latest = out.resolve() in [path.resolve() for path in runs.saved_runs()[-1:]]
+    named = "" if latest else f"--run {shlex.quote(str(out))} "
+    ask = f"python sample.py {named}'What is 384 * 927?'"
+    traces = out / "traces.jsonl"
+    return f"look at {traces}, or ask it something: {ask}" if traces.exists() else f"ask it: {ask}"
+
+
 def main(arguments=None):
-    config = parse(arguments)
-    try:
-        train(config)
-    except runs.Stopped as stopped:
-        print(f"{stopped}; go on with: python train.py --resume {config.resume or config.out}")
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; what '{config.resume or config.out}' last saved stands")
-        sys.exit(130)
-    except (ValueError, OSError, DeadTool) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    with one_line("train.py"):
+        train(parse(arguments))
 
 
 if __name__ == "__main__":

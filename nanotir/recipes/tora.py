@@ -51,9 +51,14 @@ class ToRAConfig:
 def demonstrations(run) -> list[Trajectory]:
     """The corpus. It is written down, because shaping and a resumed run need it again."""
     config = run.config
-    covered = run.problems[: round(config.tora.covered * len(run.problems))]
+    problems = covered(config, run.problems)
     given = (run.tokenizer, run.format, run.tools_by_name, config.teacher, config.seed)
-    return remembered(run.out / "corpus.jsonl", lambda: demonstrate(covered, *given))
+    return remembered(run.out / "corpus.jsonl", lambda: demonstrate(problems, *given))
+
+
+def covered(config, problems: list[Problem]) -> list[Problem]:
+    """The problems that the corpus demonstrates."""
+    return problems[: round(config.tora.covered * len(problems))]
 
 
 def improve(run):
