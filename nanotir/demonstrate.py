@@ -22,9 +22,10 @@ from random import Random
 from tqdm import tqdm
 
 from nanotir.answers import equivalent
+from nanotir.checks import one_of
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
-from nanotir.tools import Tool, ToolResult, check_alive
+from nanotir.tools import TOOLS, Tool, ToolResult, check_alive
 from nanotir.trajectory import Call, Format, Trajectory
 
 Piece = tuple[str, str]  # (kind, text); kind is "text", the name of a tool, "think" or "answer"
@@ -81,6 +82,8 @@ def demonstrate(
     scripts = []
     for i, problem in enumerate(problems):
         pieces = script(problem, Random(f"teacher {seed} {i}"), config)
+        for kind, _ in pieces:
+            one_of(f"tool for the solutions of '{problem.family}'", kind, ("text", *TOOLS))
         pieces = [piece for piece in pieces if piece[0] == "text" or piece[0] in tools]
         scripts.append(in_grammar(pieces) if format.style == "grammar" else pieces)
     return act_out(problems, scripts, tokenizer, format, tools)

@@ -10,18 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+LARGE = 16384  # vocabulary from which on fp32 is too coarse: many ids have less than 2^-22
+
 
 def uniforms(seed: int, rows, positions) -> np.ndarray:
     """One number in [0, 1) for every (seed, row, position), by splitmix64 (Steele et al. 2014).
 
-    A position is the number of ids that the row holds before the one that is drawn.
-    22 bits, so that u * total < total holds in fp32: a draw never lands beyond the last id.
+    A position is the number of ids that the row holds before the one that is drawn. 51 bits.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
         seeded = _mix(np.uint64(seed % 2**64))
         streams = _mix(seeded + np.asarray(rows, dtype=np.uint64))  # one stream a row
         mixed = _mix(streams + np.asarray(positions, dtype=np.uint64))
-        return (mixed >> np.uint64(42)) / 2.0**22
+        return (mixed >> np.uint64(13)) / 2.0**51
 
 
 def _mix(x):
@@ -44,3 +45,24 @@ def truncate(probs: Tensor, top_p: float, top_k: int) -> Tensor:
     before = ranked.cumsum(-1) - ranked  # mass of all likelier ids: the id that crosses top_p stays
     ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0)
     return torch.zeros_like(probs).scatter(-1, order, ranked)
+
+
+def precise(probs: Tensor) -> Tensor:
+    """The probabilities (B, V) in float64 if the vocabulary is large, on a device that has it."""
+    if probs.shape[-1] < LARGE:
+        return probs
+    return probs.to("cpu" if probs.device.type == "mps" else probs.device, torch.float64)
+
+
+def draw(probs: Tensor, u) -> Tensor:
+    """Ids (B,) from probabilities (B, V), which need not sum to 1, and one uniform a row.
+
+    The first id at which the cumulative sum exceeds u times the total. Of u, only as many bits are
+    used that u * total < total holds after rounding: a draw never lands beyond the last id.
+    """
+    steps = 2.0**51 if probs.dtype == torch.float64 else 2.0**22
+    u = np.floor(np.asarray(u) * steps) / steps
+    u = torch.as_tensor(u, dtype=probs.dtype, device=probs.device)
+    cumulative = probs.cumsum(-1)  # (B, V)
+    target = u[:, None] * cumulative[:, -1:]  # (B, 1)
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]

@@ -128,7 +128,8 @@ def evaluate_run(run: Run, name: str) -> dict:
     if name in recorded:  # by the run that is resumed
         return recorded[name]
     config = run.config
-    asked = (run.held_out, config.eval, config.sampler, config.seed)
+    sampling = at_the_end(config.sampler, config.rl.budgets)
+    asked = (run.held_out, config.eval, sampling, config.seed)
     result = {}
     for mode, found, groups in evaluations(run.model, run.tokenizer, run.tools, run.format, *asked):
         result[mode] = found
@@ -136,6 +137,12 @@ def evaluate_run(run: Run, name: str) -> dict:
             trace(run, name, mode, problem, group[0])
     run.record(name, result)
     return result
+
+
+def at_the_end(sampling: SamplerConfig, budgets: str) -> SamplerConfig:
+    """A run's settings of sampling when it ends: with the last of rl.budgets, if there are any."""
+    last = budgets.rpartition(",")[2]
+    return replace(sampling, max_calls=int(last)) if last else sampling
 
 
 def trace(run: Run, name: str, mode: str, problem: Problem, trajectory: Trajectory):
@@ -275,7 +282,7 @@ def main(arguments=None):
         seed = config["seed"] if options.seed is None else options.seed
         data = options.data or config["eval_data"]
         problems = load(data, "test", n, seed=seed + 1, level=config["level"])
-        sampling = SamplerConfig(**config["sampler"])
+        sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"]["budgets"])
         given = (model, tokenizer, tools, format, problems, settings, sampling, seed)
         result = evaluate(*given)
         print(json.dumps(result, indent=1) if options.json else table({"": result}))

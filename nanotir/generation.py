@@ -9,10 +9,11 @@ several rows run once.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ class Generation:
             row.trajectory.append("prompt", list(row.prompt), 0)
 
         self.waiting = deque(self.rows)
+        self.to_seat = Counter(copies)  # how many rows of each prompt wait
         self.slots: list[Row | None] = [None] * min(self.config.max_rows, len(self.rows))
         self.live = 0  # slots[:live] take part in a decoding step
         self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
@@ -87,6 +89,8 @@ class Generation:
         return KVCache(self.model.config, batch, capacity, self.device, dtype)
 
     def capacity(self, prompts) -> int:
+        if not all(prompts):
+            raise ValueError("a prompt of no tokens: give the model at least one to go on from")
         longest = max(map(len, prompts), default=0)
         limit = self.model.config.max_seq_len
         if longest >= limit:
@@ -122,12 +126,13 @@ class Generation:
             self.slots[slot] = row
             self.cache.put([slot], self.prefilled[row.prompt])
             self.live = max(self.live, slot + 1)
-            if not any(other.prompt == row.prompt for other in self.waiting):
+            self.to_seat[row.prompt] -= 1
+            if not self.to_seat[row.prompt]:
                 del self.prefilled[row.prompt]
 
     def prefill(self):
         """Read the prompts of the next rows, each once, as one right-padded batch."""
-        upcoming = list(self.waiting)[: self.config.max_rows]
+        upcoming = islice(self.waiting, self.config.max_rows)
         distinct = dict.fromkeys(row.prompt for row in upcoming)
         prompts = [prompt for prompt in distinct if prompt not in self.prefilled]
         cache = self.new_cache(len(prompts), max(map(len, prompts)))
@@ -138,6 +143,8 @@ class Generation:
     def extend(self, cache: KVCache, chunks, starts):
         """Append its own chunk of ids to every row of `cache`, from its start on, in one pass."""
         width = max(map(len, chunks))
+        if not width:  # prompts of one id: there is nothing to read before the first step
+            return
         ids = torch.zeros(len(chunks), width, dtype=torch.long)
         positions = torch.full((len(chunks), width), -1)  # -1 is padding
         for i, (chunk, start) in enumerate(zip(chunks, starts)):
@@ -181,9 +188,10 @@ class Generation:
             row.block_start = len(row.trajectory.ids) + 1
         self.append(row, row.tool or "text", [id], 1, [logp])
         row.written += 1
+        full = row.written >= self.config.max_new_tokens or self.room(row) < 0
         if id == self.tokenizer.end_id:
-            self.end(row)
-        elif row.written >= self.config.max_new_tokens or self.room(row) < 0:
+            self.end(row, full)
+        elif full:
             self.finish(row, "length")  # an open block stays open and is not run
         elif row.tool and not opens and id == self.sampler.closers[row.tool]:
             self.call(row)
@@ -200,11 +208,14 @@ class Generation:
     def tool_room(self, row: Row) -> int:
         return min(row.tool_room, self.room(row))
 
-    def end(self, row: Row):
-        """Finish a row that ended itself, unless its first answer breaks the format's grammar."""
+    def end(self, row: Row, full: bool):
+        """Finish a row that ended itself, unless it may answer again.
+
+        It may once, if its answer breaks the format's grammar and it is not `full`.
+        """
         error = None
-        if self.sampler.format.style == "grammar" and not row.told:
-            error = grammar_error(row.trajectory.turns(self.tokenizer))
+        if self.sampler.format.style == "grammar" and not row.told and not full:
+            error = grammar_error(row.trajectory, self.tokenizer)
         if error is None or self.tool_room(row) < 2:
             self.finish(row, "stop")
         else:
@@ -220,7 +231,7 @@ class Generation:
         elif spent:
             self.tell(row, NO_CALLS_LEFT)
         else:
-            session = row if self.config.sessions else None
+            session = row if self.config.sessions else None  # a row is the key of its session
             self.park(row, self.ask(self.sampler.tools[row.tool], self.code(row), session))
 
     def park(self, row: Row, future: Future):
@@ -250,7 +261,8 @@ class Generation:
         if not ready:
             return
 
-        # By the invariant, the closing tag is still to be fed, and the result's last id will be.
+        # By the invariant, the cache lacks the row's last id. Feed it and the result, but for the
+        # result's last id, which the next decoding step feeds.
         starts = [len(row.trajectory.ids) - 1 for row in ready]
         for row in ready:
             self.append_result(row, row.future.result())

@@ -43,8 +43,9 @@ class LossOptions:
         one_of("loss_type", self.loss_type, LOSSES)
         one_of("ratio_level", self.ratio_level, RATIO_LEVELS)
         one_of("kl", self.kl, KL_ESTIMATORS)
-        if self.loss_type == "dr_grpo" and self.max_completion_length is None:
-            raise ValueError("dr_grpo needs max_completion_length")
+        _, denominator = LOSSES[self.loss_type]
+        if denominator is over_longest and self.max_completion_length is None:
+            raise ValueError(f"{self.loss_type} needs max_completion_length")
         if self.epsilon_high is None:
             self.epsilon_high = self.epsilon
         if self.delta is None:
@@ -68,7 +69,7 @@ def policy_loss(
 
     With the default options this is DAPO (Yu et al. 2025, eq. 8). Everything is (B, T), except that
     advantages may be (B,). `options` are the fields of LossOptions. num_active_tokens and num_rows
-    count the whole optimiser step; without them, this batch is the whole step.
+    count the whole update, of which this may be a micro-batch; without them, this is the whole.
     importance_weights correct for a sampler that differs from the policy behind old_logps.
     """
     options = LossOptions(**options)
@@ -88,7 +89,7 @@ def policy_loss(
         kl = kl_estimate(options.kl, masked(ref_logps.detach() - terms.logps, mask), terms.ratio)
         per_token = per_token + options.beta * kl
 
-    # One denominator for the whole step: in DAPO, the number of ids that the model chose.
+    # One denominator for the whole update: in DAPO, the number of ids that the model chose.
     counts = (options.max_completion_length, num_active_tokens, num_rows)
     loss = aggregate(masked(per_token, mask), mask, options.loss_type, *counts)
     if options.entropy_coef:

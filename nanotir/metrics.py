@@ -24,7 +24,7 @@ def update_metrics(terms, low_hit, high_hit, kl=None, entropy=None) -> dict[str,
         "zero_advantage": terms.A == 0,  # share of ids from which nothing is learned
     }
     if entropy is not None:
-        means["entropy"] = entropy  # of the distributions that the ids were drawn from, in nats
+        means["entropy"] = entropy  # of the policy at this update, where the ids stand, in nats
 
     mask = terms.mask
     n = mask.sum()
@@ -38,7 +38,10 @@ def update_metrics(terms, low_hit, high_hit, kl=None, entropy=None) -> dict[str,
 
 
 def combine_metrics(parts: list[dict]) -> dict[str, float]:
-    """The metrics of several batches as those of one."""
+    """The metrics of several batches as those of one: means over all of their ids.
+
+    ratio_max is the largest, and active_tokens is the sum.
+    """
     total = sum(part["active_tokens"] for part in parts)
     combined = {}
     for name in parts[0]:
@@ -49,7 +52,11 @@ def combine_metrics(parts: list[dict]) -> dict[str, float]:
 
 
 def step_metrics(updates: list[dict]) -> dict[str, float]:
-    """The metrics of a step's updates as one row; empty where there was nothing to learn from."""
+    """The metrics of a step's updates as one row; empty where there was nothing to learn from.
+
+    loss and grad_norm are plain means over the updates. The others are combined as those of
+    batches are, so active_tokens counts the ids of all updates.
+    """
     if not updates:
         return {}
     combined = combine_metrics(updates)
@@ -85,7 +92,10 @@ def rollout_metrics(samples, kept, group_size: int) -> dict:
 
 
 def share_without_spread(samples, group_size: int) -> float:
-    """The share of groups that are all right or all wrong, and so teach nothing."""
+    """The share of groups that are all right or all wrong.
+
+    With dynamic sampling they are not learned from, unless a coin paid for them.
+    """
     starts = range(0, len(samples), group_size)
     groups = [{sample.correct for sample in samples[i : i + group_size]} for i in starts]
     return mean([len(group) == 1 for group in groups])
@@ -105,7 +115,7 @@ def mean(values) -> float:
 
 
 def first_loss_explained(first: dict) -> str:
-    """Why the loss of a run's first update says nothing, with its own numbers."""
+    """Why DAPO's loss in a run's first update says nothing, with its own numbers."""
     return (
         f"first update: the loss is {first['loss']:+.4f}, which says nothing about learning: the "
         f"ratio of new to old policy is still {first['ratio_mean']:.4f} everywhere, so the loss is "

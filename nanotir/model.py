@@ -139,9 +139,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, positions, D)
     if visible is None and q.device.type == "cpu":
         # The CPU's backward pass of this is six times slower in bf16 than in fp32.
+        dtype = torch.promote_types(v.dtype, torch.float32)
         with torch.autocast("cpu", enabled=False):
-            q, k, v = q.float(), k.float(), v.float()
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            heads = (q.to(dtype), k.to(dtype), v.to(dtype))
+            y = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).to(v.dtype)
     elif visible is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     else:

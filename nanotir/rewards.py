@@ -7,7 +7,7 @@ A reward function takes lists by keyword, one entry a trajectory, and returns a 
     answer           the gold answers
     prompts          the questions; the answers to one question follow each other
     calls            how many calls were made
-    turns            everything after the prompt as (kind, text)
+    trajectories     the whole rollouts, with the `tokenizer` that reads them
     config           the RewardConfig
 
 So the model earns and pays for what it wrote, never for what a tool wrote. Only the final answer is
@@ -105,12 +105,12 @@ def call_bonus_reward(calls: list[int], config: RewardConfig, **_) -> list[float
     return [min(m / config.max_calls, 1.0) for m in calls]
 
 
-def grammar_reward(turns: list[list[tuple[str, str]]], **_) -> list[float]:
+def grammar_reward(trajectories, tokenizer, **_) -> list[float]:
     """-1 if TAPO's grammar is broken, else 0.
 
     The released code pays -1 for a break whatever the answer is. Here a right answer stays ahead.
     """
-    return [-1.0 if grammar_error(pieces) else 0.0 for pieces in turns]
+    return [-1.0 if grammar_error(t, tokenizer) else 0.0 for t in trajectories]
 
 
 def weight(default: float, reward):
@@ -173,7 +173,8 @@ def score(trajectories, problems, tokenizer, config: RewardConfig):
         "answer": [problem.answer for problem in problems],
         "prompts": [problem.question for problem in problems],
         "calls": [len(t.calls) for t in trajectories],
-        "turns": [t.turns(tokenizer) for t in trajectories],
+        "trajectories": trajectories,
+        "tokenizer": tokenizer,
         "config": config,
     }
     weights = {name: getattr(config, name) for name in reward_funcs_registry}

@@ -25,7 +25,7 @@ from nanotir.advantages import BASELINES, SCALES, group_advantages
 from nanotir.checks import one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
-from nanotir.losses import LOSSES, LossOptions, policy_loss
+from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import combine_metrics, first_loss_explained, rollout_metrics, step_metrics
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
@@ -46,7 +46,7 @@ class RLConfig:
     grad_clip: float = 1.0  # largest gradient norm
     micro_batch_tokens: int = 2048  # tokens in one forward pass, padding included
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
-    loss_type: str = "dapo"  # dapo, grpo, dr_grpo, bnpo, luspo, cispo, sapo, gmpo or vespo
+    loss_type: str = "dapo"  # a row of losses.LOSSES, such as dapo, grpo, dr_grpo or cispo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
     epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
     epsilon_high: float = 0.28  # and above 1 + epsilon_high; cispo: above epsilon_high itself
@@ -69,7 +69,10 @@ class RLConfig:
         one_of("scale", self.scale, SCALES)
         one_of("baseline", self.baseline, BASELINES)
         one_of("observations", self.observations, ("masked", "counted", "learned"))
-        self.loss_options(max_completion_length=1)  # checks the names
+        options = self.loss_options(max_completion_length=1)  # checks the names
+        if self.observations == "counted" and LOSSES[options.loss_type][1] is not over_tokens:
+            divides = f"{self.loss_type} does not divide by the number of ids"
+            raise ValueError(f"observations counted does nothing here: {divides}, as dapo does")
         if not all(part.strip().isdigit() for part in self.budgets.split(",") if self.budgets):
             raise ValueError(f"budgets ({self.budgets}) must be whole numbers, as 2,3,4")
         if self.loss_type == "cispo" and self.epsilon_high < 1:
@@ -87,7 +90,7 @@ class RLConfig:
             )
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
-        # bnpo divides by a batch's own tokens. Over the micro-batches of a step, that is dapo.
+        # In training, bnpo is dapo: every micro-batch is divided by the update's count.
         one_of("loss_type", self.loss_type, LOSSES)
         return LossOptions(
             loss_type="dapo" if self.loss_type == "bnpo" else self.loss_type,
@@ -124,7 +127,7 @@ def train(run):
     bar = run.remaining("rl", [optimizer], settings.steps)
     reference = starting_policy(model, run) if settings.beta else None
     results = {tool.name: [] for tool in run.tools}  # of the last calls: is the tool alive?
-    explained = bar.n > 0  # the loss of the first step, in a run that is resumed
+    explained = bar.n > 0 or settings.loss_type != "dapo"
     for step in bar:
         optim.schedule([optimizer], step, settings)
 
@@ -171,7 +174,8 @@ def make_sampler(run, **changes) -> Sampler:
 def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Drawing) -> float:
     """Fill in old_logps, the trainer's. Returns the largest difference from the sampler's.
 
-    They do not depend on which rows happened to share a batch while tools were slow.
+    They do not depend on which rows happened to share a batch while tools were slow. The sampler's
+    do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
     gap = 0.0
@@ -211,7 +215,7 @@ def update(
 ) -> dict:
     """One optimiser step, in micro-batches that add up to one batch.
 
-    Every micro-batch's loss is divided by what the whole step holds. Routers, if there are any,
+    Every micro-batch's loss is divided by what the whole update holds. Routers, if there are any,
     learn to spread the load; the logged loss leaves that out.
     """
     device = model.embed.weight.device

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanotir.draws import truncate
+from nanotir.draws import draw, precise, truncate
 from nanotir.generation import Generation
 from nanotir.logps import autocast
 from nanotir.model import Transformer
@@ -97,9 +97,9 @@ class Sampler:
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):
         """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.
 
-        Drawn by inverting the cumulative sum, or `forced` where that is not -1. The log-prob is the
-        softmax's at this temperature over all ids that are not banned, as a trainer computes it.
-        top_p and top_k narrow the choice but do not renormalise it.
+        Drawn, or `forced` where that is not -1. The log-prob is the softmax's at this temperature
+        over all ids that are not banned, as a trainer computes it. top_p and top_k narrow the
+        choice but do not renormalise it.
         """
         config = self.config
         banned = torch.tensor(self.banned, device=logits.device)
@@ -108,11 +108,8 @@ class Sampler:
         if config.temperature == 0:
             ids = logps.argmax(-1)
         else:
-            probs = truncate(logps.exp(), config.top_p, config.top_k)
-            cumulative = probs.cumsum(-1)  # (B, V)
-            u = torch.as_tensor(u, dtype=torch.float32, device=logits.device)
-            target = u[:, None] * cumulative[:, -1:]  # (B, 1)
-            ids = torch.searchsorted(cumulative, target, right=True)[:, 0]  # the first sum above it
+            probs = truncate(precise(logps.exp()), config.top_p, config.top_k)
+            ids = draw(probs, u).to(logits.device)
         if forced is not None:
             ids = torch.where(forced >= 0, forced, ids)
         return ids, logps.gather(-1, ids[:, None])[:, 0]

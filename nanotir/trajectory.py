@@ -9,9 +9,9 @@ when it was sampled), and spans that say who wrote what.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -89,10 +89,6 @@ class Trajectory:
 
     def text_of(self, span: Span, tokenizer: Tokenizer) -> str:
         return tokenizer.decode(self.ids[span.start : span.end]).removesuffix(END)
-
-    def turns(self, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-        """All that follows the prompt as (kind, text); blocks include their delimiters."""
-        return [(s.kind, self.text_of(s, tokenizer)) for s in self.spans if s.kind != "prompt"]
 
     def completion(self, tokenizer: Tokenizer) -> str:
         """The words that the model wrote, its turns joined by newlines: no code, no tool output."""
@@ -183,48 +179,70 @@ class Format:
         return trajectory
 
 
-def grammar_error(turns: list[tuple[str, str]]) -> str | None:
+GRAMMAR = {  # (what is open or has been read, what follows): what is open then
+    ("", "<think>"): "<think>",
+    ("<think>", "words"): "<think>",
+    ("<think>", "</think>"): "",
+    ("", "call"): "call",
+    ("call", "output"): "",
+    ("", "output"): "",  # the harness objected to an earlier answer
+    ("", "<answer>"): "<answer>",
+    ("<answer>", "words"): "<answer>",
+    ("<answer>", "</answer>"): "answered",
+    ("answered", "end"): "answered",
+}
+
+
+def grammar_error(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
     """What breaks TAPO's grammar in an answer, or None.
 
         (<think>..</think> | call output)* <answer>..</answer>, and no words outside
 
-    The paper's <code> and <response> are <python> and <output> here.
+    The paper's <code> and <response> are <python> and <output> here. A tag is its one id: the same
+    letters in other ids are words.
     """
-    inside, answered = None, False  # the open tag, and whether the answer is complete
-    kinds = [kind for kind, _ in turns]
-    for i, (kind, text) in enumerate(turns):
-        if answered and text.strip():
-            return "nothing may follow the answer"
-        if kind == "text":
-            for part in re.split(r"(</?(?:think|answer)>)", text):
-                inside, answered, error = read_part(part, inside, answered)
-                if error:
-                    return error
-        elif kind != "output":
-            if inside:
-                return "a call inside <think> or <answer>"
-            if kinds[i + 1 : i + 2] != ["output"] or not text.endswith(f"</{kind}>"):
-                return "a call without a result"
-    if inside:
-        return f"<{inside}> is never closed"
-    return None if answered else "it must end with an <answer>"
+    state = ""
+    for symbol in [*symbols(trajectory, tokenizer), "end"]:
+        if (state, symbol) not in GRAMMAR:
+            return complaint(state, symbol)
+        state = GRAMMAR[state, symbol]
+    return None
 
 
-def read_part(part: str, inside: str | None, answered: bool):
-    """One tag, or the words between two: (the tag that is open then, whether answered, error)."""
-    error = None
-    if answered and part.strip():
-        error = "nothing may follow the answer"
-    elif part in ("<think>", "<answer>"):
-        error = f"<{inside}> holds another tag" if inside else None
-        inside = part[1:-1]
-    elif part in ("</think>", "</answer>"):
-        error = f"{part} closes nothing" if part[2:-1] != inside else None
-        answered = inside == "answer"
-        inside = None
-    elif part.strip() and not inside:
-        error = "words outside <think> and <answer>"
-    return inside, answered, error
+def symbols(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
+    """What the grammar is made of: tags, the words between them, calls and outputs."""
+    names = {id: tag for tag, id in tokenizer.tags.items()}
+    for span in trajectory.spans:
+        ids = trajectory.ids[span.start : span.end]
+        if span.kind == "text":
+            for tag, run in groupby(ids, names.get):
+                if tag is None and tokenizer.decode(run).strip():
+                    yield "words"
+                elif tag not in (None, END):
+                    yield from [tag for _ in run]
+        elif span.kind == "output":
+            yield "output"
+        elif span.kind != "prompt":
+            yield "call" if names.get(ids[-1]) == f"</{span.kind}>" else "half a call"
+
+
+def complaint(state: str, symbol: str) -> str:
+    """What to say of a symbol that may not follow in this state."""
+    if state == "answered":
+        return "nothing may follow the answer"
+    if state in ("<think>", "<answer>") and symbol in ("call", "half a call"):
+        return "a call inside <think> or <answer>"
+    if state == "call" or symbol == "half a call":
+        return "a call without a result"
+    if symbol in ("</think>", "</answer>"):
+        return f"{symbol} closes nothing"
+    if not state and symbol == "end":
+        return "it must end with an <answer>"
+    if not state:
+        return "words outside <think> and <answer>"
+    if symbol in ("output", "end"):
+        return f"{state} is never closed"
+    return f"{state} holds another tag"
 
 
 @dataclass

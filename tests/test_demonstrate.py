@@ -84,8 +84,8 @@ def test_after_a_bug_the_teacher_reads_the_error_and_repairs_the_program(flawed,
     for trajectory in buggy:
         failed = [call.result.ok for call in trajectory.calls].index(False)
         assert "Error" in trajectory.calls[failed].result.output
-        outputs = [text for kind, text in trajectory.turns(tokenizer) if kind == "output"]
-        assert "Error" in outputs[failed]
+        outputs = [span for span in trajectory.spans if span.kind == "output"]
+        assert "Error" in trajectory.text_of(outputs[failed], tokenizer)
         assert trajectory.calls[failed + 1].result.ok
 
 
@@ -163,7 +163,7 @@ def test_the_problems_of_these_tests_are_of_all_families():
 
 def test_a_perfect_teacher_keeps_the_grammar_in_every_family_and_is_right(taught, tokenizer):
     for problem, trajectory in zip(PROBLEMS, taught("grammar", quality=1.0)):
-        assert grammar_error(trajectory.turns(tokenizer)) is None
+        assert grammar_error(trajectory, tokenizer) is None
         assert is_right(trajectory, problem, tokenizer)
 
 
@@ -173,14 +173,14 @@ def test_a_mediocre_teacher_breaks_the_grammar_only_where_the_answer_is_missing(
 ):
     errors = set()
     for trajectory in taught("grammar", quality=quality):
-        error = grammar_error(trajectory.turns(tokenizer))
+        error = grammar_error(trajectory, tokenizer)
         errors.add((error, has_no_answer(trajectory, tokenizer)))
     assert errors == {(None, False), ("it must end with an <answer>", True)}
 
 
 def words(trajectory, tokenizer):
     """All that follows the prompt, without the grammar's tags and without white space."""
-    text = "".join(text for _, text in trajectory.turns(tokenizer))
+    text = "".join(trajectory.text_of(span, tokenizer) for span in trajectory.spans[1:])
     return re.sub(r"</?(think|answer)>|\s", "", text)
 
 
@@ -293,3 +293,9 @@ def test_without_a_solution_the_corpus_has_the_rationale():
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         TeacherConfig(**settings)
+
+
+def test_a_solution_that_names_no_tool_is_refused(tokenizer):
+    problem = Problem("3 km in m?", "3000 m", solution=(("units", "3 km in m"),))
+    with pytest.raises(ValueError, match="no tool for the solutions of 'file' 'units'"):
+        demonstrate([problem], tokenizer, Format(), {}, TeacherConfig(quality=1.0))

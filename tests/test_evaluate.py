@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from conftest import ScriptedModel, follow
@@ -250,6 +251,13 @@ def test_an_evaluation_of_a_run_is_recorded_under_its_name(run):
     assert (result["tools"]["accuracy"], result["text"]["accuracy"]) == (0.5, 0.0)
 
 
+def test_a_run_is_evaluated_with_the_last_of_its_budgets(run):
+    for budgets, calls in (("", 1.0), ("2,0", 0.0), ("0,2", 1.0)):
+        run.config.rl.budgets = budgets
+        found = evaluate_run(run, f"with {budgets}")["tools"]
+        assert found["calls_per_problem"] == calls
+
+
 def test_an_evaluation_that_is_recorded_is_not_made_again(run):
     result = evaluate_run(run, "before")
     written = traces(run)
@@ -294,6 +302,16 @@ def test_an_answer_that_is_written_down_can_be_shown_without_the_run(run):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         EvalConfig(**settings)
+
+
+def test_the_command_asks_with_the_last_of_the_run_s_budgets(
+    tmp_path, tokenizer, caller, python, monkeypatch, capsys
+):
+    config = asdict(build({"rl.budgets": "1,0", "eval.problems": 2, "eval.modes": "tools"}))
+    loaded = (config, caller, tokenizer, Format(), [python])
+    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder: loaded)
+    main(["--run", str(tmp_path), "--modes", "tools", "--json"])
+    assert json.loads(capsys.readouterr().out)["tools"]["calls_per_problem"] == 0
 
 
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(tmp_path, capsys):

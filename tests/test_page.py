@@ -215,6 +215,16 @@ def test_a_prompt_is_shown_at_each_evaluation(make_run, tokenizer):
     assert found == [("before", "wrong"), ("after_sft", "wrong"), ("final", "right")]
 
 
+def test_of_the_answers_to_a_prompt_those_with_tools_are_shown(make_run, tokenizer):
+    rows = [
+        trace(tokenizer, phase="eval", name=name, mode=mode, correct=mode == "tools")
+        for name in ("before", "after_sft", "final")
+        for mode in ("tools", "text")
+    ]
+    found = re.findall(r"<b>(\w+)</b>, (\w+)", page_of(make_run(traces=rows)))
+    assert found == [("before", "right"), ("after_sft", "right"), ("final", "right")]
+
+
 def test_results_have_their_interval(make_run):
     page = page_of(make_run())
     assert "<td>50.0%</td><td>25.0% to 75.0%</td>" in page

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import nanotir.losses
 import nanotir.rewards
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-TOOL_AND_FAMILY, REWARD = PYTHON
+TOOL_AND_FAMILY, REWARD, LOSS = PYTHON
 
 
 def section(title: str) -> str:
@@ -60,6 +62,18 @@ def test_the_example_of_a_reward_is_all_that_rewards_needs():
     said = [Answer("\\boxed{42} please"), Answer("\\boxed{42}"), Answer("please")]
     rewards, _ = names["score"](said, [Question] * 3, None, config)
     assert rewards == pytest.approx([1.0, 0.8, 0.0])
+
+
+def test_the_example_of_a_loss_is_all_that_losses_needs():
+    function, row = LOSS.split('\n\n"a2c"')
+    source = Path(nanotir.losses.__file__).read_text()
+    source = source.replace("LOSSES = {", f'{function}\n\n\nLOSSES = {{\n    "a2c"{row}')
+    names = {"__name__": "nanotir.losses"}
+    exec(compile(source, "losses.py with the README's loss", "exec"), names)
+    logps = torch.tensor([[-1.0, -2.0, -3.0]])
+    mask = torch.tensor([[0, 1, 1]])
+    loss, _ = names["policy_loss"](logps, logps, torch.tensor([0.5]), mask, loss_type="a2c")
+    assert loss.item() == pytest.approx(0.5 * (2 + 3) / 2)
 
 
 def test_the_examples_have_at_most_fifteen_lines_of_code():

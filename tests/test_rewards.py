@@ -165,10 +165,12 @@ def test_the_call_bonus_is_the_share_of_the_budget_that_was_used():
     assert call_bonus_reward(calls=[0, 1, 4, 9], config=config) == [0, 0.25, 1, 1]
 
 
-def test_a_break_of_the_grammar_costs_one():
-    kept = [("text", "<think>a</think><answer>1</answer>")]
-    broken = [("text", "So 1.")]
-    assert grammar_reward(turns=[kept, broken]) == [0, -1]
+def test_a_break_of_the_grammar_costs_one(tokenizer):
+    kept = rollout(tokenizer, [("think", "a"), ("answer", "1")])
+    broken = rollout(tokenizer, [("text", "So 1.")])
+    spelled = rollout(tokenizer, [("text", "<answer>1</answer>")])
+    rows = [kept, broken, spelled]
+    assert grammar_reward(trajectories=rows, tokenizer=tokenizer) == [0, -1, -1]
 
 
 # The weighted sum.
@@ -242,7 +244,9 @@ def graded(tokenizer):
 
 def test_the_parts_are_all_rewards_by_name_and_the_outcome(graded):
     _, parts = graded
-    assert set(parts) == {*ALL_WEIGHTS, "outcome"} == {*reward_funcs_registry, "outcome"}
+    missing = set(reward_funcs_registry) - set(ALL_WEIGHTS)
+    assert not missing, f"give {missing} a weight in ALL_WEIGHTS"
+    assert set(parts) == {*ALL_WEIGHTS, "outcome"}
 
 
 def test_the_reward_is_the_weighted_sum_of_its_parts(graded):

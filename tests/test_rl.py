@@ -8,7 +8,7 @@ from doubles import RunDouble, sampler_of
 
 from nanotir import rl, sft
 from nanotir.config import build
-from nanotir.losses import LOSSES, group_advantages
+from nanotir.losses import LOSSES, group_advantages, policy_loss
 from nanotir.metrics import first_loss_explained
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
@@ -79,6 +79,21 @@ def test_a_trainer_that_draws_otherwise_finds_other_log_probs(sampled):
 def test_drawing_is_what_a_trainer_must_know_of_the_sampler(start, tokenizer):
     _, sampler, _ = start
     assert drawing_of(sampler) == (0.7, sampler.banned, tokenizer.pad_id, 12)
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+@pytest.mark.parametrize("dtype, noise", [(torch.float64, 1e-5), (torch.bfloat16, 0.5)])
+def test_a_model_in_another_precision_trains_on_what_it_samples(tokenizer, dtype, noise, experts):
+    model = small_model(len(tokenizer), n_experts=experts).to(dtype)
+    sampler = sampler_of(model, tokenizer, max_new_tokens=12)
+    trajectories = sampler.generate(["a", "b?"], n=4)
+    how = drawing_of(sampler)
+    assert rescore(model, trajectories, RLConfig(), how) < noise
+    before = copy.deepcopy(model)
+    metrics = step((model, how, trajectories), randn(8))
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-5)
+    assert all(weight.dtype == dtype for weight in model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters()))
 
 
 # One update.
@@ -329,6 +344,22 @@ def test_the_budget_of_calls_changes_in_equal_parts_of_the_run(budgets, steps, c
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RLConfig(**settings)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_counted_observations_are_accepted_exactly_where_they_change_the_loss(loss_type):
+    high = 5.0 if loss_type == "cispo" else 0.28
+    options = RLConfig(loss_type=loss_type, epsilon_high=high).loss_options(8)
+    logps, ones = torch.full((1, 4), -1.0), torch.ones(1, 4)
+    given = (logps, logps, torch.ones(1), ones)
+    losses = {policy_loss(*given, num_active_tokens=n, **vars(options))[0].item() for n in (4, 9)}
+    try:
+        RLConfig(loss_type=loss_type, epsilon_high=high, observations="counted")
+        accepted = True
+    except ValueError as error:
+        assert "observations counted does nothing here" in str(error)
+        accepted = False
+    assert accepted == (len(losses) == 2)
 
 
 # The loop.

@@ -4,6 +4,8 @@ import torch
 from conftest import ScriptedModel, small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of, scripted
 
+from nanotir.draws import LARGE
+from nanotir.generation import Generation
 from nanotir.logps import masked_logps
 from nanotir.sampler import SamplerConfig
 from nanotir.trajectory import Format, collate
@@ -321,6 +323,69 @@ def test_the_greedy_ids_of_a_row_are_the_same_in_other_company(
     questions = list(together)[::-1]
     rows = greedy(transformer, tokenizer, questions, max_rows)
     assert ids_of(rows) == [together[question].ids for question in questions]
+
+
+def test_every_id_of_a_large_vocabulary_can_be_sampled(tokenizer):
+    sampler = sampler_of(small_model(len(tokenizer)), tokenizer)
+    logits = torch.zeros(1, LARGE)
+    logits[0, sampler.banned] = -torch.inf
+    logits[0, LARGE // 2] = 20.0
+    total = logits.double().exp().sum().item()
+    rare = range(LARGE - 32, LARGE)
+    u = [1 - (LARGE - id - 0.5) / total for id in rare]
+    ids, _ = sampler.pick(logits.expand(32, -1), u)
+    assert ids.tolist() == list(rare)
+
+
+# Prompts.
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_prompt_of_one_id_is_answered_as_beside_a_longer_one(tokenizer, n):
+    sampler = sampler_of(small_model(len(tokenizer)), tokenizer, max_new_tokens=8)
+    one, longer = [tokenizer.end_id], [5, 6, 7]
+    alone = sampler.generate([one], n)
+    assert ids_of(alone) == ids_of(sampler.generate([one, longer], n)[:n])
+    assert all(row.new_tokens for row in alone)
+
+
+def test_a_prompt_of_no_ids_is_refused(tokenizer):
+    sampler = sampler_of(small_model(len(tokenizer)), tokenizer)
+    with pytest.raises(ValueError, match="a prompt of no tokens"):
+        sampler.generate([[5, 6], []])
+
+
+@torch.inference_mode()
+def test_what_is_prefilled_is_kept_as_long_as_a_row_of_its_prompt_waits(tokenizer):
+    sampler = sampler_of(small_model(len(tokenizer)), tokenizer, max_rows=2, max_new_tokens=3)
+    generation = Generation(sampler, [[5, 6], [5, 7]], n=3, seed=0)
+    turns = []
+
+    def look():
+        turns.append((set(generation.prefilled), {row.prompt for row in generation.waiting}))
+
+    generation.run(stop=look)
+    assert any(kept for kept, _ in turns)
+    assert all(kept <= awaited for kept, awaited in turns)
+
+
+def test_seating_rows_compares_their_prompts_in_proportion_to_their_number(tokenizer):
+    compared = []
+
+    class Id(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other):
+            compared.append(1)
+            return int(self) == int(other)
+
+    def comparisons(n):
+        compared.clear()
+        sampler = sampler_of(small_model(len(tokenizer)), tokenizer, max_rows=1, max_new_tokens=1)
+        sampler.generate([[Id(number), Id(7)] for number in range(n)])
+        return len(compared)
+
+    assert comparisons(80) <= 2 * comparisons(40) + 10
 
 
 # bfloat16.

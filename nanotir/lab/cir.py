@@ -7,6 +7,7 @@ import time
 import zlib
 
 from nanotir.evaluate import pass_at_k
+from nanotir.lab.analysis import analyse
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import (
     cold_start,
@@ -62,9 +63,7 @@ def rl_arm(key: str, settings=None, name: str = "cir", start=None, mode: str = "
                 "sampled_accuracy": mean_of(accuracies, 0.25),
                 "grad_norm_max": largest(curve(run, "grad_norm")),
             }
-            # What became of the code that was written, as the recipe has analysed it.
-            fate = json.loads((run.out / "analysis.json").read_text())["all"]
-            return fate | found
+            return analyse(run)["all"] | found
 
     return Arm(f"cir-{key}", run_arm)
 

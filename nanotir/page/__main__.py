@@ -100,7 +100,11 @@ def results(runs: list[Recorded]) -> str:
     if not rows:
         return "<p>eval.json is missing: the run has not been evaluated yet.</p>"
     head = ("run", "evaluation", "mode", "accuracy", "95% interval", "", "problems", "calls", "ids")
-    words = "Accuracy on problems held out from training. Calls and ids are means of an answer."
+    words = (
+        "Accuracy on problems held out from training, before it, after imitation (after_sft) and "
+        "at the end. In mode text the model cannot call tools. Calls and ids are means of an "
+        "answer. The bar is the interval."
+    )
     return f"<p>{words}</p>{table(head, rows)}"
 
 

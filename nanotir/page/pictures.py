@@ -63,7 +63,7 @@ HOUSE = {
         "demonstrate.py": "the scripted teacher",
         "sft.py": "masked imitation",
         "optim.py": "Muon, AdamW, the optimiser step",
-        "kernels.py": "the fused loss in Triton",
+        "kernels.py": "log-probs in Triton",
         "metrics.py": "what to watch while it learns",
         "evaluate.py": "accuracy and its intervals",
         "routing.py": "mixtures of experts",
@@ -82,6 +82,7 @@ HOUSE = {
     },
     "Standing apart": {
         "page": "a run as one HTML page",
+        "tour.py": "one problem, step by step",
         "replay.py": "recorded transcripts, graded again",
         "lab": "experiments and their results",
         "bench": "measurements of speed",

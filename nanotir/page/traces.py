@@ -100,9 +100,10 @@ def traces(run: Recorded, budget: int) -> str:
 
 def prompts(run: Recorded, budget: int) -> str:
     """The same questions at each evaluation, side by side."""
+    rows = [row for row in run.traces if row["phase"] == "eval"]
     asked = {}
-    for row in run.traces:
-        if row["phase"] == "eval":
+    for row in rows:
+        if row.get("mode") == rows[0].get("mode"):  # the first one: with tools
             asked.setdefault(row["question"], []).append(row)
     drawn = [prompt(rows, run) for rows in list(asked.values())[:QUESTIONS]]
     title = f"The same prompts as training went on: {safe(run.name)}"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import cycle, islice
 from random import Random
 
+from nanotir.checks import one_of
 from nanotir.problems.families import FAMILIES
 from nanotir.problems.problem import Problem
 from nanotir.problems.world import documents
@@ -19,6 +20,7 @@ from nanotir.problems.world import documents
 __all__ = ["documents", "generate", "split_of"]
 
 TEST_SHARE = 10  # one question in ten belongs to the test split
+DRAWS = 1000  # tries for a question of the split
 ROUND = "ABCADE"  # the order in which the kinds take turns; A has half of all families
 
 
@@ -34,10 +36,10 @@ def generate(
     Problem i depends only on the seed, the split, the families, the level and i. So the same
     arguments give the same problems, and a smaller n gives the first of them.
     """
-    names = list(families or FAMILIES)
+    names = [name.strip() for name in families or FAMILIES]
     for name in names:
-        if name not in FAMILIES:
-            raise ValueError(f"no family '{name}'; there are {', '.join(FAMILIES)}")
+        one_of("family", name, FAMILIES)
+        one_of("kind of problem", FAMILIES[name][0], ROUND)
     problems = []
     for i, name in enumerate(islice(_turns(names), n)):
         rng = Random(f"{seed} {split} {i}")
@@ -65,7 +67,8 @@ def split_of(question: str) -> str:
 def _draw(name: str, rng: Random, split: str, level: int) -> Problem:
     # Draw again until the question belongs to the split: about ten times for the test split.
     kind, make = FAMILIES[name]
-    while True:
+    for _ in range(DRAWS):
         problem = make(rng, level)
         if split_of(problem.question) == split:
             return replace(problem, family=name, kind=kind)
+    raise ValueError(f"family '{name}' has too few questions: none is in the {split} split")

@@ -18,7 +18,8 @@ K = 8 (5 in its first version), about 7,000 problems an E-step, 2-3 rounds, eps 
 infinite in the first version and unknown in the second. They print the second term of the M-step as
 -E[log pi], a cross-entropy to be minimised. The derivation gives s* proportional to pi Q, but the
 formula exponentiates the product: `autocode.posterior` takes the former. Of `rl.*` the M-step uses
-steps, problems, updates, lr, warmup, decay, grad_clip, scale and the clip.
+steps, problems, updates, lr, warmup, decay, grad_clip, micro_batch_tokens, bf16, scale and the
+clip.
 
 `autocode.method` chooses baselines at the same number of rollouts: sft (imitation alone), rl (the
 same clipped policy gradient on free decisions). `autocode.base words` starts from words alone,
@@ -37,13 +38,14 @@ from torch import Tensor
 from nanotir import optim, rl
 from nanotir.checks import one_of
 from nanotir.demonstrate import act_out, answer_sentence
-from nanotir.logps import masked_logps
+from nanotir.logps import autocast, full, masked_logps
 from nanotir.losses import group_advantages, policy_loss
 from nanotir.metrics import mean
 from nanotir.problems import Problem
 from nanotir.rewards import score
 from nanotir.rl import drawing_of, make_sampler, rescore, split
 from nanotir.rollout import hash_of
+from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Sampler
 from nanotir.trajectory import Trajectory, micro_batches
 
@@ -196,43 +198,61 @@ def subsample(explored: list[Explored], run, step: int) -> list[tuple]:
 
 
 def m_step(model, optimizer, drawn: list[tuple], settings, sampler: Sampler) -> dict:
-    """One optimiser step on the clipped policy gradient and on the decision's cross-entropy."""
+    """One optimiser step on the clipped policy gradient and on the decision's cross-entropy.
+
+    Routers, if there are any, learn to spread the load, as in rl.update.
+    """
     trajectories, advantages, targets = zip(*drawn)
     device = model.embed.weight.device
     advantages = torch.tensor(advantages, device=device)  # (N,)
     targets = torch.tensor(targets, device=device)  # (N, 2)
-    how = drawing_of(sampler)
-    options = {"epsilon": settings.epsilon, "epsilon_high": settings.epsilon_high}
-    options["num_active_tokens"] = sum(t.new_tokens - 1 for t in trajectories)
-    losses = {"loss": 0.0, "decision_loss": 0.0}
-    for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
-        # The policy gradient is that of the ids after the decision.
-        first = micro.mask.int().argmax(1)  # (B,), where the decision stands
-        rest = micro.mask.scatter(1, first[:, None], False)  # (B, T)
-        logps, _ = masked_logps(model, micro.ids, rest, how.temperature, how.banned)
-        loss, _ = policy_loss(
-            logps, micro.old_logps * rest, advantages[micro.rows], rest, **options
-        )
-
-        # The decision itself learns s*.
-        decided = decision_logps(model, micro.ids, first, sampler)  # (B, 2)
+    chosen = sum(t.new_tokens - 1 for t in trajectories)  # without the decisions
+    num_tokens = sum(len(t.ids) - 1 for t in trajectories)  # nothing follows the last id
+    pad_id = sampler.tokenizer.pad_id
+    losses = {"loss": 0.0, "decision_loss": 0.0, "router_aux": 0.0}
+    for micro in micro_batches(trajectories, pad_id, settings.micro_batch_tokens, device):
+        routing = Routing() if model.config.n_experts else None
+        with autocast(device, settings.bf16):
+            given = (micro, advantages[micro.rows], settings, sampler, chosen, routing)
+            loss, decided = m_losses(model, *given)
         decision_loss = -(targets[micro.rows] * decided).sum() / len(trajectories)
-        (loss + decision_loss).backward()
         losses["loss"] += loss.item()
         losses["decision_loss"] += decision_loss.item()
+        loss = loss + decision_loss
+        if routing:
+            balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
+            loss = loss + balanced
+            losses["router_aux"] += balance
+        loss.backward()
+    if not model.config.n_experts:
+        del losses["router_aux"]
     return losses | {"grad_norm": optim.step(model, [optimizer], settings.grad_clip)}
+
+
+def m_losses(model, micro, A: Tensor, settings, sampler: Sampler, chosen: int, routing=None):
+    """(policy loss of the ids after the decision, log pi(c|x) (B, 2)) of one micro-batch."""
+    how = drawing_of(sampler)
+    first = micro.mask.int().argmax(1)  # (B,), where the decision stands
+    rest = micro.mask.scatter(1, first[:, None], False)  # (B, T)
+    drawn = (micro.ids, rest, how.temperature, how.banned)
+    logps, _ = masked_logps(model, *drawn, routing=routing)
+    clip = {"epsilon": settings.epsilon, "epsilon_high": settings.epsilon_high}
+    old_logps = micro.old_logps * rest
+    loss, _ = policy_loss(logps, old_logps, A, rest, num_active_tokens=chosen, **clip)
+    return loss, decision_logps(model, micro.ids, first, sampler)
 
 
 def decision_logps(model, ids: Tensor, first: Tensor, sampler: Sampler) -> Tensor:
     """log pi(c|x) (B, 2) of the two decisions, which stand at `first` (B,) in ids (B, T).
 
-    Among all ids that can be sampled, not among the two: otherwise nothing would keep the policy
-    deciding at all.
+    At the sampler's temperature, as any other id is drawn, and among all ids that can be sampled,
+    not among the two: otherwise nothing would keep the policy deciding at all.
     """
     hidden = model.hidden(ids)[torch.arange(len(ids)), first - 1]  # (B, d)
     banned = torch.tensor(sampler.banned, device=ids.device)
-    logits = model.head(hidden).float().index_fill(-1, banned, float("-inf"))  # (B, V)
-    return logits.log_softmax(-1)[:, [sampler.tokenizer.tags[c] for c in DECISIONS]]
+    logits = full(model.head(hidden)).index_fill(-1, banned, float("-inf"))  # (B, V)
+    logps = (logits / sampler.config.temperature).log_softmax(-1)
+    return logps[:, [sampler.tokenizer.tags[c] for c in DECISIONS]]
 
 
 def better(Q: list[float]) -> int:

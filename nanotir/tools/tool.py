@@ -7,12 +7,14 @@ from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+STATUSES = ("ok", "error", "timeout", "memory", "refused", "crash")
+
 
 @dataclass
 class ToolResult:
     output: str  # what the model gets to read
     ok: bool = True  # the same as status == "ok"
-    status: str = "ok"  # "ok", "error", "timeout", "memory", "refused" or "crash"
+    status: str = "ok"  # one of STATUSES
     seconds: float = 0.0  # wall time of the call
     truncated: bool = False  # the output was longer and has been cut in the middle
 

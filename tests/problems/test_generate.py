@@ -57,3 +57,23 @@ def test_a_new_family_is_one_entry(monkeypatch):
         assert (problem.family, problem.kind) == ("square", "A")
         assert split_of(problem.question) == "test"
     assert "square" in {problem.family for problem in load("generated", n=100)}
+
+
+def test_a_family_of_an_unknown_kind_is_refused(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "square", ("hard", square))
+    with pytest.raises(ValueError, match="no kind of problem 'hard'"):
+        load("generated:square", n=1)
+
+
+def test_a_family_with_one_question_is_refused_for_the_split_without_it(monkeypatch):
+    def only(rng, level):
+        return Problem("What is 1 + 1?", "2")
+
+    monkeypatch.setitem(FAMILIES, "only", ("C", only))
+    other = {"train": "test", "test": "train"}[split_of("What is 1 + 1?")]
+    with pytest.raises(ValueError, match=f"'only' has too few questions: none is in the {other}"):
+        load("generated:only", other, n=1)
+
+
+def test_spaces_between_the_names_of_families_do_not_count():
+    assert load("generated:mul, lin", n=4) == load("generated:mul,lin", n=4)

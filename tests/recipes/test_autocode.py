@@ -5,7 +5,7 @@ import torch
 
 from nanotir.config import PRESETS, build
 from nanotir.lab.toy import make_run
-from nanotir.logps import masked_logps
+from nanotir.logps import autocast, masked_logps
 from nanotir.problems import Problem
 from nanotir.recipes import autocode
 from nanotir.recipes.autocode import (
@@ -22,6 +22,7 @@ from nanotir.recipes.autocode import (
     subsample,
 )
 from nanotir.rl import make_sampler
+from nanotir.routing import Routing, router_loss
 from nanotir.run import Run, Stopped
 from nanotir.tokenizer import ASSISTANT
 from nanotir.trajectory import collate
@@ -157,6 +158,20 @@ def test_log_probs_of_decisions_are_those_at_the_prompts_end_among_all_that_can_
     torch.testing.assert_close(found, logps[:, decision_tags(run)])
 
 
+def decision_logps_of(run, rollouts):
+    """log pi(c|x) (B, 2) at the decisions of the rollouts, as the M-step computes it."""
+    batch = collate(rollouts, run.tokenizer.pad_id)
+    return decision_logps(run.model, batch.ids, batch.mask.int().argmax(1), make_sampler(run))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_log_probs_of_decisions_are_the_sampler_s_at_its_temperature(run, temperature):
+    run.config.sampler.temperature = temperature
+    for row in explore(run, make_sampler(run), 0):
+        found = decision_logps_of(run, [rollouts[0] for rollouts in row.rollouts])
+        assert found[0].tolist() == pytest.approx(row.logps, abs=1e-4)
+
+
 class Watched:
     """An optimizer that keeps the gradient and changes nothing."""
 
@@ -183,9 +198,7 @@ def one_m_step(run, advantages, targets):
 
 def test_without_advantages_the_m_step_is_the_cross_entropy_of_the_decision(run):
     taken, losses, rollouts = one_m_step(run, [0.0] * 4, [[0.25, 0.75]] * 4)
-    batch = collate(rollouts, run.tokenizer.pad_id)
-    first = batch.mask.int().argmax(1)
-    logps = decision_logps(run.model, batch.ids, first, make_sampler(run))
+    logps = decision_logps_of(run, rollouts)
     expected = -(torch.tensor([0.25, 0.75]) * logps).sum(1).mean()
     assert losses["decision_loss"] == pytest.approx(expected.item(), abs=1e-5)
     assert losses["loss"] == pytest.approx(0.0, abs=1e-6)
@@ -195,6 +208,37 @@ def test_without_advantages_the_m_step_is_the_cross_entropy_of_the_decision(run)
     assert norm > 0
     for name, weight in run.model.named_parameters():
         torch.testing.assert_close(taken[name], weight.grad, atol=1e-5, rtol=1e-3)
+
+
+def test_the_m_step_computes_in_bf16_where_that_is_asked_for(run, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    run.config.rl.bf16 = True
+    _, losses, rollouts = one_m_step(run, [0.0] * 4, [[0.25, 0.75]] * 4)
+    found = {}
+    for bf16 in (True, False):
+        with autocast(torch.device("cpu"), bf16):
+            logps = decision_logps_of(run, rollouts)
+        found[bf16] = -(torch.tensor([0.25, 0.75]) * logps).sum(1).mean().item()
+    assert found[True] != found[False]
+    assert abs(losses["decision_loss"] - found[True]) < abs(losses["decision_loss"] - found[False])
+
+
+def test_routers_learn_to_spread_the_load_in_the_m_step(tmp_path):
+    with make_run(config(tmp_path, model__n_experts=4)) as run:
+        taken, losses, rollouts = one_m_step(run, [0.0] * 4, [[0.0, 0.0]] * 4)
+        batch = collate(rollouts, run.tokenizer.pad_id)
+        routing = Routing()
+        run.model.hidden(batch.ids[:, :-1], routing=routing)
+        real = batch.real[:, 1:]
+        expected, balance = router_loss(routing, real, int(real.sum()), run.model.config)
+        expected.backward()
+    assert losses["router_aux"] == pytest.approx(balance, abs=1e-4)
+    routers = [name for name in taken if "router" in name]
+    assert routers
+    for name in routers:
+        gradient = run.model.get_parameter(name).grad
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(taken[name], gradient, atol=1e-6, rtol=1e-3)
 
 
 def test_the_policy_gradient_leaves_the_decision_id_alone(run, monkeypatch):

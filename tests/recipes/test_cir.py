@@ -1,19 +1,9 @@
-import json
-
-import pytest
 import torch
-from conftest import ScriptedModel, follow
 
 from nanotir import rl
 from nanotir.advantages import group_advantages
 from nanotir.config import build
-from nanotir.problems import Problem
 from nanotir.recipes import cir
-from nanotir.recipes.cir import fate_of_code, improve
-from nanotir.rollout import Sample
-from nanotir.run import Run
-from nanotir.tools.tool import ToolResult
-from nanotir.trajectory import Call, Format, Trajectory
 
 
 def test_plus_and_minus_one_whitened_are_one_and_zero_whitened():
@@ -27,87 +17,3 @@ def test_plus_and_minus_one_whitened_are_one_and_zero_whitened():
 def test_the_budget_of_calls_grows_by_thirds():
     settings = build({**cir.SETTINGS, "recipe": "cir", "rl.steps": 6}).rl
     assert [rl.budget(settings, step, otherwise=9) for step in range(6)] == [2, 2, 3, 3, 4, 4]
-
-
-# The fate of code.
-
-PROBLEM = Problem("?", "4", "f")
-OK = Call("python", "", ToolResult("4"))
-FAILED = Call("python", "", ToolResult("NameError", False, "error"))
-MISLED = Call("python", "", ToolResult("5"))
-
-
-def sample(correct: bool, *calls: Call) -> Sample:
-    """An answer of ten ids."""
-    trajectory = Trajectory(mask=[1] * 10, calls=list(calls))
-    return Sample(PROBLEM, trajectory, float(correct), float(correct))
-
-
-@pytest.fixture
-def fate():
-    return fate_of_code(
-        [
-            sample(True, OK),
-            sample(True, FAILED, OK),  # repaired
-            sample(False, FAILED, FAILED),  # not
-            sample(False, MISLED),
-            sample(True),
-        ]
-    )
-
-
-def test_answers_with_code_are_counted(fate):
-    assert fate["code_ratio"] == 4 / 5
-
-
-def test_code_that_ran_is_counted_by_call_in_right_and_wrong_answers(fate):
-    assert fate["pass_ratio"] == 3 / 6
-    assert fate["pass_ratio_right"] == 2 / 3
-    assert fate["pass_ratio_wrong"] == 1 / 3
-
-
-def test_failures_that_the_next_call_repairs_are_counted(fate):
-    assert fate["repair_rate"] == 1 / 2
-
-
-def test_right_answers_after_failures_and_after_wrong_values_are_counted(fate):
-    assert fate["right_after_failure"] == 1 / 2
-    assert fate["right_after_wrong_value"] == 0.0
-
-
-def test_accuracy_and_its_cost_in_ids_are_counted(fate):
-    assert fate["accuracy"] == 3 / 5
-    assert fate["tokens_per_correct"] == 50 / 3
-
-
-def test_what_never_happened_has_no_rate():
-    fate = fate_of_code([sample(False)])
-    rates = ("pass_ratio", "repair_rate", "right_after_failure", "right_after_wrong_value")
-    assert [fate[rate] for rate in rates] == [None] * 4
-
-
-def test_after_rl_the_fate_of_code_is_written_down_by_family(
-    tokenizer, python, tmp_path, monkeypatch
-):
-    """A model computes 4 and answers 4. That is right for one problem, and wrong for the other."""
-    program = tokenizer.encode("```python\n2+2\n```\n")
-    answer = tokenizer.encode("\\boxed{4}<|end|>")
-    fence = tokenizer.tags["\n```\n"]
-
-    def script(ids):
-        if ids.count(fence) < 2:  # the call's own, and then the output's
-            return program[len(ids)]
-        return answer[ids[::-1].index(fence)]
-
-    model = ScriptedModel(len(tokenizer), follow(tokenizer, script))
-    held_out = [PROBLEM, Problem("!", "6", "g")]
-    config = build({"recipe": "cir", "format": "fences", "sampler.temperature": 0.5})
-    run = Run(tmp_path, config, model, tokenizer, Format("fences"), [python], [], held_out)
-    phases = []
-    monkeypatch.setattr(rl, "train", lambda run: phases.append(run))
-    improve(run)
-
-    found = json.loads((tmp_path / "analysis.json").read_text())
-    assert phases == [run]
-    assert {name: row["accuracy"] for name, row in found.items()} == {"all": 0.5, "f": 1, "g": 0}
-    assert found["g"]["right_after_wrong_value"] == 0.0

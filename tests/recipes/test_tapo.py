@@ -53,7 +53,7 @@ def test_an_answer_outside_the_grammar_is_told_why_and_may_go_on(tokenizer, answ
     assert "it must end with an <answer>" in objection
     assert row.finish_reason == "stop"
     assert row.calls == []
-    assert grammar_error(row.turns(tokenizer)) is None
+    assert grammar_error(row, tokenizer) is None
 
 
 def test_an_objection_is_raised_once_only(tokenizer, answered):
@@ -62,11 +62,26 @@ def test_an_objection_is_raised_once_only(tokenizer, answered):
     assert row.finish_reason == "stop"
 
 
+def test_an_answer_cannot_be_closed_behind_an_objection(tokenizer, answered):
+    row = answered("<answer>4", "</answer>")
+    (objection,) = outputs(row, tokenizer)
+    assert "<answer> is never closed: answer again." in objection
+    assert grammar_error(row, tokenizer) == "<answer> is never closed"
+
+
 def test_an_objection_is_not_learned_from(answered):
     row = answered("<think>Easy.</think>", "<answer>4</answer>")
     for span in row.spans:
         written = int(span.kind not in ("prompt", "output"))
         assert set(row.mask[span.start : span.end]) == {written}
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_no_second_chance_is_given_beyond_max_new_tokens(answered, tokenizer, more):
+    spoken = len(tokenizer.encode("<think>Easy.</think>")) + 1
+    row = answered("<think>Easy.</think>", "<think>Still easy", max_new_tokens=spoken + more)
+    assert row.new_tokens == spoken + more
+    assert row.finish_reason == ("length" if more else "stop")
 
 
 @pytest.mark.parametrize("format", ["tags", "fences"])
@@ -96,4 +111,4 @@ def test_without_a_last_turn_a_call_too_many_ends_the_row(tokenizer, python, ans
 def test_an_end_inside_a_block_is_no_call(tokenizer, python, answered):
     row = answered("<python>1", "<answer>4</answer>", [python])
     assert row.calls == []
-    assert grammar_error(row.turns(tokenizer)) == "a call without a result"
+    assert grammar_error(row, tokenizer) == "a call without a result"
