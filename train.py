@@ -8,29 +8,33 @@ python train.py --help                 every setting, its default and what it do
 
 from __future__ import annotations
 
-import sys
+import json
+import shlex
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from nanotir import run as runs
 from nanotir import sft
-from nanotir.config import RECIPES, RunConfig, build, parse
+from nanotir.commands import one_line
+from nanotir.config import RECIPES, RunConfig, build, parse, use_device
 from nanotir.evaluate import evaluate_run, table
 from nanotir.model import Transformer
 from nanotir.problems import load
 from nanotir.room import demonstrations_with_room, problems_with_room
-from nanotir.tools import DeadTool
-from nanotir.trajectory import Format
+from nanotir.run_files import check_free, saved_runs
+from nanotir.trajectory import Format, Trajectory
+
+NOTHING = (
+    "RL has learned nothing: in no step was an answer better than the others to its problem. "
+    "Imitate longer (--sft.steps), sample more (--rl.group-size) or take easier problems (--data)"
+)
 
 
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
     config = resolved(config)
-    device = runs.use_device(config.device)
-    torch.set_num_threads(config.threads)
+    device = use_device(config.device, config.threads)
 
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)
@@ -57,26 +61,36 @@ def train(config: RunConfig):
             run.resume()
 
         # What to imitate: a scripted teacher calls the real tools.
-        recipe = RECIPES[config.recipe]
-        if config.sft.steps and not run.is_done("sft"):
-            run.demonstrations = demonstrations_with_room(run, recipe.demonstrations(run))
+        run.demonstrations = taught(run)
 
         # The run folder. From here on Ctrl-C saves, and --resume goes on.
         stack.enter_context(run if config.resume else run.create())
-        size = sum(weight.numel() for weight in model.parameters())
-        print(f"{run.out}: {size:,} parameters, {len(problems)} problems, tools {config.tools}")
+        print(run)
         evaluate_run(run, "before")
 
         # Cold start, then reinforcement learning, or what the recipe does instead.
         if run.demonstrations:
             sft.train(run, run.demonstrations)
         evaluate_run(run, "after_sft")
-        recipe.improve(run)
+        RECIPES[config.recipe].improve(run)
         evaluate_run(run, "final")
 
+    report(run)
+
+
+def taught(run: runs.Run) -> list[Trajectory]:
+    """The demonstrations of a recipe, unless imitation is over, or not wanted."""
+    if not run.config.sft.steps or run.is_done("sft"):
+        return []
+    return demonstrations_with_room(run, RECIPES[run.config.recipe].demonstrations(run))
+
+
+def report(run: runs.Run):
+    """What to print at the end: the evaluations, and where to look."""
     print(table(runs.read_evaluations(run.out)))
-    ask = "python sample.py 'What is 384 * 927?'"
-    print(f"look at {run.out}/traces.jsonl, or ask it something: {ask}")
+    if run.config.rl.steps and nothing_learned(run.out / "metrics.jsonl"):
+        print(NOTHING)
+    print(where_to_look(run.out))
 
 
 def resolved(config: RunConfig) -> RunConfig:
@@ -88,7 +102,7 @@ def resolved(config: RunConfig) -> RunConfig:
             config = build(settings | {"resume": folder, "out": folder})
         return config
     config.out = config.out or new_folder(config)
-    runs.check_free(config.out)
+    check_free(config.out)
     check_init(config)
     return config
 
@@ -109,19 +123,25 @@ def new_folder(config: RunConfig) -> str:
     return str(folder)
 
 
+def nothing_learned(metrics: Path) -> bool:
+    """Whether RL never found an answer that was better than its siblings."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    shares = [row.get("zero_advantage", 1) for row in rows if row["phase"] == "rl"]
+    return bool(shares) and min(shares) == 1
+
+
+def where_to_look(out: Path) -> str:
+    """What to do with a run that is over. sample.py takes the latest run in runs/ by itself."""
+    latest = out.resolve() in [path.resolve() for path in saved_runs()[-1:]]
+    named = "" if latest else f"--run {shlex.quote(str(out))} "
+    ask = f"python sample.py {named}'What is 384 * 927?'"
+    traces = out / "traces.jsonl"
+    return f"look at {traces}, or ask it something: {ask}" if traces.exists() else f"ask it: {ask}"
+
+
 def main(arguments=None):
-    config = parse(arguments)
-    try:
-        train(config)
-    except runs.Stopped as stopped:
-        print(f"{stopped}; go on with: python train.py --resume {config.resume or config.out}")
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; what '{config.resume or config.out}' last saved stands")
-        sys.exit(130)
-    except (ValueError, OSError, DeadTool) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    with one_line("train.py"):
+        train(parse(arguments))
 
 
 if __name__ == "__main__":

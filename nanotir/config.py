@@ -11,11 +11,13 @@ import dataclasses
 import inspect
 import os
 import re
-import sys
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of, range_of, unknown
+import torch
+
+from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of, range_of
+from nanotir.commands import Parser, dashed, one_line
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.model import ModelConfig
@@ -167,7 +169,7 @@ def parse(arguments=None) -> RunConfig:
     Prints one line and exits with 2 on a mistake.
     """
     about = "Train a model that reasons with tools."
-    parser = Parser(prog="train.py", description=about, allow_abbrev=False)
+    parser = Parser("train.py", about, may_be_empty=("tools", "rl.budgets"))
     for name, (kind, default, comment) in flags().items():
         parser.add_argument(
             dashed(f"--{name}"),
@@ -180,13 +182,11 @@ def parse(arguments=None) -> RunConfig:
     hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
     parser.add_argument("--data.too-long", dest="too_long", **hidden)  # goes as well
     given = vars(parser.parse_args(arguments))
-    try:
+    with one_line("train.py"):
         check_given(given)
         preset = PRESETS[given.get("preset", "tiny")]
         recipe = RECIPES.get(given.get("recipe", "tapo"))
         return build({**getattr(recipe, "SETTINGS", {}), **preset, **given})
-    except ValueError as error:
-        parser.error(str(error))
 
 
 def check_given(given: dict):
@@ -267,27 +267,15 @@ def boolean(text: str) -> bool:
     return text.lower() in ("true", "1", "yes")
 
 
-def dashed(argument: str) -> str:
-    """--eval_data as --eval-data: a field's own name will do. Values are left alone."""
-    if not argument.startswith("--"):
-        return argument
-    flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-") + equals + value
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one line for a mistake, and the nearest flag for an unknown one."""
-
-    def parse_args(self, arguments=None):
-        arguments = sys.argv[1:] if arguments is None else arguments
-        options, rest = self.parse_known_args([dashed(argument) for argument in arguments])
-        if rest and rest[0].startswith("-"):
-            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            self.error(unknown("flag", rest[0].split("=")[0], known))
-        if rest:
-            self.error(f"'{rest[0]}' belongs to no flag")
-        return options
-
-    def error(self, message: str):
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
+def use_device(name: str, threads: int = 1) -> torch.device:
+    """The device, made ready. ValueError if it is not here."""
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    one_of("device here named", name, [device for device in here if here[device]])
+    torch.set_num_threads(threads)
+    # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device(name)

@@ -112,8 +112,9 @@ def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece
     )
     futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
     results = {}
-    for call, future in tqdm(futures.items(), desc="teacher's calls", leave=False):
-        results[call] = future.result()
+    with tqdm(futures.items(), "teacher's calls", leave=False, dynamic_ncols=True) as bar:
+        for call, future in bar:
+            results[call] = future.result()
 
     # A dead tool would teach its error messages: stop instead.
     for name in tools:

@@ -5,10 +5,8 @@ python -m nanotir.evaluate --run runs/tapo-tiny-1 --n 16 --k 1,4,16
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from tqdm import tqdm
 
 from nanotir.answers import equivalent, extract_answer
 from nanotir.checks import Count, Seed, check_settings, number, one_of
+from nanotir.commands import Parser, one_line
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
 from nanotir.room import problems_with_room
@@ -232,23 +231,38 @@ def breakdown_row(rows: list) -> dict:
 
 
 def table(evaluations: dict) -> str:
-    """One line for each evaluation and mode."""
-    head = f"{'':10} {'mode':6} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"
-    lines = [head]
+    """One line for each evaluation and mode. Of several samples, pass@k and maj@k are shown too."""
+    width = max(map(len, evaluations), default=0)
+    head = (
+        f"{'':{width}} {'mode':6} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"
+    )
+    heads, lines = "", []
     for name, modes in evaluations.items():
         for mode, s in modes.items():
             interval = f"{s['low']:.1%} .. {s['high']:.1%}"
             numbers = f"{s['calls_per_problem']:>6.2f} {s['mean_new_tokens']:>7.1f}"
-            lines.append(f"{name:10} {mode:6} {s['accuracy']:>9.1%} {interval:>16} {numbers}")
-    return "\n".join(lines)
+            line = f"{name:{width}} {mode:6} {s['accuracy']:>9.1%} {interval:>16} {numbers}"
+            heads, cells = of_samples(s)
+            lines.append(line + cells)
+    return "\n".join([head + heads, *lines])
+
+
+def of_samples(s: dict) -> tuple[str, str]:
+    """pass@k and maj@k: the heads of their columns, and the cells of one line."""
+    heads, cells = "", ""
+    for k in s["pass@k"] if s["samples"] > 1 else ():
+        for name in ("pass", "maj"):
+            head = f" {name}@{k}".rjust(8)
+            heads += head
+            cells += f"{s[f'{name}@k'][k]:.1%}".rjust(len(head))
+    return heads, cells
 
 
 USED = {"eval": dict, "eval_data": str, "level": int, "rl": dict}  # of a run's config
 
 
-def make_parser() -> argparse.ArgumentParser:
-    description = "Evaluate a trained run on held-out problems."
-    parser = argparse.ArgumentParser(prog="python -m nanotir.evaluate", description=description)
+def make_parser() -> Parser:
+    parser = Parser("python -m nanotir.evaluate", "Evaluate a trained run on held-out problems.")
     parser.add_argument("--run", required=True, help="run folder")
     parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's)")
     count, seed = number(Count), number(Seed)
@@ -263,8 +277,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments=None):
-    options = make_parser().parse_args(arguments)
-    try:
+    with one_line("evaluate"):
+        options = make_parser().parse_args(arguments)
         config, model, tokenizer, format, tools = load_run(options.run, **USED)
         torch.set_num_threads(config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
@@ -277,10 +291,7 @@ def main(arguments=None):
         sampling = at_the_end(SamplerConfig(**config["sampler"]), budgets)
         given = (model, tokenizer, tools, format, problems, settings, sampling, seed)
         result = evaluate(*given)
-    except ValueError as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(result, indent=1) if options.json else table({"": result}))
+        print(json.dumps(result, indent=1) if options.json else table({"": result}))
 
 
 if __name__ == "__main__":

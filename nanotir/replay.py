@@ -8,10 +8,8 @@ find the same answers right? Both shares are printed as one line of JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,6 +17,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 from nanotir.answers import equivalent, extract_answer
+from nanotir.commands import Parser, one_line
 from nanotir.problems.files import read_lines, text_field
 from nanotir.tools import PythonTool
 
@@ -39,7 +38,8 @@ def replay(path: str) -> dict:
     rows = read_lines(transcript, path)
     with PythonTool() as tool, ThreadPoolExecutor(16) as pool:
         replayed = pool.map(lambda row: replay_one(row, tool), rows)
-        seen = list(tqdm(replayed, total=len(rows), desc="replay", dynamic_ncols=True))
+        with tqdm(replayed, "replay", len(rows), leave=False, dynamic_ncols=True) as bar:
+            seen = list(bar)
     outputs = [same for row_outputs, _ in seen for same in row_outputs]
     return {
         "transcripts": len(rows),
@@ -113,17 +113,10 @@ def _same_number(a: str, b: str) -> bool:
 
 
 def main(arguments: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        prog="python -m nanotir.replay", description="Run and grade recorded transcripts again."
-    )
+    parser = Parser("python -m nanotir.replay", "Run and grade recorded transcripts again.")
     parser.add_argument("file", metavar="FILE", help="JSON lines with code, pred and gt")
-    options = parser.parse_args(arguments)
-    try:
-        result = replay(options.file)
-    except ValueError as error:
-        print(f"replay: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(json.dumps(result))
+    with one_line("replay"):
+        print(json.dumps(replay(parser.parse_args(arguments).file)))
 
 
 if __name__ == "__main__":

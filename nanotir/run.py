@@ -10,13 +10,14 @@ run is killed, its last checkpoint stands. Numbers that are not finite stop it a
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import time
-import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -29,13 +30,16 @@ from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.run_files import (
     check_finite,
+    check_free,
     check_types,
+    checksum,
     load_state,
     load_tokenizer,
     read_config,
     read_evaluations,
     read_model_config,
     reading,
+    save_state,
     write_atomically,
     write_json,
     write_lines,
@@ -50,8 +54,8 @@ STATE = {"done": list, "phase": str | None, "step": int, "optimizers": list, "rn
 USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has saved itself."""
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop. The message says how to go on from what it has saved."""
 
 
 @dataclass
@@ -77,7 +81,14 @@ class Run:
         self.state["data"] = checksum([*self.problems, *self.held_out])
         self.saved = "the start"  # what the last checkpoint holds
         self.stop_requested = False
+        self.in_step = False  # a step of training is being made, and not yet saved
         self.started = time.time()
+        self.lock = self.bar = None
+
+    def __str__(self) -> str:
+        size = sum(weight.numel() for weight in self.model.parameters())
+        tools = ", ".join(self.tools_by_name) or "none"
+        return f"{self.out}: {size:,} parameters, {len(self.problems)} problems, tools {tools}"
 
     @property
     def tools_by_name(self) -> dict[str, Tool]:
@@ -93,20 +104,45 @@ class Run:
         check_free(self.out)
         try:
             self.out.mkdir(parents=True)
-            (self.out / "checkpoint").mkdir()
+            self.fill_folder()
         except OSError as error:
             why = f"cannot make the run folder '{self.out}': {error.strerror}"
             raise ValueError(f"{why}; give another --out") from None
-        for folder in (self.out, self.out / "checkpoint"):
-            write_json(folder / "config.json", asdict(self.config))
-        self.tokenizer.save(self.out / "checkpoint")
-        random.seed(self.config.seed)
-        torch.manual_seed(self.config.seed)
-        self.save([])
         return self
+
+    def fill_folder(self):
+        try:
+            (self.out / "checkpoint").mkdir()
+            for folder in (self.out, self.out / "checkpoint"):
+                write_json(folder / "config.json", asdict(self.config))
+            self.take_lock()
+            self.tokenizer.save(self.out / "checkpoint")
+            random.seed(self.config.seed)
+            torch.manual_seed(self.config.seed)
+            self.save([])
+        except BaseException:
+            shutil.rmtree(self.out, ignore_errors=True)  # half a folder cannot be resumed
+            raise
+
+    def take_lock(self):
+        """ValueError if another process writes to this folder.
+
+        The kernel takes the lock away when this process ends, however it ends.
+        """
+        if self.lock:
+            return
+        lock = open(self.out / "config.json", "r+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            busy = f"another process is writing to '{self.out}'"
+            raise ValueError(f"{busy}: wait for it, or give another --out") from None
+        self.lock = lock
 
     def resume(self) -> Run:
         """Load the last checkpoint, and drop what was logged after it."""
+        self.take_lock()
         data = self.state["data"]
         self.state = load_state(self.out / "checkpoint", self.model)
         if self.state.get("data", data) != data:
@@ -130,6 +166,7 @@ class Run:
         """The step at which this phase goes on, its optimizers as they were; None if it is over."""
         if phase in self.state["done"]:
             return None
+        self.in_step = True
         if self.state["phase"] != phase:
             self.state |= {"phase": phase, "step": 0}
             return 0
@@ -149,7 +186,8 @@ class Run:
         if first is None:
             return tqdm((), disable=True)
         todo = range(first, steps)
-        return tqdm(todo, initial=first, total=steps, desc=phase, dynamic_ncols=True)
+        self.bar = tqdm(todo, initial=first, total=steps, desc=phase, dynamic_ncols=True)
+        return self.bar
 
     def finish_step(self, step: int, metrics: dict, optimizers, last: bool = False):
         """Log a step, save when it is time, and stop if asked to (Stopped)."""
@@ -162,10 +200,11 @@ class Run:
         self.log({"phase": phase, "step": step, **metrics, "time": seconds})
         if last:
             self.state["done"] = [*self.state["done"], phase]
+            self.in_step = False
         if last or self.stop_requested or step % self.config.save_every == 0:
             self.save(optimizers)
         if self.stop_requested:
-            raise Stopped(f"stopped after step {step} of {phase}")
+            raise Stopped(f"stopped after step {step} of {phase}; {self.how_to_go_on()}")
 
     def save(self, optimizers):
         check_finite(self.model, self.spoiled)
@@ -174,7 +213,7 @@ class Run:
         rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
         state = {**self.state, "model": self.model.state_dict(), "rng": rng}
         path = self.out / "checkpoint" / "state.pt"
-        write_atomically(path, lambda temporary: torch.save(state, temporary))
+        write_atomically(path, lambda temporary: save_state(state, temporary))
         self.saved = self.position
 
     def log(self, row: dict, file: str = "metrics.jsonl"):
@@ -208,55 +247,43 @@ class Run:
 
     def __enter__(self):
         """From here on Ctrl-C finishes the step, saves and stops; a second one stops at once."""
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+            signals.append(signal.SIGHUP)
         self._handlers = {number: signal.signal(number, self.request_stop) for number in signals}
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, kind, error, trace):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        for open_one in (self.lock, self.bar):
+            if open_one is not None:
+                open_one.close()
+        if kind is KeyboardInterrupt:
+            raise Stopped(f"interrupted; {self.how_to_go_on()}") from None
+        if isinstance(error, OSError):  # the disk is full, say
+            raise ValueError(f"{error.strerror or error}; {self.how_to_go_on()}") from None
+
+    def how_to_go_on(self) -> str:
+        again = f"go on with: python train.py --resume {self.out}"
+        return f"what '{self.out}' last saved stands; {again}"
 
     def request_stop(self, number, frame):
-        if self.stop_requested:
+        # Between two phases there is nothing to save, and an evaluation is long.
+        if self.stop_requested or not self.in_step:
             raise KeyboardInterrupt
         self.stop_requested = True
-        print("\nstopping after this step; once more to stop at once", flush=True)
-
-
-def check_free(out):
-    """ValueError for a run folder that exists, or in whose place none can be made."""
-    out = Path(out)
-    if out.exists():
-        mend = f"give another --out, or go on with it by --resume {out}"
-        raise ValueError(f"'{out}' exists already: {mend}")
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        why = f"cannot make the run folder '{out}': '{above}' is no folder to write in"
-        raise ValueError(f"{why}; give another --out")
-
-
-def checksum(problems: list[Problem]) -> int:
-    """A resumed run notices by it that its problems have changed."""
-    texts = [(p.question, p.answer, p.solution, p.rationale) for p in problems]
-    return zlib.crc32(repr(texts).encode())
+        try:
+            tqdm.write("stopping after this step; once more to stop at once")
+        except OSError:  # the terminal is gone: print to nowhere from now on
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for output in (1, 2):
+                os.dup2(nowhere, output)
 
 
 def _tuples(value):
     """Python's generator wants tuples where torch.save keeps lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def use_device(name: str) -> torch.device:
-    """The device, made ready. ValueError if it is not here."""
-    here = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    one_of("device here named", name, [device for device in here if here[device]])
-    # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device(name)
 
 
 def open_tools(config: dict) -> list[Tool]:
@@ -299,13 +326,3 @@ def load_run(folder, device: str = "cpu", **used):
         SamplerConfig(**config["sampler"])
     load_state(Path(folder) / "checkpoint", model)
     return config, model, tokenizer, format, tools
-
-
-def latest_run() -> Path:
-    """The run folder under runs/ with the newest checkpoint. ValueError if there is none."""
-    checkpoints = Path("runs").glob("*/checkpoint/state.pt")
-    newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        mend = "run `python train.py` first, or name a run folder with --run"
-        raise ValueError(f"no trained run in runs/ yet: {mend}")
-    return newest.parent.parent

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from nanotir.model import ModelConfig, Transformer
+from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
 
 
@@ -99,6 +101,15 @@ def load_tokenizer(folder) -> Tokenizer:
         raise ValueError(f"no readable tokenizer in '{folder}/checkpoint': {error}") from None
 
 
+def save_state(state: dict, path: Path):
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+    except RuntimeError as error:
+        # PyTorch hides why a file could not be written. Its context is the disk's own error.
+        raise error.__context__ or error from None
+
+
 def load_state(folder, model: Transformer) -> dict:
     """Load a checkpoint's weights into `model` and return the rest of it.
 
@@ -135,3 +146,37 @@ def _what_is_wrong(error) -> str:
         return "damaged, or no checkpoint of nanotir"
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
     return f"not of this model's config: {lines[0] if lines else 'it has other layers'}"
+
+
+def saved_runs() -> list[Path]:
+    """The run folders under runs/, the one with the newest checkpoint last."""
+    checkpoints = Path("runs").glob("*/checkpoint/state.pt")
+    by_age = sorted(checkpoints, key=lambda path: path.stat().st_mtime)
+    return [path.parent.parent for path in by_age]
+
+
+def latest_run() -> Path:
+    """The run folder under runs/ with the newest checkpoint. ValueError if there is none."""
+    found = saved_runs()
+    if not found:
+        mend = "run `python train.py` first, or name a run folder with --run"
+        raise ValueError(f"no trained run in runs/ yet: {mend}")
+    return found[-1]
+
+
+def check_free(out):
+    """ValueError for a run folder that exists, or in whose place none can be made."""
+    out = Path(out)
+    if out.exists():
+        mend = f"give another --out, or go on with it by --resume {out}"
+        raise ValueError(f"'{out}' exists already: {mend}")
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        why = f"cannot make the run folder '{out}': '{above}' is no folder to write in"
+        raise ValueError(f"{why}; give another --out")
+
+
+def checksum(problems: list[Problem]) -> int:
+    """A resumed run notices by it that its problems have changed."""
+    texts = [(p.question, p.answer, p.solution, p.rationale) for p in problems]
+    return zlib.crc32(repr(texts).encode())

@@ -15,9 +15,10 @@ COLOURS = {"prompt": "2", "text": "0", "output": "33", "call": "36"}
 
 
 def colours_wanted(stream: TextIO | None = None) -> bool:
-    """Whether to print in colour: on terminals, unless NO_COLOR (no-color.org) is set."""
+    """Whether to print in colour: on terminals that can, unless NO_COLOR (no-color.org) is set."""
     stream = stream or sys.stdout
-    return stream.isatty() and not os.environ.get("NO_COLOR")
+    is_dumb = os.environ.get("TERM") == "dumb"
+    return stream.isatty() and not is_dumb and not os.environ.get("NO_COLOR")
 
 
 def paint(kind: str, text: str, colour: bool) -> str:
@@ -32,13 +33,15 @@ def paint(kind: str, text: str, colour: bool) -> str:
 
 
 def show(trajectory: Trajectory, tokenizer: Tokenizer, colour: bool | None = None) -> str:
-    """The whole trajectory as one text. `colour=None` decides by the terminal."""
+    """The answer as one text, as Stream prints it. `colour=None` decides by the terminal."""
     if colour is None:
         colour = colours_wanted()
     parts = []
     for span in trajectory.spans:
-        text = tokenizer.decode(trajectory.ids[span.start : span.end])
-        parts.append(paint(span.kind, text, colour))
+        if span.kind != "prompt":
+            ids = trajectory.ids[span.start : span.end]
+            text = tokenizer.decode([id for id in ids if id != tokenizer.end_id])
+            parts.append(paint(span.kind, text, colour))
     return "".join(parts)
 
 

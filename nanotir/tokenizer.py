@@ -79,7 +79,8 @@ class Tokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json")))
 
     def save(self, folder: str | Path):
-        self._trusted.save(str(Path(folder) / "tokenizer.json"))
+        text = self._trusted.to_str(pretty=True)
+        (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
 
     def __len__(self) -> int:
         return self._trusted.get_vocab_size()

@@ -158,6 +158,25 @@ def test_a_table_has_a_line_for_each_evaluation_and_mode(found):
     assert max(map(len, lines)) <= len(head) <= 100
 
 
+def test_a_table_of_several_samples_shows_pass_and_majority(found):
+    for shown in (found, json.loads(json.dumps(found))):  # and as read from eval.json
+        head, line = table({"": {"tools": shown}}).splitlines()
+        assert head.split()[-4:] == ["pass@1", "maj@1", "pass@2", "maj@2"]
+        assert line.split()[-4:] == ["50.0%", "66.7%", "66.7%", "66.7%"]
+        assert len(head) == len(line)
+
+
+def test_a_table_of_one_sample_does_not(tokenizer, groups):
+    found = statistics(PROBLEMS, [group[:1] for group in groups], tokenizer, [1])
+    assert "pass@" not in table({"": {"tools": found}})
+
+
+def test_three_k_fit_on_a_line(found):
+    for name in ("pass@k", "maj@k"):
+        found[name] = {1: 1.0, 4: 1.0, 16: 1.0}
+    assert max(map(len, table({"": {"tools": found}}).splitlines())) <= 100
+
+
 @pytest.mark.parametrize(
     "text, outputs, right",
     [

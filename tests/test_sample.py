@@ -1,6 +1,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,11 +87,74 @@ def test_no_tools_means_no_calls(ask):
         assert json.loads(line)["calls"] == []
 
 
+def test_several_answers_are_shown_without_tags(ask):
+    text = ask("What is 1+1?", "--n", "3")
+    assert "<|" not in text and "What is 1+1?" not in text
+    assert [line[:3] for line in text.splitlines() if line[:1].isdigit()] == ["1. ", "2. ", "3. "]
+
+
+def test_words_without_quotes_are_a_question(ask):
+    assert ask("What", "is", "2?") == ask("What is 2?") == ask(" What is 2? ")
+
+
+def piped(monkeypatch, text: str):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+
+
 def test_without_a_question_it_asks_until_there_is_no_more(ask, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("What is 1+1?\n\nWhat is 2+2?\n"))
-    text = ask()
-    assert text.count("question> ") == 4
-    assert len(text.splitlines()) >= 2
+    piped(monkeypatch, "What is 1+1?\n\nWhat is 2+2?\n")
+    assert ask() == ask("What is 1+1?") + ask("What is 2+2?")
+
+
+def test_every_line_of_json_from_a_pipe_is_json(ask, monkeypatch):
+    piped(monkeypatch, "What is 1+1?\nWhat is 2+2?\n")
+    rows = [json.loads(line) for line in ask("--json").splitlines()]
+    assert [row["question"] for row in rows] == ["What is 1+1?", "What is 2+2?"]
+
+
+def test_a_question_that_is_too_long_does_not_end_the_loop(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    piped(monkeypatch, "long " * 500 + "\nWhat is 1+1?\n")
+    sample.main([])
+    out, err = capsys.readouterr()
+    assert out.strip()
+    assert err.count("leaves no room") == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("arguments, prompts", [([], 3), (["--json"], 0)])
+def test_a_terminal_gets_a_prompt_unless_the_answers_are_for_a_program(
+    folder, monkeypatch, arguments, prompts
+):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", Terminal("\nWhat is 1+1?\n"))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "dumb")
+    sample.main(arguments)
+    assert sys.stdout.getvalue().count("question> ") == prompts
+    assert "\x1b" not in sys.stdout.getvalue()
+
+
+def test_a_prompt_can_be_edited():
+    assert "readline" in Path(sample.__file__).read_text()
+
+
+def test_a_stdin_that_is_closed_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "stdin is closed" in refused(capsys, "--run", "runs/tapo-probe-2")
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_it_says_which_run_it_asks(folder, monkeypatch, capsys, loop):
+    monkeypatch.chdir(folder)
+    piped(monkeypatch, "What is 1+1?\n")
+    sample.main([] if loop else ["What is 1+1?"])
+    assert "runs/tapo-probe-2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

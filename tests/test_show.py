@@ -19,19 +19,23 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_prompt_text_call_and_output_have_different_colours(tokenizer):
+def test_text_call_and_output_have_different_colours(tokenizer):
     text = show(Format().trajectory(tokenizer, "6*7?", PIECES), tokenizer, colour=True)
     colours = set()
-    for part in ("6*7?", "Let me", "6*7</", "42</"):
+    for part in ("Let me", "6*7</", "42</"):
         colours.add(re.search(rf"\x1b\[(\d+)m[^\x1b]*{re.escape(part)}", text)[1])
-    assert len(colours) == 4
+    assert len(colours) == 3
 
 
 def test_colour_is_for_terminals_where_it_is_not_forbidden(monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert colours_wanted(Terminal())
     assert not colours_wanted(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours_wanted(Terminal())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
     assert not colours_wanted(Terminal())
 
 
@@ -43,6 +47,7 @@ def test_without_colour_there_are_no_codes(tokenizer):
 
 def test_a_stream_prints_id_by_id_what_show_prints_at_once(tokenizer, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     trajectory = Format().trajectory(tokenizer, "6*7?", PIECES)
     out = Terminal()
     stream = Stream(tokenizer, out=out)
@@ -51,9 +56,8 @@ def test_a_stream_prints_id_by_id_what_show_prints_at_once(tokenizer, monkeypatc
             stream(0, span.kind, [id])
             stream(1, "text", [id])  # another row's
     whole = plain(show(trajectory, tokenizer, colour=True))
-    answer = whole.split("<|assistant|>")[1].removesuffix("<|end|>")
-    assert plain(out.getvalue()) == answer
-    assert "\ufffd" not in answer
+    assert plain(out.getvalue()) == whole
+    assert "\ufffd" not in whole and "<|" not in whole
 
 
 HOSTILE = "\x1b]52;c;eA==\x07\x1b[2J\x9b2J\rgone\b\x00\u202e\u2066end\ttab\nline"

@@ -1,6 +1,7 @@
 """The command as a user runs it: exit code, output, and what lies on the disk afterwards."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -111,6 +112,48 @@ def test_the_folder_holds_the_config_that_was_used(finished):
     assert config["preset"] == "probe"
     assert config["problems"] == 60
     assert config["model"]["d_model"] == 32
+
+
+def test_a_run_that_learns_nothing_says_so(finished, tmp_path):
+    _, said, _ = finished
+    assert said.count("RL has learned nothing") == 1
+    rows = [{"phase": "sft"}, {"phase": "rl"}, {"phase": "rl", "zero_advantage": 1.0}]
+    assert train.nothing_learned(written(tmp_path, rows))
+    rows.append({"phase": "rl", "zero_advantage": 0.9})
+    assert not train.nothing_learned(written(tmp_path, rows))
+    assert not train.nothing_learned(written(tmp_path, [{"phase": "em"}]))
+
+
+def written(folder, rows) -> Path:
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_the_last_line_names_what_there_is_and_the_run_that_it_is_about(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(["runs/old", "runs/new", "else where"]):
+        path = tmp_path / name / "checkpoint" / "state.pt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (age, age))
+    (tmp_path / "runs/new/traces.jsonl").touch()
+    ask = "python sample.py %s'What is 384 * 927?'"
+    said = train.where_to_look(Path("runs/new"))
+    assert said == "look at runs/new/traces.jsonl, or ask it something: " + ask % ""
+    assert train.where_to_look(Path("runs/old")) == "ask it: " + ask % "--run runs/old "
+    assert train.where_to_look(Path("else where")) == "ask it: " + ask % "--run 'else where' "
+
+
+def test_ctrl_c_before_anything_is_saved_promises_nothing(desk, capsys, monkeypatch):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.runs, "make_tokenizer", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        train.main([*SHORT])
+    out, err = capsys.readouterr()
+    assert (stopped.value.code, out, err) == (130, "", "interrupted\n")
 
 
 # Mistakes.

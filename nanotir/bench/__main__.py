@@ -9,9 +9,7 @@ trained policy writes decides how long its rollouts take, so it is best to measu
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from contextlib import ExitStack
 
 import torch
@@ -22,7 +20,9 @@ from nanotir.bench.head import head_memory
 from nanotir.bench.policy import Policy, cold_start, policy_of
 from nanotir.bench.sandbox import python_tool
 from nanotir.bench.training import rl_step, sft_step
-from nanotir.run import latest_run
+from nanotir.checks import one_of
+from nanotir.commands import Parser, one_line
+from nanotir.run_files import latest_run, saved_runs
 
 MEASUREMENTS = {
     "rl_step": rl_step,
@@ -37,23 +37,20 @@ MEASUREMENTS = {
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m nanotir.bench", description="Measure speed; one JSON line per measurement."
-    )
-    parser.add_argument("--only", choices=MEASUREMENTS, help="one measurement instead of all")
+    parser = Parser("python -m nanotir.bench", "Measure speed; one JSON line per measurement.")
+    names = ", ".join(MEASUREMENTS)
+    parser.add_argument("--only", metavar="NAME", help=f"one measurement instead of all: {names}")
     parser.add_argument(
         "--run", help="run folder of the policy (default: the newest in runs/, or a new cold start)"
     )
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        policy = policy_of(options.run or latest_run())
-    except ValueError as error:
-        if options.run:
-            print(f"bench: {error}", file=sys.stderr)
-            sys.exit(2)
-        policy = cold_start()
-    measure([options.only] if options.only else list(MEASUREMENTS), policy)
+    with one_line("bench"):
+        options = parser.parse_args(arguments)
+        if options.only:
+            one_of("measurement", options.only, MEASUREMENTS)
+        torch.set_num_threads(1)
+        folder = options.run or (latest_run() if saved_runs() else None)
+        policy = policy_of(folder) if folder else cold_start()
+        measure([options.only] if options.only else list(MEASUREMENTS), policy)
 
 
 def measure(names: list[str], policy: Policy):

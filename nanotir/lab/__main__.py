@@ -9,18 +9,18 @@ Results are written to runs/lab/NAME/results.json.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import os
 import re
 import sys
+from argparse import Namespace
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
 from nanotir.checks import Range, Whole, number, one_of
-from nanotir.config import Parser
+from nanotir.commands import Parser, one_line
 from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
 from nanotir.lab.tables import listing, markdown, summary
@@ -37,28 +37,25 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     `source` is the module whose EXPERIMENTS, {name: Experiment}, are meant. It is given by name
     because the worker processes import it too.
     """
-    parser = make_parser()
     experiments = importlib.import_module(source).EXPERIMENTS
-    options = parser.parse_args(arguments)
-    options.seeds = options.seeds or (1 if options.quick else 3)
-    try:
+    with one_line("lab"):
+        options = make_parser().parse_args(arguments)
+        options.seeds = options.seeds or (1 if options.quick else 3)
         check(options, experiments)
-        failures = execute(options, source, experiments)
-    except ValueError as error:
-        parser.error(str(error))
-    except BrokenProcessPool:
-        reason = "a worker was killed, perhaps for lack of memory"
-        print(f"{reason}; finished cells are kept, the same command continues", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished cells are kept, the same command continues")
-        sys.exit(130)
+        kept = "finished cells are kept, the same command continues"
+        try:
+            failures = execute(options, source, experiments)
+        except BrokenProcessPool:
+            print(f"a worker was killed, perhaps for lack of memory; {kept}", file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; {kept}") from None
     if options.names:
         sys.exit(1 if failures else 0)
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="python -m nanotir.lab", description="Measure what each idea contributes.")
+    parser = Parser("python -m nanotir.lab", "Measure what each idea contributes.")
     add = parser.add_argument
     seeds = number(Annotated[int, Range(1, MAX_SEEDS)])
     add("names", nargs="*", metavar="NAME", help="experiments to run, or all; none: list them")
@@ -82,13 +79,15 @@ def make_parser() -> Parser:
     return parser
 
 
-def check(options: argparse.Namespace, experiments: dict[str, Experiment]):
+def check(options: Namespace, experiments: dict[str, Experiment]):
     """ValueError for options that do not go together."""
     for name in options.names:
         if name != "all":
             one_of("experiment", name, experiments)
     if options.quick and options.keep:
         raise ValueError("--keep is for full runs: leave out --quick")
+    if options.table and options.names:
+        raise ValueError("--table is of all committed results: leave out the names")
     if options.write and not options.table:
         raise ValueError("--write goes with --table")
 

@@ -104,8 +104,8 @@ def attempt(task: Task) -> str:
 def run_cells(tasks: list[Task], workers: int) -> dict[Task, str]:
     """Compute all cells. Returns {task: what went wrong} of those that failed."""
     with processes(workers) as run_all:
-        bar = tqdm(run_all(attempt, tasks), "cells", len(tasks), disable=not tasks)
-        return {task: error for error, task in zip(bar, tasks) if error}
+        with tqdm(run_all(attempt, tasks), "cells", len(tasks), disable=not tasks) as bar:
+            return {task: error for error, task in zip(bar, tasks) if error}
 
 
 @contextmanager

@@ -15,10 +15,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-
 from nanotir import run, sft
-from nanotir.config import RECIPES, RunConfig, build
+from nanotir.config import RECIPES, RunConfig, build, use_device
 from nanotir.evaluate import evaluate
 from nanotir.model import Transformer
 from nanotir.problems import load
@@ -55,8 +53,7 @@ QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
 @contextmanager
 def make_run(config: RunConfig) -> Iterator[run.Run]:
     """An open Run in a new folder, set up as train.py does it."""
-    device = run.use_device(config.device)
-    torch.set_num_threads(config.threads)
+    device = use_device(config.device, config.threads)
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
     with ExitStack() as stack:

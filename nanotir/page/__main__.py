@@ -10,13 +10,12 @@ of the recorded trajectories. It says what it leaves out.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from operator import itemgetter
 from pathlib import Path
 
+from nanotir.commands import Parser, one_line
 from nanotir.page import traces
 from nanotir.page.pictures import KINDS, write_pictures
 from nanotir.page.records import Recorded, read_run, safe, visible
@@ -215,17 +214,14 @@ def thin(points: list[tuple]) -> list[tuple]:
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m nanotir.page", description="Show a run.")
+    parser = Parser("python -m nanotir.page", "Show a run.")
     parser.add_argument("run", nargs="+", help="one run folder, or two to be compared")
-    parser.add_argument("--out", type=Path, help="the file (of --pictures: the folder) to write")
+    parser.add_argument("--out", help="the file (of --pictures: the folder) to write")
     parser.add_argument("--pictures", action="store_true", help="draw the README's pictures")
-    options = parser.parse_args(arguments)
-    try:
-        written = write(options.run, options.out, options.pictures)
-    except (ValueError, OSError) as error:
-        print(f"page: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"wrote {written}")
+    with one_line("page"):
+        options = parser.parse_args(arguments)
+        out = Path(options.out) if options.out else None
+        print(f"wrote {write(options.run, out, options.pictures)}")
 
 
 def write(folders: list[str], out: Path | None, pictures: bool) -> Path:

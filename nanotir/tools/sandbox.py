@@ -39,6 +39,12 @@ from nanotir.tools.cell import ERROR, MEMORY, OK, receive, run_child
 
 def main():
     """Serve, or show the layers, in a child process; clean up after it, however it ends."""
+    if len(sys.argv) != 4:
+        # A person types this. A server starts without the parser.
+        from nanotir.commands import Parser
+
+        about = "Show which layers of protection this machine has."
+        Parser("python -m nanotir.tools.sandbox", about).parse_args()
     default = ("show", f"/tmp/nanotir-{os.urandom(8).hex()}", "1024")
     mode, base, memory_mb = sys.argv[1:] or default
     os.makedirs(base, exist_ok=True)
@@ -85,8 +91,10 @@ def show_layers(apart: bool, own_mounts: bool, memory_mb: int):
     layers = [("namespaces", apart, "the network, and seeing or signalling other processes")]
     layers += lockdown.lock_server(memory_mb, own_mounts)
     layers += lockdown.lock_child(os.getcwd(), seconds=60)
+    lines = []
     for layer, in_force, stops in layers:
-        print(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
+        lines.append(f"{layer:13} {'in force' if in_force else 'MISSING':9} {stops}")
+    print("\n".join(lines))  # at once: the reader may hang up after a line
 
 
 def prepare(warm: bool):
