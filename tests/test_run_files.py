@@ -93,13 +93,13 @@ def test_damaged_evaluations_are_named(copy, capsys, text):
 # The checkpoint.
 
 
-def test_one_flipped_byte_of_a_checkpoint_is_noticed(copy, capsys):
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_one_flipped_byte_of_a_checkpoint_is_noticed(copy, capsys, share):
     path = copy / "checkpoint" / "state.pt"
-    whole = path.read_bytes()
-    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
-        place = int(share * len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
-        assert "state.pt' is damaged" in refused(capsys, train.main, "--resume", copy)
+    damaged = bytearray(path.read_bytes())
+    damaged[int(share * len(damaged))] ^= 0x40
+    path.write_bytes(damaged)
+    assert "state.pt' is damaged" in refused(capsys, train.main, "--resume", copy)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.9999])
