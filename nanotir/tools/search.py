@@ -136,8 +136,13 @@ class Index:
         """
         np = self.np
         scores = np.zeros(self.size)
-        owners, times = np.unique(self.phrase(words, deadline) >> 32, return_counts=True)
-        scores[owners] += self.rarity(len(owners)) * self.weigh(owners, times)
+        if len(words) > 1:
+            # The places are sorted, so those of one document stand together.
+            owners = self.phrase(words, deadline) >> 32
+            first = np.flatnonzero(np.diff(owners, prepend=-1))
+            times = np.diff(first, append=len(owners))
+            owners = owners[first]
+            scores[owners] += self.rarity(len(owners)) * self.weigh(owners, times)
         for word, count in Counter(words).items():
             if time.perf_counter() > deadline:
                 raise TimeoutError
