@@ -30,10 +30,10 @@ RIGHT = {"*": 9, "/": 9, "^": 10}
 OUTSIDE = 2  # outside of a matrix there are no rows and cells
 FLAT = ("+", "*", "list", "or", "&", "\\\\")  # trees that may have more than two parts
 CLOSERS = {"(": (")", "]"), "[": (")", "]"), "<(": (")>",), "\\{": ("\\}",), "|": ("|",)}
-CLOSERS |= {"{": ("}", "over", "choose"), "lfloor": ("rfloor",), "lceil": ("rceil",)}
+CLOSERS |= {"{": ("}",), "lfloor": ("rfloor",), "lceil": ("rceil",)}
 ENCLOSED = {"|": "abs", "lfloor": "floor", "lceil": "ceil"}
 FACTORS = ("sym", "const", "unit", "fn", "{", "frac", "binom", "(", "[", "lfloor", "lceil")
-OPERANDS = ("num", "text", "empty", "accent", "begin", *FACTORS, *CLOSERS, *SIGNS)
+OPERANDS = ("num", "text", "empty", "begin", *FACTORS, *CLOSERS, *SIGNS)
 # After these a number is a factor: 2^3 3^2, i4, $5. But "3 4" is no product.
 BEFORE_NUMBER = ("!", "}", ")", "i", "pi", "dollar", "euro", "pound")
 SAME_FUNCTION = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "lg": "log"}
@@ -125,8 +125,6 @@ class Parser:
             return signed(kind, self.expression(RIGHT["*"]))
         if kind in CLOSERS:
             return self.bracket(kind)
-        if kind == "accent":
-            return ("sym", f"{value} {self.operand()}")
         if kind in ("frac", "binom"):
             a, b = self.operand(), self.operand()
             return quotient(a, b) if kind == "frac" else ("binom", a, b)
@@ -159,9 +157,6 @@ class Parser:
         outside, self.in_bars = self.in_bars, kind == "|"
         tree, close = self.expression(), self.need(*CLOSERS[kind])[0]
         self.in_bars = outside
-        if close in ("over", "choose"):
-            right, _ = self.expression(), self.need("}")
-            return quotient(tree, right) if close == "over" else ("binom", tree, right)
         if kind in ENCLOSED:
             return (ENCLOSED[kind], tree)
         several = tree[0] == "list" and not such_that

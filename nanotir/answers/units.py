@@ -4,16 +4,17 @@ import functools
 
 # Units, and what is counted. Each is an unknown of its own, so that algebra compares them.
 UNITS = (
-    "mm cm dm m km inch foot yard mile mg g kg ounce pound ml liter gallon quart pint cup second "
-    "minute hour day week month year cent dollar euro yen rupee rad am pm celsius fahrenheit "
-    "kelvin joule watt newton volt ampere ohm hertz pascal calorie mole bit byte ton acre knot unit point "
-    "people person men man women woman child children kid student teacher boy girl friend "
-    "player member worker animal dog cat cow chicken bird fish egg apple orange banana cookie "
-    "candy candies cake slice bottle can box bag pack page book word letter pen pencil sticker card "
-    "coin marble toy ball flower tree plant seed clip bolt car bus bike table chair room house "
-    "piece part item pair set group team game ticket vote shirt way solution root digit integer number "
-    "term triangle square rectangle circle cube side edge vertex vertices face line region path "
-    "arrangement combination permutation outcome value element subset function zero step move turn"
+    "mm cm dm m km inch foot yard mile mg g kg ounce pound ml liter gallon quart pint cup "
+    "second minute hour day week month year cent dollar euro yen rupee rad am pm celsius "
+    "fahrenheit kelvin joule watt newton volt ampere ohm hertz pascal calorie mole bit byte ton "
+    "acre knot unit point people person men man women woman child children kid student teacher "
+    "boy girl friend player member worker animal dog cat cow chicken bird fish egg apple orange "
+    "banana cookie candy candies cake slice bottle can box bag pack page book word letter pen "
+    "pencil sticker card coin marble toy ball flower tree plant seed clip bolt car bus bike "
+    "table chair room house piece part item pair set group team game ticket vote shirt way "
+    "solution root digit integer number term triangle square rectangle circle cube side edge "
+    "vertex vertices face line region path arrangement combination permutation outcome value "
+    "element subset function zero step move turn"
 ).split()
 # Another spelling -> the name in the list.
 SPELLINGS = {"meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "gram": "g"}

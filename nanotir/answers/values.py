@@ -9,7 +9,6 @@ import functools
 import math
 import operator
 import random
-import threading
 from fractions import Fraction
 
 from nanotir.answers.trees import negative, unknowns, walk
@@ -70,7 +69,7 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
     while digits_after < 4 * last:
         # More and more digits, until they part or there are as many as the bound asks.
         digits_after = min(digits_after, last)
-        context = mpmath_context(threading.get_ident(), int(2 * (digits_after + large)) + 128)
+        context = mpmath_context(2 * (digits_after + large) + 128)
         a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
         if context.fabs(a - b) > context.ldexp(1, -int(digits_after)):
             is_complex = a.imag or b.imag
@@ -105,7 +104,7 @@ def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
 def real_value(tree: tuple) -> float | None:
     """Return about the value of an expression without unknowns, if it is a real number."""
     try:
-        context = mpmath_context(threading.get_ident(), 170) if exact(tree) is None else None
+        context = mpmath_context(170) if exact(tree) is None else None
         return float(value(tree, {}, context, real=True).real)
     except Undefined:
         return None
@@ -161,13 +160,12 @@ def power(a, n, context):
     return context.power(context.convert(a), context.convert(n))
 
 
-@functools.lru_cache(maxsize=32)
-def mpmath_context(thread: int, bits: int):
+def mpmath_context(bits: float):
     """Return mpmath's functions with this precision. No two threads share them."""
     from mpmath.ctx_mp import MPContext  # takes a tenth of a second
 
     context = MPContext()
-    context.prec = bits
+    context.prec = int(bits)
     return context
 
 
@@ -191,7 +189,7 @@ def size(tree: tuple, at: dict) -> float:
     argument = parts[-1 if kind == "^" else 0]
     bits = size(argument, at)
     try:
-        context = mpmath_context(threading.get_ident(), 53) if exact(argument, at) is None else None
+        context = mpmath_context(53) if exact(argument, at) is None else None
         large = abs(value(argument, at, context)) if bits < 99 else exact(argument)
     except Undefined:
         large = None
