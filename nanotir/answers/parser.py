@@ -13,19 +13,9 @@ MAX_DEPTH = 60  # expressions within expressions
 RELATIONS = ("=", "!=", "<", ">", "<=", ">=", "in")
 SIGNS, POSTFIX = ("-", "+", "pm", "mp"), ("!", "%", "°", "_")
 # How tightly each sign binds, and how tightly what stands on its right, where this differs.
-LEVELS = {
-    "\\\\": 1,
-    "&": 2,
-    ",": 3,
-    "cup": 5,
-    "cap": 5,
-    "minus": 5,
-    ":": 6,
-    "*": 8,
-    "/": 8,
-    "^": 11,
-}
-LEVELS |= dict.fromkeys(RELATIONS, 4) | dict.fromkeys(SIGNS, 7) | dict.fromkeys(POSTFIX, 12)
+LEVELS = {"\\\\": 1, "&": 2, ",": 3, "cup": 5, "cap": 5, "minus": 5, ":": 6, "*": 8, "/": 8}
+LEVELS |= {"^": 11, **dict.fromkeys(RELATIONS, 4), **dict.fromkeys(SIGNS, 7)}
+LEVELS |= dict.fromkeys(POSTFIX, 12)
 RIGHT = {"*": 9, "/": 9, "^": 10}
 OUTSIDE = 2  # outside of a matrix there are no rows and cells
 FLAT = ("+", "*", "list", "or", "&", "\\\\")  # trees that may have more than two parts

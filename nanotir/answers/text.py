@@ -40,7 +40,7 @@ COMMANDS |= {name: ("fn", name) for name in FUNCTIONS}
 OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
 SHORT_WORDS = ("yes", "no", "odd", "not", "all", "red", "is", "the")
 # Words after a value that stand for signs, and what may stand before them.
-SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("%",)])}
+SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("unit", "percent")])}
 SIGN_WORDS |= dict.fromkeys(("degree", "degrees", "deg"), [("°",)])
 SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": [("power", 3)]}
 SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])

@@ -22,7 +22,7 @@ MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs", "floor": "floor"
 FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
 MPMATH |= {name: name for name in FUNCTIONS}
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
-RATIONAL_UNITS = {"%": Fraction(1, 100), "rad": Fraction(1)}
+RATIONAL_UNITS = {"%": Fraction(1, 100), "percent": Fraction(1, 100), "rad": Fraction(1)}
 KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
 
 
