@@ -1,6 +1,7 @@
 """Whether two trees are one answer. A rule says True, False, or None: these trees are not mine."""
 
 import itertools
+from collections import Counter
 
 from nanotir.answers.sets import same_sets
 from nanotir.answers.trees import fail, negative, num, quotient, replaced, unknowns, walk
@@ -29,8 +30,9 @@ def all_same(left, right) -> bool:
 
 def matched(left, right, equal=same) -> bool:
     """Whether the two are equal in some order."""
-    rest = list(right)
-    for item in left:
+    # Equal trees first, since long lists are mostly that.
+    rest = list((Counter(right) - Counter(left)).elements())
+    for item in (Counter(left) - Counter(right)).elements():
         partner = next((other for other in rest if equal(item, other)), None)
         if partner is None:
             return False
@@ -118,7 +120,7 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     if len({*p_names, *g_names} - {None}) == 1:
         left, right = ([named(item)[1] for item in items] for items in (left, right))
     if "set" in kinds:
-        left, right = dict.fromkeys(left), dict.fromkeys(right)
+        left, right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
     sets = [sum(item[0] == "set" for item in items) for items in (left, right)]
     return sets[0] == sets[1] and matched(left, right)
 

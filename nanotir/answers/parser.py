@@ -7,8 +7,9 @@ import functools
 
 from nanotir.answers.text import FUNCTIONS, tokenise
 from nanotir.answers.trees import fail, negative, num, quotient
-from nanotir.answers.values import exact
+from nanotir.answers.values import exact, size
 
+MAX_EXPONENT = 1000  # bits of an exponent that is computed at once
 MAX_DEPTH = 60  # expressions within expressions
 RELATIONS = ("=", "!=", "<", ">", "<=", ">=", "in")
 SIGNS, POSTFIX = ("-", "+", "pm", "mp"), ("!", "%", "°", "_")
@@ -90,8 +91,8 @@ class Parser:
             return ("rel", (*signs, kind), *sides, right)
         if kind == ":":
             return ("seq", ":", *(left[2:] if left[:2] == ("seq", ":") else (left,)), right)
-        if kind == right[0] == "^":  # 9^{9^9} is 9^387420489
-            right = num(exact(right)) if exact(right) else right
+        if kind == right[0] == "^" and size(right, {}) < MAX_EXPONENT and exact(right):
+            right = num(exact(right))  # 9^{9^9} is 9^387420489
         if kind == "/" or kind in SIGNS:
             right = ("^", right, num(-1)) if kind == "/" else signed(kind, right)
             kind = "*" if kind == "/" else "+"

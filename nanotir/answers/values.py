@@ -14,6 +14,7 @@ from fractions import Fraction
 from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
+MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
 FOLDS = {"+": operator.add, "*": operator.mul}
 COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
@@ -170,10 +171,10 @@ def mpmath_context(bits: float):
 
 
 def separation(tree: tuple, at: dict) -> float:
-    """Return n such that a value below 2^-n is 0: the size times the degree of all roots."""
+    """Return n such that a value below 2^-n is 0: the size times the degree of all roots and i."""
     powers = [exact(node[2]) for node in {*walk(tree)} if node[0] == "^"]
     degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
-    return size(tree, at) * max(6, min(2 * math.prod(degrees), 2**20))  # 2: of i
+    return size(tree, at) * max(6, min(2 * math.prod(degrees), MAX_DEGREE))
 
 
 def size(tree: tuple, at: dict) -> float:
@@ -189,8 +190,8 @@ def size(tree: tuple, at: dict) -> float:
     argument = parts[-1 if kind == "^" else 0]
     bits = size(argument, at)
     try:
-        context = mpmath_context(53) if exact(argument, at) is None else None
-        large = abs(value(argument, at, context)) if bits < 99 else exact(argument)
+        context = mpmath_context(53) if bits < 99 and exact(argument, at) is None else None
+        large = abs(value(argument, at, context)) if bits < 99 else None
     except Undefined:
         large = None
     return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else float(large)))
