@@ -1,13 +1,14 @@
 """Whether two trees are one answer. A rule says True, False, or None: these trees are not mine."""
 
 import itertools
+from collections import Counter
 
 from nanotir.answers.sets import same_sets
 from nanotir.answers.trees import fail, negative, num, quotient, replaced, unknowns, walk
 from nanotir.answers.units import LETTERS, UNITS
 from nanotir.answers.values import equal_values, exact, random_point, real_value
 
-# Units are unknowns, so that algebra compares them; % and ° have values.
+# Units are unknowns, so that algebra compares them; %, ° and rad have values.
 AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in UNITS if name != "rad"}
 AS_UNITS = {("sym", letter): ("unit", name) for letter, name in LETTERS.items()}
 
@@ -29,8 +30,9 @@ def all_same(left, right) -> bool:
 
 def matched(left, right, equal=same) -> bool:
     """Whether the two are equal in some order."""
-    rest = list(right)
-    for item in left:
+    # Equal trees first, since long lists are mostly that.
+    rest = list((Counter(right) - Counter(left)).elements())
+    for item in (Counter(left) - Counter(right)).elements():
         partner = next((other for other in rest if equal(item, other)), None)
         if partner is None:
             return False
@@ -48,8 +50,10 @@ def by_unit(p: tuple, g: tuple) -> bool | None:
     # 5 m is five metres where the other answer has a unit.
     if unknowns(plain) <= set(LETTERS) and units(replaced(plain, AS_UNITS)):
         return by_unit(united, replaced(plain, AS_UNITS))
-    # 50 also answers 50%, but 50% does not answer 50. Other units may be left out on either side.
-    if ("unit", "%") in units(united) and united is p or plain[:2] == ("seq", "base"):
+    # 50 also answers 50%, and 50% a gold of 50. But 0.5% is not 0.5, nor are five per cent 5.
+    share = {"%", "percent"} & {unit[1] for unit in units(united)}
+    small = "percent" in share or (exact(plain) or 0) <= 1
+    if share and small and united is p or plain[:2] == ("seq", "base"):
         return equal_values(united, plain)
     bare = replaced(united, dict.fromkeys(units(united), num(1)))
     return same(bare, plain) or equal_values(united, plain)
@@ -116,7 +120,7 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     if len({*p_names, *g_names} - {None}) == 1:
         left, right = ([named(item)[1] for item in items] for items in (left, right))
     if "set" in kinds:
-        left, right = dict.fromkeys(left), dict.fromkeys(right)
+        left, right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
     sets = [sum(item[0] == "set" for item in items) for items in (left, right)]
     return sets[0] == sets[1] and matched(left, right)
 

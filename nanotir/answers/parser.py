@@ -7,33 +7,24 @@ import functools
 
 from nanotir.answers.text import FUNCTIONS, tokenise
 from nanotir.answers.trees import fail, negative, num, quotient
-from nanotir.answers.values import exact
+from nanotir.answers.values import exact, size
 
+MAX_EXPONENT = 1000  # bits of an exponent that is computed at once
 MAX_DEPTH = 60  # expressions within expressions
 RELATIONS = ("=", "!=", "<", ">", "<=", ">=", "in")
 SIGNS, POSTFIX = ("-", "+", "pm", "mp"), ("!", "%", "°", "_")
 # How tightly each sign binds, and how tightly what stands on its right, where this differs.
-LEVELS = {
-    "\\\\": 1,
-    "&": 2,
-    ",": 3,
-    "cup": 5,
-    "cap": 5,
-    "minus": 5,
-    ":": 6,
-    "*": 8,
-    "/": 8,
-    "^": 11,
-}
-LEVELS |= dict.fromkeys(RELATIONS, 4) | dict.fromkeys(SIGNS, 7) | dict.fromkeys(POSTFIX, 12)
+LEVELS = {"\\\\": 1, "&": 2, ",": 3, "cup": 5, "cap": 5, "minus": 5, ":": 6, "*": 8, "/": 8}
+LEVELS |= {"^": 11, **dict.fromkeys(RELATIONS, 4), **dict.fromkeys(SIGNS, 7)}
+LEVELS |= dict.fromkeys(POSTFIX, 12)
 RIGHT = {"*": 9, "/": 9, "^": 10}
 OUTSIDE = 2  # outside of a matrix there are no rows and cells
 FLAT = ("+", "*", "list", "or", "&", "\\\\")  # trees that may have more than two parts
 CLOSERS = {"(": (")", "]"), "[": (")", "]"), "<(": (")>",), "\\{": ("\\}",), "|": ("|",)}
-CLOSERS |= {"{": ("}", "over", "choose"), "lfloor": ("rfloor",), "lceil": ("rceil",)}
+CLOSERS |= {"{": ("}",), "lfloor": ("rfloor",), "lceil": ("rceil",)}
 ENCLOSED = {"|": "abs", "lfloor": "floor", "lceil": "ceil"}
 FACTORS = ("sym", "const", "unit", "fn", "{", "frac", "binom", "(", "[", "lfloor", "lceil")
-OPERANDS = ("num", "text", "empty", "accent", "begin", *FACTORS, *CLOSERS, *SIGNS)
+OPERANDS = ("num", "text", "empty", "begin", *FACTORS, *CLOSERS, *SIGNS)
 # After these a number is a factor: 2^3 3^2, i4, $5. But "3 4" is no product.
 BEFORE_NUMBER = ("!", "}", ")", "i", "pi", "dollar", "euro", "pound")
 SAME_FUNCTION = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "lg": "log"}
@@ -100,8 +91,8 @@ class Parser:
             return ("rel", (*signs, kind), *sides, right)
         if kind == ":":
             return ("seq", ":", *(left[2:] if left[:2] == ("seq", ":") else (left,)), right)
-        if kind == right[0] == "^":  # 9^{9^9} is 9^387420489
-            right = num(exact(right)) if exact(right) else right
+        if kind == right[0] == "^" and size(right, {}) < MAX_EXPONENT and exact(right):
+            right = num(exact(right))  # 9^{9^9} is 9^387420489
         if kind == "/" or kind in SIGNS:
             right = ("^", right, num(-1)) if kind == "/" else signed(kind, right)
             kind = "*" if kind == "/" else "+"
@@ -125,8 +116,6 @@ class Parser:
             return signed(kind, self.expression(RIGHT["*"]))
         if kind in CLOSERS:
             return self.bracket(kind)
-        if kind == "accent":
-            return ("sym", f"{value} {self.operand()}")
         if kind in ("frac", "binom"):
             a, b = self.operand(), self.operand()
             return quotient(a, b) if kind == "frac" else ("binom", a, b)
@@ -159,9 +148,6 @@ class Parser:
         outside, self.in_bars = self.in_bars, kind == "|"
         tree, close = self.expression(), self.need(*CLOSERS[kind])[0]
         self.in_bars = outside
-        if close in ("over", "choose"):
-            right, _ = self.expression(), self.need("}")
-            return quotient(tree, right) if close == "over" else ("binom", tree, right)
         if kind in ENCLOSED:
             return (ENCLOSED[kind], tree)
         several = tree[0] == "list" and not such_that

@@ -32,16 +32,15 @@ SIGNS |= {"<": "lt", ">": "gt", "<=": "le leq leqslant", ">=": "ge geq geqslant"
 SIGNS |= {"minus": "setminus backslash", "|": "lvert rvert vert mid", "\\}": "rbrace"}
 SIGNS |= {"<(": "langle", ")>": "rangle", "empty": "emptyset varnothing"}
 COMMANDS = {name: (sign,) for sign, names in SIGNS.items() for name in names.split()}
-ITSELF = "in pm mp cup cap over choose frac binom lfloor rfloor lceil rceil"
+ITSELF = "in pm mp cup cap frac binom lfloor rfloor lceil rceil"
 COMMANDS |= {name: (name,) for name in ITSELF.split()} | {name: ("sym", name) for name in GREEK}
 COMMANDS |= {name: ("const", value) for name, value in CONSTANTS.items() if len(name) > 1}
-COMMANDS |= {name: ("accent", name) for name in ("overline", "bar", "vec", "overrightarrow", "hat")}
 COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
 COMMANDS |= {name: ("fn", name) for name in FUNCTIONS}
 OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
 SHORT_WORDS = ("yes", "no", "odd", "not", "all", "red", "is", "the")
 # Words after a value that stand for signs, and what may stand before them.
-SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("%",)])}
+SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("unit", "percent")])}
 SIGN_WORDS |= dict.fromkeys(("degree", "degrees", "deg"), [("°",)])
 SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": [("power", 3)]}
 SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])
@@ -73,11 +72,14 @@ RULES = (
     (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),
     (r"\bper cent\b", "percent"),
     (r"\bE(?= ?\*\*)", "e"),  # the notation of computer algebra
+    (r"\\(?:overline|overrightarrow|bar|vec|hat) ?\{ ?([A-Za-z]+) ?\}", r"\1"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (FONT, r'"\1"'),
     (FONT, r'"\1"'),
 )
 TOKEN = re.compile(
-    r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,9}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
+    r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
     r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
     r"|\\(?P<command>[a-zA-Z]+)|(?P<quote>\")| "
     r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
@@ -147,7 +149,10 @@ def tokenise(text: str) -> list[tuple]:
             break
         at, kind, found = match.end(), match.lastgroup, match[match.lastgroup or 0]
         if kind == "num":
-            tokens.append(number(found))
+            mantissa, _, exponent = found.lower().partition("e")
+            value = Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
+            decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
+            tokens.append(("num", value, len(decimal), found))
         elif kind == "word":
             unit = after_value(found, in_text, tokens, text[at : at + 3])
             tokens += unit or meaning(found, found.lower(), in_text)
@@ -159,14 +164,6 @@ def tokenise(text: str) -> list[tuple]:
             tokens.append((OTHER_SIGNS.get(found, found),))
         in_text ^= kind == "quote"
     return tokens if at == len(text) else fail(text[at])
-
-
-def number(text: str) -> tuple:
-    mantissa, _, exponent = text.lower().partition("e")
-    if exponent and abs(int(exponent)) > 1000:
-        fail("exponent")
-    decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
-    return "num", Fraction(mantissa) * Fraction(10) ** int(exponent or 0), len(decimal), text
 
 
 def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:

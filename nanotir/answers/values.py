@@ -9,12 +9,12 @@ import functools
 import math
 import operator
 import random
-import threading
 from fractions import Fraction
 
 from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
+MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
 FOLDS = {"+": operator.add, "*": operator.mul}
 COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
@@ -23,7 +23,7 @@ MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs", "floor": "floor"
 FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
 MPMATH |= {name: name for name in FUNCTIONS}
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
-RATIONAL_UNITS = {"%": Fraction(1, 100), "rad": Fraction(1)}
+RATIONAL_UNITS = {"%": Fraction(1, 100), "percent": Fraction(1, 100), "rad": Fraction(1)}
 KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
 
 
@@ -70,7 +70,7 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
     while digits_after < 4 * last:
         # More and more digits, until they part or there are as many as the bound asks.
         digits_after = min(digits_after, last)
-        context = mpmath_context(threading.get_ident(), int(2 * (digits_after + large)) + 128)
+        context = mpmath_context(2 * (digits_after + large) + 128)
         a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
         if context.fabs(a - b) > context.ldexp(1, -int(digits_after)):
             is_complex = a.imag or b.imag
@@ -105,7 +105,7 @@ def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
 def real_value(tree: tuple) -> float | None:
     """Return about the value of an expression without unknowns, if it is a real number."""
     try:
-        context = mpmath_context(threading.get_ident(), 170) if exact(tree) is None else None
+        context = mpmath_context(170) if exact(tree) is None else None
         return float(value(tree, {}, context, real=True).real)
     except Undefined:
         return None
@@ -161,21 +161,20 @@ def power(a, n, context):
     return context.power(context.convert(a), context.convert(n))
 
 
-@functools.lru_cache(maxsize=32)
-def mpmath_context(thread: int, bits: int):
+def mpmath_context(bits: float):
     """Return mpmath's functions with this precision. No two threads share them."""
     from mpmath.ctx_mp import MPContext  # takes a tenth of a second
 
     context = MPContext()
-    context.prec = bits
+    context.prec = int(bits)
     return context
 
 
 def separation(tree: tuple, at: dict) -> float:
-    """Return n such that a value below 2^-n is 0: the size times the degree of all roots."""
+    """Return n such that a value below 2^-n is 0: the size times the degree of all roots and i."""
     powers = [exact(node[2]) for node in {*walk(tree)} if node[0] == "^"]
     degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
-    return size(tree, at) * max(6, min(2 * math.prod(degrees), 2**20))  # 2: of i
+    return size(tree, at) * max(6, min(2 * math.prod(degrees), MAX_DEGREE))
 
 
 def size(tree: tuple, at: dict) -> float:
@@ -191,8 +190,8 @@ def size(tree: tuple, at: dict) -> float:
     argument = parts[-1 if kind == "^" else 0]
     bits = size(argument, at)
     try:
-        context = mpmath_context(threading.get_ident(), 53) if exact(argument, at) is None else None
-        large = abs(value(argument, at, context)) if bits < 99 else exact(argument)
+        context = mpmath_context(53) if bits < 99 and exact(argument, at) is None else None
+        large = abs(value(argument, at, context)) if bits < 99 else None
     except Undefined:
         large = None
     return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else float(large)))

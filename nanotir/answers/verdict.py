@@ -14,11 +14,12 @@ from nanotir.answers.compare import same
 from nanotir.answers.parser import parse
 from nanotir.answers.text import normalise
 from nanotir.answers.trees import Unreadable, walk
-from nanotir.answers.values import size
+from nanotir.answers.values import separation, size
 
 MAX_CHARS = 2000  # longer answers are compared as text only
-SLOW_BITS, SLOW_NODES = 40_000, 150  # pairs beyond these have a process of their own
+SLOW_BITS, SLOW_NODES = 30_000, 150  # pairs beyond these have a process of their own
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
+MAX_START = 30.0  # seconds
 SERVE = "from nanotir.answers import verdict; verdict.serve()"
 
 
@@ -54,7 +55,8 @@ def decide(prediction: str, gold: str, deadline: float | None = None) -> bool:
 
 
 def slow(tree: tuple) -> bool:
-    return sum(1 for _ in walk(tree)) > SLOW_NODES or size(tree, {}) > SLOW_BITS
+    is_large = sum(1 for _ in walk(tree)) > SLOW_NODES or size(tree, {}) > SLOW_BITS
+    return is_large or separation(tree, {}) > SLOW_BITS
 
 
 def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:
@@ -65,10 +67,12 @@ def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:
     with subprocess.Popen(command, cwd=root, bufsize=0, **pipes) as process:
         try:
             # It says when it has started: the deadline is for the comparison alone.
-            process.stdout.read(1)
             process.stdin.write(json.dumps([prediction, gold, deadline]).encode() + b"\n")
-            ready, _, _ = select.select([process.stdout], [], [], deadline)
-            return bool(ready) and process.stdout.read(1) == b"1"
+            for expected, seconds in ((b"?", MAX_START), (b"1", deadline)):
+                ready, _, _ = select.select([process.stdout], [], [], seconds)
+                if not ready or process.stdout.read(1) != expected:
+                    return False
+            return True
         except OSError:  # it has died
             return False
         finally:
