@@ -309,7 +309,7 @@ def test_the_command_asks_with_the_last_of_the_run_s_budgets(
 ):
     config = asdict(build({"rl.budgets": "1,0", "eval.problems": 2, "eval.modes": "tools"}))
     loaded = (config, caller, tokenizer, Format(), [python])
-    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder: loaded)
+    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
     main(["--run", str(tmp_path), "--modes", "tools", "--json"])
     assert json.loads(capsys.readouterr().out)["tools"]["calls_per_problem"] == 0
 
