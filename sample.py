@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import torch
 
-from nanotir.commands import Parser, one_line
+from nanotir.checks import Count, Seed
+from nanotir.commands import Parser, number, one_line
 from nanotir.run import load_run
 from nanotir.run_files import latest_run
 from nanotir.sampler import Sampler, SamplerConfig
@@ -25,8 +26,6 @@ from nanotir.show import Stream, show
 def main(arguments=None):
     with one_line("sample.py"):
         options = make_parser().parse_args(arguments)
-        if options.n < 1:
-            raise ValueError(f"--n is the number of answers, at least 1, not {options.n}")
         folder = options.run or latest_run()
         sampler = make_sampler(folder, options)
         if options.question:
@@ -51,10 +50,10 @@ def make_parser() -> Parser:
     parser = Parser("sample.py", "Ask a trained model.")
     parser.add_argument("question", nargs="*", help="without one: a prompt loop")
     parser.add_argument("--run", help="run folder (default: the latest in runs/)")
-    parser.add_argument("--n", type=int, default=1, help="answers to each question")
+    parser.add_argument("--n", type=number(Count), default=1, help="answers to each question")
     greedy = "0 is greedy (default: 0 for one answer, 1 for several)"
     parser.add_argument("--temperature", type=float, help=greedy)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=number(Seed), default=0)
     parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
     parser.add_argument("--json", action="store_true", help="one JSON line per answer")
     return parser
@@ -97,11 +96,11 @@ def answer(sampler: Sampler, question: str, options):
     stream = options.n == 1 and not options.json
     watch = Stream(sampler.tokenizer) if stream else None
     answers = sampler.generate([question], options.n, options.seed, watch)
-    for number, trajectory in enumerate(answers, 1):
+    for i, trajectory in enumerate(answers, 1):
         if options.json:
             print(json.dumps({"question": question, **trajectory.record(sampler.tokenizer)}))
         elif not stream:
-            print(f"{number}. {show(trajectory, sampler.tokenizer)}")
+            print(f"{i}. {show(trajectory, sampler.tokenizer)}")
     if stream:
         print()
 

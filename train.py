@@ -57,6 +57,7 @@ def train(config: RunConfig):
         if config.init and not config.resume:
             runs.load_state(Path(config.init) / "checkpoint", model)
         run = runs.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
+        stack.callback(run.close)
         if config.resume:
             run.resume()
 

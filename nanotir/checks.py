@@ -6,7 +6,6 @@ A settings class declares in its fields' types which numbers make sense: `steps:
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -78,21 +77,6 @@ def check_value(what: str, value, hint):
     if allowed and value not in allowed:
         senseless = "" if value == 0 or TINY <= abs(value) <= HUGE else ", and of a sensible size"
         raise ValueError(f"{what} must be {allowed}{senseless}, not {value}")
-
-
-def number(hint):
-    """The argparse type of a number whose range is declared as for a setting."""
-
-    def convert(text: str):
-        value = hint.__origin__(text)
-        try:
-            check_value("it", value, hint)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return value
-
-    convert.__name__ = hint.__origin__.__name__  # argparse names it for what is no number
-    return convert
 
 
 def one_of(what: str, name: str, names: Iterable[str]):

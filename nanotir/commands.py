@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from nanotir.checks import unknown
+from nanotir.checks import check_value, unknown, visible
 from nanotir.tools.tool import DeadTool
 
 
@@ -50,6 +50,21 @@ class Parser(argparse.ArgumentParser):
         fail(self.prog.removeprefix("python -m nanotir."), message)
 
 
+def number(hint):
+    """The argparse type of a number whose range is declared as for a setting."""
+
+    def convert(text: str):
+        value = hint.__origin__(text)
+        try:
+            check_value("it", value, hint)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    convert.__name__ = hint.__origin__.__name__  # argparse names it for what is no number
+    return convert
+
+
 def dashed(argument: str) -> str:
     """--eval_data as --eval-data: a field's own name will do. Values are left alone."""
     if not argument.startswith("--"):
@@ -59,7 +74,7 @@ def dashed(argument: str) -> str:
 
 
 def fail(name: str, message: str):
-    print(f"{name}: {' '.join(message.splitlines())}", file=sys.stderr)
+    print(f"{name}: {visible(' '.join(message.splitlines()))}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from nanotir.answers import equivalent, extract_answer
-from nanotir.checks import Count, Seed, check_settings, number, one_of
-from nanotir.commands import Parser, one_line
+from nanotir.checks import Count, Seed, check_settings, one_of
+from nanotir.commands import Parser, number, one_line
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
 from nanotir.room import problems_with_room

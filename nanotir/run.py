@@ -10,7 +10,6 @@ run is killed, its last checkpoint stands. Numbers that are not finite stop it a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -35,6 +34,7 @@ from nanotir.run_files import (
     checksum,
     load_state,
     load_tokenizer,
+    lock,
     read_config,
     read_evaluations,
     read_model_config,
@@ -115,7 +115,7 @@ class Run:
             (self.out / "checkpoint").mkdir()
             for folder in (self.out, self.out / "checkpoint"):
                 write_json(folder / "config.json", asdict(self.config))
-            self.take_lock()
+            self.lock = lock(self.out)
             self.tokenizer.save(self.out / "checkpoint")
             random.seed(self.config.seed)
             torch.manual_seed(self.config.seed)
@@ -124,25 +124,9 @@ class Run:
             shutil.rmtree(self.out, ignore_errors=True)  # half a folder cannot be resumed
             raise
 
-    def take_lock(self):
-        """ValueError if another process writes to this folder.
-
-        The kernel takes the lock away when this process ends, however it ends.
-        """
-        if self.lock:
-            return
-        lock = open(self.out / "config.json", "r+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            busy = f"another process is writing to '{self.out}'"
-            raise ValueError(f"{busy}: wait for it, or give another --out") from None
-        self.lock = lock
-
     def resume(self) -> Run:
         """Load the last checkpoint, and drop what was logged after it."""
-        self.take_lock()
+        self.lock = self.lock or lock(self.out)
         data = self.state["data"]
         self.state = load_state(self.out / "checkpoint", self.model)
         if self.state.get("data", data) != data:
@@ -256,13 +240,18 @@ class Run:
     def __exit__(self, kind, error, trace):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        for open_one in (self.lock, self.bar):
-            if open_one is not None:
-                open_one.close()
+        self.close()
         if kind is KeyboardInterrupt:
             raise Stopped(f"interrupted; {self.how_to_go_on()}") from None
         if isinstance(error, OSError):  # the disk is full, say
             raise ValueError(f"{error.strerror or error}; {self.how_to_go_on()}") from None
+
+    def close(self):
+        """Give the folder back, and end the progress bar."""
+        for open_one in (self.lock, self.bar):
+            if open_one is not None:
+                open_one.close()
+        self.lock = self.bar = None
 
     def how_to_go_on(self) -> str:
         again = f"go on with: python train.py --resume {self.out}"

@@ -5,12 +5,14 @@ What is missing or damaged is a ValueError of one line that names the file.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import zipfile
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
@@ -59,6 +61,21 @@ def write_lines(path, rows):
     """JSON lines."""
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def lock(folder: Path) -> TextIO:
+    """A lock on a run folder, until it is closed. ValueError if another process holds it.
+
+    The kernel takes it away when its process ends, however it ends.
+    """
+    config = open(folder / "config.json", "r+")
+    try:
+        fcntl.flock(config, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        config.close()
+        busy = f"another process is writing to '{folder}'"
+        raise ValueError(f"{busy}: wait for it, or give another --out") from None
+    return config
 
 
 def read_config(folder) -> dict:

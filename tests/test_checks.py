@@ -11,10 +11,10 @@ from nanotir.checks import (
     Share,
     Whole,
     check_settings,
-    number,
     one_of,
     unknown,
 )
+from nanotir.commands import number
 
 NAMES = ("dapo", "grpo", "sapo")
 

@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import time
@@ -15,7 +14,7 @@ import pytest
 import torch
 
 import train
-from nanotir import evaluate, run
+from nanotir import evaluate
 from nanotir.config import parse, use_device
 from nanotir.model import ModelConfig, Transformer
 from nanotir.run import (
@@ -233,144 +232,6 @@ def test_the_same_problems_are_asked_in_every_evaluation(tmp_path, monkeypatch):
     first, *others = asked.values()
     assert len(first) == 3
     assert all(other == first for other in others)
-
-
-# Two processes, signals, and a disk without room.
-
-
-@pytest.fixture
-def small(unbroken, tmp_path):
-    """A run of which nothing but the start is saved."""
-    _, model, tokenizer, format, _ = load_run(unbroken)
-    return Run(tmp_path / "run", parse(TINY), model, tokenizer, format, [], [], []).create()
-
-
-def another(run: Run) -> Run:
-    """The same run, as another process would open it."""
-    return Run(run.out, run.config, run.model, run.tokenizer, run.format, [], [], [])
-
-
-def test_a_folder_that_is_being_written_to_is_left_alone(small):
-    small.log({"phase": "sft", "step": 1})
-    before = contents(small.out)
-    with pytest.raises(ValueError, match="another process is writing to"):
-        another(small).resume()
-    assert contents(small.out) == before
-
-
-def test_a_folder_is_free_when_its_run_has_ended(small):
-    with small:
-        pass
-    with another(small).resume() as second, pytest.raises(ValueError, match="another process"):
-        another(second).resume()
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_folder_is_free_when_its_process_was_killed(small):
-    small.lock.close()
-    ready, is_ready = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            small.lock = None
-            small.take_lock()
-            os.write(is_ready, b"!")
-            time.sleep(60)
-        finally:
-            os._exit(1)
-    os.read(ready, 1)
-    with pytest.raises(ValueError, match="another process"):
-        another(small).resume()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    another(small).resume()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_in_a_step_saves_that_step(small, number):
-    with pytest.raises(Stopped, match="stopped after step 2 of sft; .*--resume"), small:
-        for step in small.remaining("sft", [], 5):
-            if step == 1:
-                signal.raise_signal(number)
-            small.finish_step(step + 1, {}, [])
-    assert saved(small.out)["step"] == 2
-
-
-def test_a_signal_between_two_phases_stops_at_once(small):
-    with pytest.raises(Stopped, match="interrupted; what .* last saved stands; .*--resume"):
-        with small:
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("it went on")
-
-
-def test_a_second_signal_stops_in_the_middle_of_a_step(small):
-    with pytest.raises(Stopped, match="interrupted"), small:
-        for _ in small.remaining("sft", [], 5):
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
-            pytest.fail("it went on")
-
-
-def test_a_hangup_that_nohup_ignores_stays_ignored(small, monkeypatch):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with small:
-            signal.raise_signal(signal.SIGHUP)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
-def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(small, monkeypatch, capfd):
-    def write(text):
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(run.tqdm, "write", write)
-    with pytest.raises(Stopped), small:
-        for step in small.remaining("sft", [], 5):
-            signal.raise_signal(signal.SIGHUP)
-            small.finish_step(step + 1, {}, [])
-    assert saved(small.out)["step"] == 1
-
-
-class Large:
-    """Stands for an optimizer that has more to save than there is room for."""
-
-    def state_dict(self):
-        return {"large": torch.zeros(10**6)}
-
-
-@pytest.fixture
-def little_room():
-    """Files may have 2 MB, as on a disk that is nearly full."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * 10**6, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_without_room_for_a_checkpoint_the_last_one_stands(small, little_room):
-    before = contents(small.out / "checkpoint")
-    with pytest.raises(ValueError, match="File too large; what .* last saved stands"), small:
-        for step in small.remaining("sft", [], 5):
-            small.finish_step(step + 1, {}, [Large()], last=True)
-    assert contents(small.out / "checkpoint") == before
-    assert another(small).resume().state["step"] == 0
-
-
-def test_without_room_for_the_start_no_folder_is_left(small, little_room, tmp_path):
-    large = another(small)
-    large.out = tmp_path / "large"
-    large.state["optimizers"] = []
-    large.save = lambda optimizers: Run.save(large, [Large()])
-    with pytest.raises(ValueError, match="cannot make the run folder '.*large': File too large"):
-        large.create()
-    assert not large.out.exists()
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
-def test_a_full_disk_is_told_by_its_own_error():
-    with pytest.raises(OSError, match="No space left on device"):
-        run.save_state({"weights": torch.zeros(10**6)}, Path("/dev/full"))
 
 
 # Files that are never half written.

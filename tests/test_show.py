@@ -69,7 +69,7 @@ def test_what_would_steer_the_terminal_is_shown_not_obeyed(tokenizer):
     pieces = [("text", HOSTILE), ("python", HOSTILE), ("output", HOSTILE)]
     trajectory = Format().trajectory(tokenizer, HOSTILE, pieces)
     for colour in (False, True):
-        assert plain(show(trajectory, tokenizer, colour)).count(SHOWN) == 4
+        assert plain(show(trajectory, tokenizer, colour)).count(SHOWN) == 3
 
 
 def test_a_stream_obeys_no_text_either(tokenizer):

@@ -19,8 +19,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated
 
-from nanotir.checks import Range, Whole, number, one_of
-from nanotir.commands import Parser, one_line
+from nanotir.checks import Range, Whole, one_of
+from nanotir.commands import Parser, number, one_line
 from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
 from nanotir.lab.tables import listing, markdown, summary

@@ -58,7 +58,10 @@ def demonstrations(run) -> list[Trajectory]:
     if run.config.init and run.state["phase"] is None:
         run.state["base"] = copy.deepcopy(run.model.state_dict())
     config = run.config
-    covered = run.problems[: max(1, round(config.tora.covered * len(run.problems)))]
+    covered = run.problems[: round(config.tora.covered * len(run.problems))]
+    if not covered:
+        few = f"--tora.covered {config.tora.covered} of {len(run.problems)} problems"
+        raise ValueError(f"{few} leaves none to imitate: more of either are needed")
     given = (run.tokenizer, run.format, run.tools_by_name, config.teacher, config.seed)
     return remembered(run.out / "corpus.jsonl", lambda: demonstrate(covered, *given))
 
