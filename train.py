@@ -75,7 +75,6 @@ def train(config: RunConfig):
         evaluate_run(run, "after_sft")
         RECIPES[config.recipe].improve(run)
         evaluate_run(run, "final")
-
     report(run)
 
 

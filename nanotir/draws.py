@@ -1,7 +1,6 @@
-"""Uniform random numbers by key, and the ids that are worth drawing from.
+"""Uniform random numbers by key, and the ids that are drawn with them.
 
-What a row samples depends on (seed, row, position) alone, so it does not matter which rows share a
-batch, or when a tool answers.
+What a row samples depends on (seed, row, position) alone, not on its neighbours or on time.
 """
 
 from __future__ import annotations

@@ -29,10 +29,7 @@ def tags_of(tools: Iterable[str]) -> list[str]:
 
 
 class Tokenizer:
-    """Ids of text and text of ids.
-
-    `tags` maps every tag to its id. `end_id` ends a row and `pad_id` fills one up.
-    """
+    """Ids of text and text of ids. `tags` maps every tag to its id; `end_id` ends a row."""
 
     def __init__(self, trusted: tokenizers.Tokenizer):
         self._trusted = trusted

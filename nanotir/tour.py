@@ -7,7 +7,6 @@ python -m nanotir.tour --run runs/NAME     with a trained run instead of the tou
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import textwrap
 from concurrent.futures import wait
@@ -18,6 +17,8 @@ import torch
 
 from nanotir import advantages, demonstrate, draws, logps, losses, optim, rewards, rl, rollout, sft
 from nanotir.answers import extract_answer
+from nanotir.checks import one_of
+from nanotir.commands import Parser, one_line
 from nanotir.generation import Generation, Status
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import load
@@ -283,17 +284,18 @@ def aligned(column) -> list[str]:
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description="One problem walks through the core modules.")
-    parser.add_argument("--stop", metavar="NAME", choices=STOPS, help=f"one of {', '.join(STOPS)}")
-    parser.add_argument("--run", metavar="DIR", help="walk with the policy of this run folder")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    try:
-        walk = trained_walk(options.run) if options.run else small_walk()
-    except ValueError as error:
-        parser.exit(2, f"tour: {error}\n")
-    for name in [options.stop] if options.stop else STOPS:
-        print(page(walk, name), end="\n\n\n", flush=True)
+    with one_line("tour"):
+        about = "One problem walks through the core modules."
+        parser = Parser("python -m nanotir.tour", about)
+        parser.add_argument("--stop", metavar="NAME", help=f"one of {', '.join(STOPS)}")
+        parser.add_argument("--run", metavar="DIR", help="walk with the policy of this run folder")
+        options = parser.parse_args(arguments)
+        if options.stop is not None:
+            one_of("stop", options.stop, STOPS)
+        torch.set_num_threads(1)
+        walk = small_walk() if options.run is None else trained_walk(options.run)
+        for name in [options.stop] if options.stop else STOPS:
+            print(page(walk, name), end="\n\n\n", flush=True)
 
 
 if __name__ == "__main__":
