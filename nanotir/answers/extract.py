@@ -11,8 +11,8 @@ CUT_OFF = ("think", "python", "tool_call")  # blocks that may be the last, and n
 FENCE = re.compile(r"```(?!latex|tex|math).*?(?:```|\Z)|```\w*", re.S)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<box>\{)|(?P<bare>-?\d[\d.,]*))|\\[{}]|[{}]")
 MARK = re.compile(
-    r"(?:\banswer\*?(?:\s+is\b|\s*:|(?=\s*(?:\$|\\[\[(])))|\bfinal answer\b(?:\s+is\b)?|#### ?)[*\s:]*"
-    r"(?:(?:indeed|therefore|thus|simply|exactly|just|equal to|given by)\s+)*",
+    r"(?:\banswer\*?(?:\s+is\b|\s*:|(?=\s*(?:\$|\\[\[(])))|\bfinal answer\b(?:\s+is\b)?|#### ?)"
+    r"[*\s:]*(?:(?:indeed|therefore|thus|simply|exactly|just|equal to|given by)\s+)*",
     re.I,
 )
 # A closing $ stands before no digit: $18 - $3 are amounts of money.
