@@ -12,8 +12,7 @@ FENCE = re.compile(r"```(?!latex|tex|math).*?(?:```|\Z)|```\w*", re.S)
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(?P<box>\{)|(?P<bare>-?\d[\d.,]*))|\\[{}]|[{}]")
 MARK = re.compile(
     r"(?:\banswer\*?(?:\s+is\b|\s*:|(?=\s*(?:\$|\\[\[(])))|\bfinal answer\b(?:\s+is\b)?|#### ?)"
-    r"[*\s:]*"
-    r"(?:(?:indeed|therefore|thus|simply|exactly|just|equal to|given by)\s+)*",
+    r"[*\s:]*(?:(?:indeed|therefore|thus|simply|exactly|just|equal to|given by)\s+)*",
     re.I,
 )
 # A closing $ stands before no digit: $18 - $3 are amounts of money.

@@ -44,6 +44,8 @@ SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("unit", "pe
 SIGN_WORDS |= dict.fromkeys(("degree", "degrees", "deg"), [("°",)])
 SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": [("power", 3)]}
 SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])
+SIGN_WORDS |= {"mph": [("unit", "mile"), ("/",), ("unit", "hour")]}
+SIGN_WORDS |= dict.fromkeys(("kph", "kmh"), [("unit", "km"), ("/",), ("unit", "hour")])
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
