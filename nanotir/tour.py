@@ -122,7 +122,7 @@ class Walk:
 
         def look():
             # Let the tools end before the next step, so that the tour always prints the same.
-            wait([row.future for row in generation.seated(Status.PARKED)])
+            wait([row.call.future for row in generation.seated(Status.PARKED)])
             for name, row in zip(ROWS, generation.rows):
                 letters[name] += row.status.value[0]
 

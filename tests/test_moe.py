@@ -144,7 +144,7 @@ def test_a_token_of_tiny_moe_passes_through_as_many_parameters_as_one_of_tiny():
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_no_or_more_experts_for_a_token_than_there_are_is_named(k):
-    with pytest.raises(ValueError, match="n_experts_per_token"):
+    with pytest.raises(ValueError, match="n.experts.per.token"):
         ModelConfig(n_experts=4, n_experts_per_token=k)
 
 

@@ -372,5 +372,5 @@ def test_closing_while_calls_run_is_quiet(capfd):
 
 @pytest.mark.parametrize("setting", ["timeout", "memory_mb", "max_output_chars", "workers"])
 def test_a_setting_of_zero_is_an_error(setting):
-    with pytest.raises(ValueError, match="the python tool needs"):
+    with pytest.raises(ValueError, match=f"--python.{setting.replace('_', '-')} must be"):
         PythonTool(**{setting: 0})
