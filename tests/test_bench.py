@@ -28,6 +28,7 @@ def test_a_timed_call_gives_its_result_too():
 
 
 def test_a_measurement_is_one_line_of_json(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "saved_runs", lambda: ["some run"])
     monkeypatch.setattr(bench, "latest_run", lambda: "some run")
     monkeypatch.setattr(bench, "policy_of", Nothing)
     monkeypatch.setitem(bench.MEASUREMENTS, "decode", lambda policy: {"ms": 1 / 3, "rows": 4})

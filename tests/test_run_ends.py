@@ -24,6 +24,14 @@ def saved_step(run: Run) -> int:
     return torch.load(run.out / "checkpoint" / "state.pt", weights_only=True)["step"]
 
 
+@pytest.fixture(autouse=True)
+def hangup():
+    """SIGHUP as in a terminal, also if the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def small(tokenizer, tmp_path):
     """A run of which nothing but the start is saved."""
