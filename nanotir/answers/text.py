@@ -14,7 +14,8 @@ from nanotir.answers.units import LETTERS, NUMERALS, unit_name
 # Unicode as LaTeX.
 SPELLED = dict(zip("−×·⋅∙÷∕∣∶≔，。、；º⁄′°", "-****//|::,.,;°/'°"))
 SPELLED |= {"∞": "\\infty ", "√": "\\sqrt ", "∛": "\\cbrt ", "≠": "\\ne ", "±": "\\pm "}
-SPELLED |= dict.fromkeys("≤≦⩽", "\\le ") | dict.fromkeys("≥≧⩾", "\\ge ") | {"λ": "\\lambda "}
+SPELLED |= dict.fromkeys("≤≦⩽", "\\le ") | dict.fromkeys("≥≧⩾", "\\ge ")
+SPELLED["λ"] = "\\lambda "
 SPELLED |= {"∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∖": "\\setminus "}
 SPELLED |= {"∅": "\\emptyset ", "≈": "\\approx ", "€": "\\euro ", "£": "\\pound "}
 SPELLED |= {"ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "⟨": "\\langle ", "⟩": "\\rangle "}
