@@ -139,5 +139,7 @@ def test_a_model_that_is_not_finite_does_not_answer(tokenizer, temperature):
 
 def test_metrics_that_are_logged_are_json(tmp_path, capsys):
     train.main([*TINY, "--out", str(tmp_path / "run")])
-    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
-        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert lines
+    for line in lines:
+        assert json.loads(line, parse_constant=lambda name: pytest.fail(name))

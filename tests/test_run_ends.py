@@ -109,8 +109,10 @@ def test_a_hangup_that_nohup_ignores_stays_ignored(small):
     try:
         with small:
             signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+    assert not small.stop_requested
 
 
 def test_a_terminal_that_is_gone_does_not_keep_a_run_from_saving(small, monkeypatch, capfd):
