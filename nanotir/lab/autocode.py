@@ -16,7 +16,7 @@ from nanotir.run import write_json
 # Three families that only code solves, two that a hasty program gets wrong, three that both solve
 # and where words are cheaper.
 COLD = {
-    "data": "generated:mul,power,det,queue,same,parity,last,first",
+    "data": "plain:mul,power,det,queue,same,parity,last,first",
     "tools": "python",
     "sft.steps": 450,
     "rl.steps": 0,

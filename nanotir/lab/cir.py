@@ -23,7 +23,7 @@ from nanotir.lab.toy import (
 from nanotir.tools import Tool
 
 COLD = {
-    "data": "generated:mul,power,gcd,det,quot,last,parity",
+    "data": "plain:mul,power,gcd,det,quot,last,parity",
     "tools": "python",
     "format": "fences",
     "teacher.quality": 0.4,
@@ -33,7 +33,7 @@ COLD = {
 }
 RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
 HOPS = COLD | {
-    "data": "generated:fact,home,gap",
+    "data": "plain:fact,home,gap",
     "tools": "python,search",
     "teacher.quality": 0.5,
     "teacher.rationales": 0.0,

@@ -16,7 +16,7 @@ from nanotir.tools import Tool, ToolResult
 # One call an answer, to a tool that is down half of the time. It tells rows apart by their
 # sessions.
 LINE = {
-    "data": "generated:mul,power,gcd",
+    "data": "plain:mul,power,gcd",
     "tools": "python",
     "sft.steps": 300,
     "rl.steps": 24,

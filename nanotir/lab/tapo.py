@@ -6,7 +6,7 @@ from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, curve, mean_of, measure, trained
 
 COLD = {
-    "data": "generated:mul,power,det,parity,last,fact,cost",
+    "data": "plain:mul,power,det,parity,last,fact,cost",
     "tools": "python,search",
     "format": "grammar",
     "teacher.quality": 0.6,

@@ -12,7 +12,7 @@ from nanotir.lab.toy import cold_start, measure, train, trained, untrained
 from nanotir.sampler import Sampler
 
 DATA = {
-    "data": "generated:mul,power,gcd,det,quot,clock",
+    "data": "plain:mul,power,gcd,det,quot,clock",
     "tools": "python",
     "teacher.quality": 1.0,
     "sft.steps": 200,
@@ -20,7 +20,7 @@ DATA = {
     "tora.covered": 1.0,
 }
 SHAPING = DATA | {
-    "data": "generated:mul,power,quot,cost",
+    "data": "plain:mul,power,quot,cost",
     "tools": "python,search",
     "problems": 600,
     "tora.covered": 0.5,

@@ -13,6 +13,7 @@ from random import Random
 
 import sympy
 
+from nanotir.problems.numbers import integer, number, signed
 from nanotir.problems.problem import Problem
 from nanotir.problems.world import NAMES, cost, fact, gap, home
 
@@ -25,26 +26,12 @@ def program(thought: str, code: str) -> tuple[tuple[str, str], ...]:
     return (("text", thought), ("python", code))
 
 
-def number(rng: Random, digits: int) -> int:
-    """A random number of so many digits."""
-    return rng.randrange(10 ** (digits - 1), 10**digits)
-
-
-def signed(n: int, symbol: str = "") -> str:
-    """A term inside a sum: " + 3", " - 3x", " + x". Empty for 0 times the symbol."""
-    if symbol and n == 0:
-        return ""
-    size = "" if symbol and abs(n) == 1 else abs(n)
-    sign = "-" if n < 0 else "+"
-    return f" {sign} {size}{symbol}"
-
-
 # Kind A: calculations.
 
 
 def mul(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 2)
-    b = number(rng, level + 2)
+    a = number(rng, level + 4, 0)
+    b = number(rng, level + 4, 0)
     ones = b % 10
     tens = b - ones
     return Problem(
@@ -56,10 +43,10 @@ def mul(rng: Random, level: int) -> Problem:
 
 
 def power(rng: Random, level: int) -> Problem:
-    a = rng.randrange(2, 20)
-    e = number(rng, level)
-    m = rng.randrange(11, 100)
-    powers = [str(pow(a, i, m)) for i in range(1, min(e, 8) + 1)]
+    a = number(rng, level + 2)
+    e = number(rng, level + 4)
+    m = number(rng, level + 2, 2)
+    powers = [str(pow(a, i, m)) for i in range(1, min(e, 5) + 1)]
     return Problem(
         question=f"What is {a}^{e} mod {m}?",
         answer=str(pow(a, e, m)),
@@ -71,8 +58,8 @@ def power(rng: Random, level: int) -> Problem:
 def gcd(rng: Random, level: int) -> Problem:
     name = rng.choice(("gcd", "lcm"))
     common = rng.randrange(2, 13)
-    a = common * number(rng, level)
-    b = common * number(rng, level)
+    numbers = (number(rng, level + 4, common) for _ in range(2))
+    a, b = (n - n % common for n in numbers)
     return Problem(
         question=f"What is the {name} of {a} and {b}?",
         answer=str(getattr(math, name)(a, b)),
@@ -82,21 +69,23 @@ def gcd(rng: Random, level: int) -> Problem:
 
 
 def lin(rng: Random, level: int) -> Problem:
-    a = rng.randrange(2, 10 * level)
-    x = rng.randrange(-9 * level, 10 * level)
-    b = rng.randrange(1, 30 * level)
+    a = number(rng, level + 1, 2)
+    x = integer(rng, level + 2)
+    b = integer(rng, level + 3)
     c = a * x + b
     return Problem(
-        question=f"Solve {a}x + {b} = {c}.",
+        question=f"Solve {a}x{signed(b)} = {c}.",
         answer=str(x),
-        solution=program("I solve for x.", SYMPY_X + f"solve({a}*x+{b}-({c}),x)"),
-        rationale=f"{a}x = {c} - {b} = {c - b}, so x = {c - b} / {a}.",
+        solution=program("I solve for x.", SYMPY_X + f"solve({a}*x{b:+}-({c}),x)"),
+        rationale=f"{a}x = {c}{signed(-b)} = {c - b}, so x = {c - b} / {a}.",
     )
 
 
 def quad(rng: Random, level: int) -> Problem:
-    candidates = [n for n in range(-6 * level, 6 * level + 1) if n != 0]
-    p, q = sorted(rng.sample(candidates, 2))
+    p = q = integer(rng, level + 1)
+    while p == q:
+        q = integer(rng, level + 1)
+    p, q = sorted((p, q))
     b = -(p + q)
     c = p * q
     return Problem(
@@ -108,8 +97,8 @@ def quad(rng: Random, level: int) -> Problem:
 
 
 def system(rng: Random, level: int) -> Problem:
-    x = rng.randrange(1, 9 * level)
-    y = rng.randrange(1, 9 * level)
+    x = number(rng, level + 1)
+    y = number(rng, level + 1)
     a, b, c = (rng.randrange(2, 6) for _ in range(3))
     d = -rng.randrange(2, 6)
     e = a * x + b * y
@@ -129,7 +118,7 @@ def system(rng: Random, level: int) -> Problem:
 def polynomial(rng: Random, level: int) -> tuple[list[tuple[int, int]], str, str]:
     """Two random terms (coefficient, exponent), as they are written in a sum and in a program."""
     exponents = sorted(rng.sample(range(1, 3 + level), 2), reverse=True)
-    terms = [(rng.randrange(2, 10), n) for n in exponents]
+    terms = [(number(rng, level + 2, 2), n) for n in exponents]
     written = " + ".join(f"{a}x^{n}" if n > 1 else f"{a}x" for a, n in terms)
     code = written.replace(" + ", "+").replace("x", "*x").replace("^", "**")
     return terms, written, code
@@ -160,19 +149,19 @@ def integ(rng: Random, level: int) -> Problem:
 
 
 def det(rng: Random, level: int) -> Problem:
-    a, b, c, d = (rng.randrange(1, 10 * level) for _ in range(4))
+    a, b, c, d = (integer(rng, level + 2) for _ in range(4))
     code = f"{SYMPY}Matrix([[{a},{b}],[{c},{d}]]).det()"
     return Problem(
         question=f"What is the determinant of [[{a}, {b}], [{c}, {d}]]?",
         answer=str(a * d - b * c),
         solution=program("I take the determinant.", code),
-        rationale=f"{a} * {d} - {b} * {c} = {a * d} - {b * c}.",
+        rationale=f"({a}) * ({d}) - ({b}) * ({c}) = {a * d} - ({b * c}).",
     )
 
 
 def choose(rng: Random, level: int) -> Problem:
-    n = rng.randrange(6, 12 + 8 * level)
-    k = rng.randrange(2, n - 1)
+    n = number(rng, level + 2, 6)
+    k = rng.randrange(2, 5)
     return Problem(
         question=f"How many ways are there to choose {k} of {n}?",
         answer=str(math.comb(n, k)),
@@ -182,8 +171,8 @@ def choose(rng: Random, level: int) -> Problem:
 
 
 def chance(rng: Random, level: int) -> Problem:
-    red = rng.randrange(2, 8 * level)
-    blue = rng.randrange(2, 8 * level)
+    red = number(rng, level + 1, 2)
+    blue = number(rng, level + 1, 2)
     n = red + blue
     both_red = red * (red - 1)
     pairs = n * (n - 1)
@@ -198,7 +187,7 @@ def chance(rng: Random, level: int) -> Problem:
 
 
 def dist(rng: Random, level: int) -> Problem:
-    a, b, c, d = (rng.randrange(0, 10 * level) for _ in range(4))
+    a, b, c, d = (number(rng, level + 2, 0) for _ in range(4))
     squares = (c - a) ** 2 + (d - b) ** 2
     code = f"{SYMPY}sqrt(({c}-{a})**2+({d}-{b})**2)"
     return Problem(
@@ -213,7 +202,7 @@ def dist(rng: Random, level: int) -> Problem:
 
 
 def queue(rng: Random, level: int) -> Problem:
-    line = rng.sample(NAMES, min(3 + level, len(NAMES)))
+    line = rng.sample(NAMES, min(rng.randint(3, 4 + level), len(NAMES)))
     place, who = rng.choice((("first", line[0]), ("last", line[-1])))
     steps = f"The {place} is {who}."
     return Problem(
@@ -225,7 +214,7 @@ def queue(rng: Random, level: int) -> Problem:
 
 
 def same(rng: Random, level: int) -> Problem:
-    line = rng.sample(NAMES, min(3 + level, len(NAMES)))
+    line = rng.sample(NAMES, min(rng.randint(3, 4 + level), len(NAMES)))
     twice = rng.choice(line)
     line.insert(rng.randrange(len(line) + 1), twice)
     steps = f"I see {twice} again."
@@ -241,7 +230,7 @@ def same(rng: Random, level: int) -> Problem:
 
 
 def parity(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 7)
+    n = number(rng, level + 4, 0)
     return Problem(
         question=f"Is {n} even or odd?",
         answer="odd" if n % 2 else "even",
@@ -251,7 +240,7 @@ def parity(rng: Random, level: int) -> Problem:
 
 
 def first(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 7)
+    n = number(rng, level + 4)
     digit = str(n)[0]
     return Problem(
         question=f"What is the first digit of {n}?",
@@ -262,7 +251,7 @@ def first(rng: Random, level: int) -> Problem:
 
 
 def last(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 7)
+    n = number(rng, level + 4)
     return Problem(
         question=f"What is the last digit of {n}?",
         answer=str(n % 10),
@@ -272,13 +261,13 @@ def last(rng: Random, level: int) -> Problem:
 
 
 def itself(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 7)
+    n = number(rng, level + 4)
     solution = program("I divide.", f"{n}//{n}")
     return Problem(f"What is {n} / {n}?", "1", solution=solution, rationale="Both are the same.")
 
 
 def cancel(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 7)
+    n = number(rng, level + 4)
     solution = program("I subtract.", f"{n}-{n}")
     return Problem(f"What is {n} - {n}?", "0", solution=solution, rationale="Both are the same.")
 
@@ -287,8 +276,7 @@ def cancel(rng: Random, level: int) -> Problem:
 
 
 def quot(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 2)
-    b = max(number(rng, level), 2)
+    b, a = sorted((number(rng, level + 4), number(rng, level + 2, 2)))
     return Problem(
         question=f"Divide {a} by {b}, with remainder.",
         answer=f"quotient {a // b} remainder {a % b}",
@@ -298,7 +286,9 @@ def quot(rng: Random, level: int) -> Problem:
 
 
 def clock(rng: Random, level: int) -> Problem:
-    n = rng.randrange(61, 400 * (level + 1))
+    n = number(rng, level + 4)
+    if n <= 60:
+        n += 60
     return Problem(
         question=f"How long is {n} minutes in hours and minutes?",
         answer=f"{n // 60} hours {n % 60} minutes",

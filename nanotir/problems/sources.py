@@ -8,6 +8,18 @@ from nanotir.problems.files import READERS, read_lines
 from nanotir.problems.generate import generate
 from nanotir.problems.problem import Problem
 
+# The generated problems in all their variants, as arguments of generate().
+GENERATED = {
+    "generated": {},  # in the phrasings to train on
+    "plain": {"wording": "plain"},  # in one phrasing for each family
+    "reworded": {"wording": "reworded"},  # in phrasings that are never trained on
+    "longer": {"longer": 1},  # every number has one digit more than the longest of the level
+    "longest": {"longer": 2},  # two digits more
+    "unmarked": {"wording": "unmarked"},  # without the last mark
+    "lowercase": {"wording": "lowercase"},
+    "unspaced": {"wording": "unspaced"},  # without spaces around operators
+}
+
 
 def load(
     spec: str, split: str = "train", n: int | None = None, seed: int = 0, level: int = 1
@@ -15,21 +27,27 @@ def load(
     """Load the problems that `spec` names.
 
     `spec` is "generated", "generated:lin,mul" (these families only), "gsm8k:PATH", "math:PATH" or
-    "jsonl:PATH". Generated problems: n of them, 1000 by default. `level` sets their difficulty, and
-    the two splits share no question. Files: the first n problems, all by default; a file holds one
-    split, so `split`, `seed` and `level` are ignored. Raises a ValueError of one line.
+    "jsonl:PATH", or another of GENERATED in place of "generated". Generated problems: n of them,
+    1000 by default. `level` is a ceiling on their difficulty, and the two splits share no question.
+    Files: the first n problems, all by default; a file holds one split, so `split`, `seed` and
+    `level` are ignored. Raises a ValueError of one line.
     """
     source, _, rest = spec.partition(":")
-    if source == "generated":
+    if source in GENERATED:
         families = rest.split(",") if rest else None
-        return generate(1000 if n is None else n, split, seed, families, level)
+        n = 1000 if n is None else n
+        return generate(n, split, seed, families, level, **GENERATED[source])
     if source not in READERS:
         raise ValueError(f"no data source '{source}': {_hint(source)}")
     return read_lines(READERS[source], rest)[:n]
 
 
+def is_generated(spec: str) -> bool:
+    return spec.partition(":")[0] in GENERATED
+
+
 def _hint(source: str) -> str:
-    near = get_close_matches(source, [*READERS, "generated"], n=1)
+    near = get_close_matches(source, [*READERS, *GENERATED], n=1)
     if near:
         return f"did you mean '{near[0]}'?"
     return f"there are generated, {', '.join(READERS)}"

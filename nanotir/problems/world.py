@@ -9,6 +9,7 @@ from functools import cache
 from random import Random
 from typing import NamedTuple
 
+from nanotir.problems.numbers import number
 from nanotir.problems.problem import Problem
 
 NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kai Lea Max Nina Otto Pia".split()
@@ -78,7 +79,7 @@ def fact(rng: Random, level: int) -> Problem:
 def cost(rng: Random, level: int) -> Problem:
     price = world().price
     good = rng.choice(list(price))
-    n = rng.randrange(3, 10 * level + 3)
+    n = number(rng, level + 1, 2)
     return Problem(
         question=f"What do {n} {good} cost?",
         answer=str(n * price[good]),

@@ -3,8 +3,9 @@ from random import Random
 
 import pytest
 
-from nanotir.problems.families import FAMILIES, signed
+from nanotir.problems.families import FAMILIES
 from nanotir.problems.generate import generate
+from nanotir.problems.numbers import signed
 
 SEVERAL = [(name, level) for name in FAMILIES for level in (1, 2, 3)]
 

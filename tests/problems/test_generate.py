@@ -1,26 +1,73 @@
+import re
+from dataclasses import replace
 from itertools import cycle, islice
 
 import pytest
 
 from nanotir.problems import Problem, load
 from nanotir.problems.families import FAMILIES
-from nanotir.problems.generate import ROUND, generate, split_of
+from nanotir.problems.generate import ROUND, WORDINGS, generate, split_of
 
 
-def questions(n, split, name):
-    return {problem.question for seed in range(3) for problem in generate(n, split, seed, [name])}
+def questions(n, split, name, wording):
+    problems = (generate(n, split, seed, [name], wording=wording) for seed in range(3))
+    return {problem.question for some in problems for problem in some}
 
 
+@pytest.mark.parametrize("wording", WORDINGS)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_no_test_question_occurs_in_training(name):
-    train = questions(100, "train", name)
-    test = questions(20, "test", name)
+def test_no_test_question_occurs_in_training(name, wording):
+    train = questions(100, "train", name, wording)
+    test = questions(20, "test", name, wording)
     assert train and test and not train & test
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_every_question_belongs_to_the_split_that_was_asked_for(split):
-    assert {split_of(problem.question) for problem in generate(60, split)} == {split}
+def test_every_plain_question_belongs_to_the_split_that_was_asked_for(split):
+    plain = generate(60, split, wording="plain")
+    assert {split_of(problem.question) for problem in plain} == {split}
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_every_wording_asks_the_same_problems(wording):
+    plain = generate(60, wording="plain")
+    reworded = generate(60, wording=wording)
+    assert [replace(p, question="") for p in plain] == [replace(p, question="") for p in reworded]
+
+
+def longest(problem):
+    return max(map(len, re.findall(r"\d+", problem.question)), default=0)
+
+
+DIRECT = ["mul", "power", "gcd", "det", "choose", "chance", "dist", "parity", "first", "last"]
+DIRECT += ["itself", "cancel", "quot", "clock", "cost"]
+
+
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("longer", [1, 2])
+def test_longer_numbers_have_so_many_digits_more_than_any_in_training(name, longer):
+    seen = max(map(longest, generate(400, families=[name], wording="plain")))
+    tested = generate(30, "test", families=[name], wording="plain", longer=longer)
+    assert {longest(problem) for problem in tested} == {seen + longer}
+
+
+@pytest.mark.parametrize("name", ["lin", "quad", "system", "deriv", "integ"])
+def test_numbers_that_follow_from_longer_ones_are_longer_too(name):
+    seen = generate(200, families=[name], wording="plain")
+    tested = generate(200, families=[name], wording="plain", longer=1)
+    assert sum(map(longest, tested)) > sum(map(longest, seen)) * 1.2
+
+
+def test_families_without_numbers_have_no_longer_questions():
+    assert {problem.family for problem in generate(100, longer=1)} == {*FAMILIES} - {
+        *("queue", "same", "fact", "home", "gap")
+    }
+    assert generate(10, families=["queue"], longer=1) == []
+
+
+def test_numbers_may_have_from_one_to_five_digits():
+    numbers = re.findall(r"\d+", " ".join(p.question for p in generate(300, families=["mul"])))
+    assert {len(number) for number in numbers} == {1, 2, 3, 4, 5}
 
 
 def test_problems_depend_on_seed_and_number_alone():

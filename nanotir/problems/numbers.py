@@ -1,0 +1,31 @@
+"""The random numbers of generated problems, and how they are written."""
+
+from __future__ import annotations
+
+from random import Random
+
+
+class Longest(Random):
+    """A random generator that makes every number as long as it may be: to test on longer ones."""
+
+
+def number(rng: Random, most: int, least: int = 1) -> int:
+    """A random number of one digit to `most` digits, each length as often, but at least `least`."""
+    digits = most if isinstance(rng, Longest) else rng.randint(1, most)
+    smallest = 10 ** (digits - 1) if digits > 1 else 0
+    return max(rng.randrange(smallest, 10**digits), least)
+
+
+def integer(rng: Random, most: int) -> int:
+    """Such a number and, one time in three, its negative. Never 0."""
+    n = number(rng, most)
+    return -n if rng.random() < 1 / 3 else n
+
+
+def signed(n: int, symbol: str = "") -> str:
+    """A term inside a sum: " + 3", " - 3x", " + x". Empty for 0 times the symbol."""
+    if symbol and n == 0:
+        return ""
+    size = "" if symbol and abs(n) == 1 else abs(n)
+    sign = "-" if n < 0 else "+"
+    return f" {sign} {size}{symbol}"

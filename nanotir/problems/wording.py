@@ -1,0 +1,103 @@
+"""How a question is put: the phrasings of each family, and the forms in which people type.
+
+The families ask every question in one way, their plain way. `reword` asks the same in other words:
+it reads the parts of the plain question by the family's first phrasing and puts them into another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+PHRASINGS = Path(__file__).with_name("phrasings.txt")
+HELD_OUT = "held out: "
+POLITE_SHARE = 0.1  # of the questions have polite words around them
+FORM_SHARE = 0.25  # of the questions have each of the FORMS
+
+
+class Phrasings(NamedTuple):
+    """The ways to ask the questions of a family: those to train on, and those never trained on."""
+
+    trained: list[str]
+    held_out: list[str]
+
+    def parts(self, plain: str) -> dict[str, str]:
+        """The parts of a plain question, by their names in the first phrasing."""
+        match = re.fullmatch(_pattern(self.trained[0]), plain)
+        assert match, f"'{plain}' is not of the form '{self.trained[0]}'"
+        return match.groupdict()
+
+
+@cache
+def phrasings() -> dict[str, Phrasings]:
+    """All sections of phrasings.txt."""
+    found: dict[str, Phrasings] = {}
+    for line in PHRASINGS.read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        if line == text:  # not indented: the name of a family
+            family = found[text] = Phrasings([], [])
+        elif text.startswith(HELD_OUT):
+            family.held_out.append(text.removeprefix(HELD_OUT))
+        else:
+            family.trained.append(text)
+    return found
+
+
+@cache
+def _pattern(phrasing: str) -> str:
+    """A regular expression with a named group for each {part}. The same part twice is equal."""
+    pattern, seen = "", set()
+    for text, part in re.findall(r"([^{]*)(?:\{(\w+)\})?", phrasing):
+        pattern += re.escape(text)
+        if part:
+            pattern += f"(?P={part})" if part in seen else f"(?P<{part}>.+?)"
+            seen.add(part)
+    return pattern
+
+
+def reword(plain: str, family: str, rng: Random, held_out: bool = False) -> str:
+    """The question in one of its phrasings and forms. A family without phrasings keeps its own."""
+    if family not in phrasings():
+        return plain
+    question = _choice(family, rng, held_out).format(**phrasings()[family].parts(plain))
+    if rng.random() < POLITE_SHARE:
+        question = _choice("polite", rng, held_out).format(question=question)
+    for form in FORMS.values():
+        if rng.random() < FORM_SHARE:
+            question = form(question)
+    return question
+
+
+def _choice(section: str, rng: Random, held_out: bool) -> str:
+    trained, never = phrasings()[section]
+    return rng.choice(never if held_out else trained)
+
+
+def unmarked(question: str) -> str:
+    """Without its last mark."""
+    return question.rstrip("?.!")
+
+
+def lowercase(question: str) -> str:
+    return question.lower()
+
+
+def unspaced(question: str) -> str:
+    """Without spaces around operators, and after the commas between numbers."""
+    question = re.sub(r"(?<=[\w)\]]) ([-+*/=:×÷−]) (?=[-\dxy(\[])", r"\1", question)
+    question = re.sub(r"(?<=\d) x (?=\d)", "x", question)
+    question = re.sub(r" =$", "=", question)
+    return re.sub(r"(?<=[\d\]]), (?=[-\d(\[])", ",", question)
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "unmarked": unmarked,
+    "lowercase": lowercase,
+    "unspaced": unspaced,
+}

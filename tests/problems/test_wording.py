@@ -1,0 +1,111 @@
+import re
+from random import Random
+
+import pytest
+
+from nanotir.problems.families import FAMILIES
+from nanotir.problems.generate import generate
+from nanotir.problems.wording import FORMS, lowercase, phrasings, reword, unmarked, unspaced
+
+SECTIONS = [*FAMILIES, "polite"]
+
+
+def parts_of(phrasing):
+    return set(re.findall(r"\{(\w+)\}", phrasing))
+
+
+def test_every_family_has_its_phrasings():
+    assert set(phrasings()) == set(SECTIONS)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_six_phrasings_or_more_are_trained_on_and_two_never(name):
+    trained, held_out = phrasings()[name]
+    assert len(set(trained)) == len(trained) >= 6
+    assert len(set(held_out)) == len(held_out) == 2
+    assert not set(trained) & set(held_out)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_phrasing_of_a_family_says_all_of_the_problem(name):
+    trained, held_out = phrasings()[name]
+    assert {frozenset(parts_of(phrasing)) for phrasing in trained + held_out} == {
+        frozenset(parts_of(trained[0]))
+    }
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_first_phrasing_is_how_the_family_asks(name, level):
+    _, make = FAMILIES[name]
+    trained, _ = phrasings()[name]
+    for seed in range(20):
+        plain = make(Random(seed), level).question
+        assert trained[0].format(**phrasings()[name].parts(plain)) == plain
+
+
+def bare(question):
+    """What all forms of a question have in common."""
+    return re.sub(r"[\s?.!]", "", question.lower())
+
+
+def asked(name, wording):
+    return generate(300, "train", 0, [name], wording=wording)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_question_to_train_on_is_in_words_that_are_held_out(name):
+    """Whatever its form: its words without the parts are none of the held-out phrasings' words."""
+    _, held_out = phrasings()[name]
+    patterns = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(bare(p))) for p in held_out]
+    plain = asked(name, "plain")
+    for problem, trained in zip(plain, asked(name, "trained")):
+        parts = phrasings()[name].parts(problem.question)
+        never = [bare(phrasing.format(**parts)) for phrasing in held_out]
+        assert bare(trained.question) not in never, (trained.question, patterns)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_reworded_question_is_one_of_the_held_out_phrasings(name):
+    held_out = phrasings()[name].held_out
+    for problem, reworded in zip(asked(name, "plain"), asked(name, "reworded")):
+        parts = phrasings()[name].parts(problem.question)
+        never = [bare(phrasing.format(**parts)) for phrasing in held_out]
+        assert any(words in bare(reworded.question) for words in never)
+
+
+def test_all_phrasings_are_asked():
+    found = {reword("What is 3 * 4?", "mul", Random(i)) for i in range(2000)}
+    assert {phrasing.format(a=3, b=4) for phrasing in phrasings()["mul"].trained} <= found
+
+
+def test_a_family_without_phrasings_asks_in_its_own_words():
+    assert reword("What is 3 squared?", "square", Random(0)) == "What is 3 squared?"
+
+
+@pytest.mark.parametrize(
+    "form, question, typed",
+    [
+        (unmarked, "What is 3 * 4?", "What is 3 * 4"),
+        (unmarked, "Solve 3x = 6.", "Solve 3x = 6"),
+        (unmarked, "3 * 4 =", "3 * 4 ="),
+        (lowercase, "Who is first: Ada Ben?", "who is first: ada ben?"),
+        (unspaced, "What is 3 * 4?", "What is 3*4?"),
+        (unspaced, "3 × 4 =", "3×4="),
+        (unspaced, "Calculate 3 x 4.", "Calculate 3x4."),
+        (unspaced, "Solve 3x - 5 = -20, 2x + y = 4.", "Solve 3x-5=-20,2x+y=4."),
+        (unspaced, "det [[1, -2], [3, 4]]", "det [[1,-2],[3,4]]"),
+        (unspaced, "In line stand Ada Ben. Who is first?", "In line stand Ada Ben. Who is first?"),
+        (unspaced, "90 minutes = how many hours?", "90 minutes = how many hours?"),
+    ],
+)
+def test_a_form_changes_what_it_names_and_nothing_else(form, question, typed):
+    assert form(question) == typed
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("form", FORMS.values())
+def test_no_form_changes_a_number(form, name):
+    for problem in asked(name, "plain"):
+        numbers = re.findall(r"\d+", problem.question)
+        assert re.findall(r"\d+", form(problem.question)) == numbers
