@@ -1,21 +1,21 @@
 """The policy: a decoder-only transformer with RMSNorm, RoPE, grouped-query attention and SwiGLU.
 
 One forward pass serves training, prefill, decoding and appending a tool's result. Only the cache
-differs. Without one, an id attends to everything before it in its row. With one, the id at position
-p is written to slot p of its row and attends to slots 0 to p. The rows of a batch may stand at
-different positions, because tools answer them with texts of different lengths.
+differs. Without one, an id attends to everything before it in its row. With one (see cache.py), it
+attends to what its row has stored up to its own position.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
 
 
@@ -29,6 +29,7 @@ class ModelConfig:
     d_head: Whole = 0  # width of a head; 0 means d_model / n_heads
     d_ff: Count = 512  # width of the SwiGLU feed-forward layer
     max_seq_len: Count = 512  # longest row, in ids
+    token_shifts: Whole = 0  # so many ids before it are mixed into each id's embedding
     rope_theta: Positive = 100.0  # longest rotary wavelength / 2 pi; short rows need short ones
     norm_eps: Positive = 1e-6  # added to the mean square in RMSNorm
     qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
@@ -55,54 +56,6 @@ class ModelConfig:
             if self.n_experts_per_token > self.n_experts:
                 raise ValueError("n_experts_per_token must lie between 1 and n_experts")
             self.d_expert = self.d_expert or self.d_ff // self.n_experts_per_token
-
-
-class KVCache:
-    """Keys and values of every layer for `batch` rows of up to `capacity` positions.
-
-    Slot p of a row holds the id at position p, and an id reads slots up to its own position only.
-    So what lies beyond a row's end is overwritten before it is read. Position -1 means padding: it
-    is written to one spare slot at the end.
-    """
-
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, device="cpu", dtype=None):
-        shape = (config.n_layers, 2, batch, config.n_kv_heads, capacity + 1, config.d_head)
-        # Zeros, because a masked slot still counts as 0 * value, and 0 * nan is nan.
-        self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (L, 2, B, K, S, D)
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
-
-    @property
-    def capacity(self) -> int:
-        return self.kv.shape[4] - 1
-
-    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, width: int):
-        """Store k, v (B, T, K, D) at positions (B, T); return the first `width` slots of all."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
-        keys, values = self.kv[layer]  # each (B, K, S, D)
-        keys[rows, :, positions] = k.to(keys.dtype)
-        values[rows, :, positions] = v.to(values.dtype)
-        return keys[:, :, :width].transpose(1, 2), values[:, :, :width].transpose(1, 2)
-
-    def first(self, n: int) -> KVCache:
-        """The first n rows, as a view: writing to it writes here."""
-        return self._with(self.kv[:, :, :n], self.lengths[:n])
-
-    def take(self, rows, capacity: int | None = None) -> KVCache:
-        """A copy of some rows, in the order given, or of their first `capacity` positions."""
-        rows = torch.tensor(list(rows), dtype=torch.long, device=self.kv.device)
-        slots = self.kv if capacity is None else self.kv[:, :, :, :, : capacity + 1]
-        return self._with(slots[:, :, rows], self.lengths[rows])
-
-    def put(self, rows, other: KVCache):
-        """Overwrite rows with the rows of another cache, whose capacity may be smaller."""
-        rows = torch.tensor(list(rows), dtype=torch.long, device=self.kv.device)
-        self.kv[:, :, rows, :, : other.capacity] = other.kv[..., : other.capacity, :]
-        self.lengths[rows] = other.lengths
-
-    def _with(self, kv, lengths) -> KVCache:
-        other = copy.copy(self)
-        other.kv, other.lengths = kv, lengths
-        return other
 
 
 class RMSNorm(nn.Module):
@@ -269,6 +222,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        shift = partial(nn.Linear, config.d_model, config.d_model, bias=False)
+        self.shifts = nn.ModuleList(shift() for _ in range(config.token_shifts))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -289,6 +244,8 @@ class Transformer(nn.Module):
                 std = 0.02 / (2 * self.config.n_layers) ** 0.5
             elif name == "embed.weight":
                 std = 3.4 / self.config.d_model**0.5
+            elif name.startswith("shifts"):
+                std = 0.5 / self.config.d_model**0.5
             if weight.dim() == 2:
                 nn.init.normal_(weight, 0.0, std, generator=generator)
             elif name.endswith("bias"):
@@ -309,10 +266,26 @@ class Transformer(nn.Module):
         returned, (1, N, d_model), and the others skip the last feed-forward layer.
         """
         layout = self.layout(ids, positions, cache)
-        x = self.embed(ids)  # (B, T, d)
+        x = self.embedded(ids, layout)  # (B, T, d)
         for layer, block in enumerate(self.blocks):
             x = block(x, layout, layer, routing, mask if block is self.blocks[-1] else None)
         return self.norm(x)
+
+    def embedded(self, ids, layout: Layout) -> Tensor:
+        """The embedding of each id, plus those of the ids before it, each by a matrix of its own.
+
+        An attention head can then find an id by those that precede it, and go on from there as it
+        did: so even one layer can copy ("smeared keys", Olsson et al. 2022).
+        """
+        x = self.embed(ids)  # (B, T, d)
+        if layout.cache is None:
+            row, places = ids, torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        else:
+            row, places = layout.cache.ids, layout.positions
+        for back, shift in enumerate(self.shifts, 1):
+            before = row.gather(1, (places - back).clamp(min=0))  # (B, T)
+            x = x + shift(self.embed(before)) * (places >= back)[..., None]
+        return x
 
     def layout(self, ids, positions, cache) -> Layout:
         """Positions of the ids, their rotations and, with a cache, the slots that each may read."""
@@ -321,9 +294,7 @@ class Transformer(nn.Module):
         if positions is None:
             positions = steps.expand(ids.shape) if cache is None else cache.lengths[:, None] + steps
         if cache is not None:
-            cache.lengths.copy_(torch.maximum(cache.lengths, positions.amax(1) + 1))
-            width = int(cache.lengths.max())
-            assert width <= cache.capacity, f"position {width - 1}, capacity {cache.capacity}"
+            width = cache.extend(ids, positions)
             slots = torch.arange(width, device=ids.device)
             visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
         rope = rope_angles(positions, self.config.d_head, self.config.rope_theta)

@@ -79,6 +79,7 @@ def needs(layers):
 def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:
     """A random transformer with logits so different that its choices are not left to chance."""
     sizes = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 64}
+    sizes |= {"token_shifts": 2}
     settings = sizes | {"max_seq_len": 256} | settings
     model = Transformer(ModelConfig(vocab_size=vocab_size, **settings))
     generator = torch.Generator().manual_seed(seed)

@@ -16,6 +16,8 @@ VARIANTS = [
     {"tie_embeddings": False, "n_kv_heads": 1},
     {"n_kv_heads": 4, "d_head": 16},
     {"n_layers": 3, "rope_theta": 1e6},
+    {"token_shifts": 0},
+    {"token_shifts": 5},
 ]
 
 
@@ -183,6 +185,17 @@ def test_only_distances_between_positions_matter():
 
 
 # The parts.
+
+
+def test_an_embedding_hears_of_the_ids_before_it_and_of_no_others():
+    model = small_model(V, token_shifts=2)
+    ids = ids_of(1, 6)
+    x = model.embed.weight[ids[0]]
+    first, second = (shift.weight for shift in model.shifts)
+    expected = x.clone()
+    expected[1:] += x[:-1] @ first.T
+    expected[2:] += x[:-2] @ second.T
+    assert_close(model.embedded(ids, model.layout(ids, None, None))[0], expected)
 
 
 def test_attention_equals_its_formula_with_key_heads_repeated():

@@ -1,0 +1,74 @@
+"""The KV cache: what a row's ids need of those before them, kept between forward passes.
+
+The id at position p of a row is written to slot p and attends to slots 0 to p. The rows of a batch
+may stand at different positions, because tools answer them with texts of different lengths.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Ids, keys and values of every layer for `batch` rows of up to `capacity` positions.
+
+    An id reads slots up to its own position only. So what lies beyond a row's end is overwritten
+    before it is read. Position -1 means padding: it is written to one spare slot at the end.
+    """
+
+    def __init__(self, config, batch: int, capacity: int, device="cpu", dtype=None):
+        """`config` is the model's ModelConfig."""
+        shape = (config.n_layers, 2, batch, config.n_kv_heads, capacity + 1, config.d_head)
+        # Zeros, because a masked slot still counts as 0 * value, and 0 * nan is nan.
+        self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (L, 2, B, K, S, D)
+        self.ids = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)  # (B, S)
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
+
+    @property
+    def capacity(self) -> int:
+        return self.kv.shape[4] - 1
+
+    def extend(self, ids: Tensor, positions: Tensor) -> int:
+        """Store ids (B, T) at positions (B, T). Returns how many slots the longest row now has."""
+        self.lengths.copy_(torch.maximum(self.lengths, positions.amax(1) + 1))
+        width = int(self.lengths.max())
+        assert width <= self.capacity, f"position {width - 1}, capacity {self.capacity}"
+        rows = torch.arange(len(ids), device=ids.device)[:, None]  # (B, 1)
+        self.ids[rows, positions] = ids
+        return width
+
+    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, width: int):
+        """Store k, v (B, T, K, D) at positions (B, T); return the first `width` slots of all."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
+        keys, values = self.kv[layer]  # each (B, K, S, D)
+        keys[rows, :, positions] = k.to(keys.dtype)
+        values[rows, :, positions] = v.to(values.dtype)
+        return keys[:, :, :width].transpose(1, 2), values[:, :, :width].transpose(1, 2)
+
+    def first(self, n: int) -> KVCache:
+        """The first n rows, as a view: writing to it writes here."""
+        return self._with(self.kv[:, :, :n], self.ids[:n], self.lengths[:n])
+
+    def take(self, rows, capacity: int | None = None) -> KVCache:
+        """A copy of some rows, in the order given, or of their first `capacity` positions."""
+        rows = torch.tensor(list(rows), dtype=torch.long, device=self.kv.device)
+        slots = self.capacity + 1 if capacity is None else capacity + 1
+        kv = self.kv[:, :, :, :, :slots][:, :, rows]
+        return self._with(kv, self.ids[rows, :slots], self.lengths[rows])
+
+    def put(self, rows, other: KVCache):
+        """Overwrite rows with the rows of another cache, whose capacity may be smaller."""
+        rows = torch.tensor(list(rows), dtype=torch.long, device=self.kv.device)
+        self.kv[:, :, rows, :, : other.capacity] = other.kv[..., : other.capacity, :]
+        self.ids[rows, : other.capacity] = other.ids[:, : other.capacity]
+        self.lengths[rows] = other.lengths
+
+    def _with(self, kv, ids, lengths) -> KVCache:
+        other = copy.copy(self)
+        other.kv = kv
+        other.ids = ids
+        other.lengths = lengths
+        return other
