@@ -26,6 +26,7 @@ from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.trajectory import Trajectory
 
 MODES = ("tools", "text")
+VARIANTS = ("reworded", "longer", "longest")  # of generated problems: see problems/sources.py
 EXAMPLES = 4  # held-out problems whose answers are written to traces.jsonl at every evaluation
 
 
@@ -135,8 +136,34 @@ def evaluate_run(run: Run, name: str) -> dict:
         result[mode] = found
         for problem, group in zip(run.held_out[:EXAMPLES], groups):
             trace(run, name, mode, problem, group[0])
+    if name == "final":
+        settings = replace(config.eval, modes="tools")
+        for variant, problems in variants(run):
+            given = (run.model, run.tokenizer, run.tools, run.format, problems, settings)
+            result[variant] = evaluate(*given, sampling, config.seed)["tools"]
     run.record(name, result)
     return result
+
+
+def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
+    """The held-out problems in words never trained on, and with longer numbers than were seen.
+
+    They exist for generated problems. Families without numbers have none that are longer.
+    """
+    config = run.config
+    source, colon, families = config.eval_data.partition(":")
+    if source != "generated":
+        return
+    n, seed = config.eval.problems, config.seed + 1
+    for name in VARIANTS:
+        problems = load(f"{name}{colon}{families}", "test", n, seed, config.level)
+        if problems := [problem for problem in problems if has_room(problem, run)]:
+            yield name, problems
+
+
+def has_room(problem: Problem, run: Run) -> bool:
+    prompt = run.format.prompt(run.tokenizer, problem.question)
+    return len(prompt) < run.model.config.max_seq_len
 
 
 def at_the_end(sampling: SamplerConfig, budgets: str) -> SamplerConfig:
@@ -234,14 +261,14 @@ def table(evaluations: dict) -> str:
     """One line for each evaluation and mode. Of several samples, pass@k and maj@k are shown too."""
     width = max(map(len, evaluations), default=0)
     head = (
-        f"{'':{width}} {'mode':6} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"
+        f"{'':{width}} {'mode':8} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"
     )
     heads, lines = "", []
     for name, modes in evaluations.items():
         for mode, s in modes.items():
             interval = f"{s['low']:.1%} .. {s['high']:.1%}"
             numbers = f"{s['calls_per_problem']:>6.2f} {s['mean_new_tokens']:>7.1f}"
-            line = f"{name:{width}} {mode:6} {s['accuracy']:>9.1%} {interval:>16} {numbers}"
+            line = f"{name:{width}} {mode:8} {s['accuracy']:>9.1%} {interval:>16} {numbers}"
             heads, cells = of_samples(s)
             lines.append(line + cells)
     return "\n".join([head + heads, *lines])

@@ -27,6 +27,7 @@ from nanotir.checks import one_of
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
+from nanotir.problems.sources import is_generated
 from nanotir.run_files import (
     check_finite,
     check_free,
@@ -293,7 +294,7 @@ def make_tokenizer(
     if folder := config.resume or config.init:
         return load_tokenizer(folder), read_model_config(folder)
     documents = []
-    if config.data.startswith("generated") or config.search.path:  # about what is searched, too
+    if is_generated(config.data) or config.search.path:  # about what is searched, too
         for tool in tools:
             documents += getattr(tool, "documents", [])
     texts = corpus(problems, documents)

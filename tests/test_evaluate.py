@@ -11,14 +11,16 @@ from nanotir.evaluate import (
     EvalConfig,
     evaluate,
     evaluate_run,
+    has_room,
     main,
     maj_at_k,
     pass_at_k,
     statistics,
     table,
+    variants,
     wilson_interval,
 )
-from nanotir.problems import Problem
+from nanotir.problems import Problem, load
 from nanotir.run import Run, read_evaluations
 from nanotir.sampler import SamplerConfig
 from nanotir.tools import ToolResult
@@ -282,6 +284,39 @@ def test_an_answer_that_is_written_down_can_be_shown_without_the_run(run):
     assert kinds == ["prompt", "python", "output", "text"]
     assert [call["result"]["output"] for call in row["calls"]] == ["42"]
     assert [other["correct"] for other in [row, *others]] == [True, False] * 2 + [False] * 4
+
+
+@pytest.mark.parametrize(
+    "data, variants",
+    [
+        ("generated", ["reworded", "longer", "longest"]),
+        ("generated:mul", ["reworded", "longer", "longest"]),
+        ("generated:queue", ["reworded"]),  # there are no numbers in it
+        ("plain", []),
+        ("gsm8k:a", []),
+    ],
+)
+def test_at_the_end_generated_problems_are_asked_in_other_words_and_with_longer_numbers(
+    run, data, variants
+):
+    run.config.eval_data = data
+    run.config.eval.problems = 4
+    assert [*evaluate_run(run, "after_sft")] == ["tools", "text"]
+    assert [*evaluate_run(run, "final")] == ["tools", "text", *variants]
+
+
+def test_the_variants_of_the_held_out_problems_are_of_the_test_split_and_of_its_size(run):
+    run.config.eval.problems = 12
+    for name, problems in variants(run):
+        assert problems == load(name, "test", 12, seed=run.config.seed + 1)
+
+
+def test_a_question_without_room_is_left_out(run, monkeypatch):
+    everything = dict(variants(run))
+    monkeypatch.setattr(run.model.config, "max_seq_len", 50)
+    for name, problems in variants(run):
+        rest = [problem for problem in everything[name] if not has_room(problem, run)]
+        assert problems and rest and len(problems) + len(rest) == len(everything[name])
 
 
 # Settings and mistakes.
