@@ -1,8 +1,9 @@
 """The families of generated problems.
 
 A family is a function of a random generator and a level. It returns one problem, with its answer, a
-solution that uses tools, and a rationale in words. To add a family, write such a function and add
-it to KINDS at the end of this file; its name is the function's name.
+solution that uses tools, and a rationale in words. The level is a ceiling on its numbers. To add a
+family, write such a function and add it to KINDS at the end of this file; its name is the
+function's name. Other ways to ask are lines of phrasings.txt.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def mul(rng: Random, level: int) -> Problem:
 
 
 def power(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 2)
+    a = number(rng, level + 4)
     e = number(rng, level + 4)
-    m = number(rng, level + 2, 2)
+    m = number(rng, level + 4, 2)
     powers = [str(pow(a, i, m)) for i in range(1, min(e, 5) + 1)]
     return Problem(
         question=f"What is {a}^{e} mod {m}?",
@@ -69,9 +70,9 @@ def gcd(rng: Random, level: int) -> Problem:
 
 
 def lin(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 1, 2)
-    x = integer(rng, level + 2)
-    b = integer(rng, level + 3)
+    a = number(rng, level + 2, 2)
+    x = integer(rng, level + 3)
+    b = integer(rng, level + 4)
     c = a * x + b
     return Problem(
         question=f"Solve {a}x{signed(b)} = {c}.",
@@ -82,9 +83,9 @@ def lin(rng: Random, level: int) -> Problem:
 
 
 def quad(rng: Random, level: int) -> Problem:
-    p = q = integer(rng, level + 1)
+    p = q = integer(rng, level + 2)
     while p == q:
-        q = integer(rng, level + 1)
+        q = integer(rng, level + 2)
     p, q = sorted((p, q))
     b = -(p + q)
     c = p * q
@@ -97,8 +98,8 @@ def quad(rng: Random, level: int) -> Problem:
 
 
 def system(rng: Random, level: int) -> Problem:
-    x = number(rng, level + 1)
-    y = number(rng, level + 1)
+    x = number(rng, level + 2)
+    y = number(rng, level + 2)
     a, b, c = (rng.randrange(2, 6) for _ in range(3))
     d = -rng.randrange(2, 6)
     e = a * x + b * y
@@ -118,7 +119,7 @@ def system(rng: Random, level: int) -> Problem:
 def polynomial(rng: Random, level: int) -> tuple[list[tuple[int, int]], str, str]:
     """Two random terms (coefficient, exponent), as they are written in a sum and in a program."""
     exponents = sorted(rng.sample(range(1, 3 + level), 2), reverse=True)
-    terms = [(number(rng, level + 2, 2), n) for n in exponents]
+    terms = [(number(rng, level + 4, 2), n) for n in exponents]
     written = " + ".join(f"{a}x^{n}" if n > 1 else f"{a}x" for a, n in terms)
     code = written.replace(" + ", "+").replace("x", "*x").replace("^", "**")
     return terms, written, code
@@ -149,7 +150,7 @@ def integ(rng: Random, level: int) -> Problem:
 
 
 def det(rng: Random, level: int) -> Problem:
-    a, b, c, d = (integer(rng, level + 2) for _ in range(4))
+    a, b, c, d = (integer(rng, level + 3) for _ in range(4))
     code = f"{SYMPY}Matrix([[{a},{b}],[{c},{d}]]).det()"
     return Problem(
         question=f"What is the determinant of [[{a}, {b}], [{c}, {d}]]?",
@@ -160,7 +161,7 @@ def det(rng: Random, level: int) -> Problem:
 
 
 def choose(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 2, 6)
+    n = number(rng, level + 3, 6)
     k = rng.randrange(2, 5)
     return Problem(
         question=f"How many ways are there to choose {k} of {n}?",
@@ -171,8 +172,8 @@ def choose(rng: Random, level: int) -> Problem:
 
 
 def chance(rng: Random, level: int) -> Problem:
-    red = number(rng, level + 1, 2)
-    blue = number(rng, level + 1, 2)
+    red = number(rng, level + 2, 2)
+    blue = number(rng, level + 2, 2)
     n = red + blue
     both_red = red * (red - 1)
     pairs = n * (n - 1)
@@ -187,7 +188,7 @@ def chance(rng: Random, level: int) -> Problem:
 
 
 def dist(rng: Random, level: int) -> Problem:
-    a, b, c, d = (number(rng, level + 2, 0) for _ in range(4))
+    a, b, c, d = (number(rng, level + 4, 0) for _ in range(4))
     squares = (c - a) ** 2 + (d - b) ** 2
     code = f"{SYMPY}sqrt(({c}-{a})**2+({d}-{b})**2)"
     return Problem(
@@ -276,7 +277,7 @@ def cancel(rng: Random, level: int) -> Problem:
 
 
 def quot(rng: Random, level: int) -> Problem:
-    b, a = sorted((number(rng, level + 4), number(rng, level + 2, 2)))
+    b, a = sorted((number(rng, level + 4), number(rng, level + 3, 2)))
     return Problem(
         question=f"Divide {a} by {b}, with remainder.",
         answer=f"quotient {a // b} remainder {a % b}",

@@ -15,7 +15,7 @@ from random import Random
 
 from nanotir.checks import one_of
 from nanotir.problems.families import FAMILIES
-from nanotir.problems.numbers import Longest
+from nanotir.problems.numbers import Longer
 from nanotir.problems.problem import Problem
 from nanotir.problems.wording import FORMS, reword
 from nanotir.problems.world import documents
@@ -56,8 +56,11 @@ def generate(
     problems = []
     for i, name in enumerate(islice(_turns(names), n)):
         key = f"{seed} {split} {i}"
-        rng = Longest(key) if longer else Random(key)
-        problem = _draw(name, rng, split, level + longer)
+        rng = Random(key)
+        if longer:
+            rng = Longer(key)
+            rng.extra = longer
+        problem = _draw(name, rng, split, level)
         question = in_words(problem, wording, Random(f"{key} words"))
         problems.append(replace(problem, question=question))
     return problems

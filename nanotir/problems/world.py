@@ -79,7 +79,7 @@ def fact(rng: Random, level: int) -> Problem:
 def cost(rng: Random, level: int) -> Problem:
     price = world().price
     good = rng.choice(list(price))
-    n = number(rng, level + 1, 2)
+    n = number(rng, level + 3, 2)
     return Problem(
         question=f"What do {n} {good} cost?",
         answer=str(n * price[good]),
