@@ -16,7 +16,7 @@ from typing import NamedTuple
 PHRASINGS = Path(__file__).with_name("phrasings.txt")
 HELD_OUT = "held out: "
 POLITE_SHARE = 0.1  # of the questions have polite words around them
-FORM_SHARE = 0.25  # of the questions have each of the FORMS
+FORM_SHARES = {"unmarked": 0.25, "lowercase": 0.5, "unspaced": 0.25}  # of all questions
 
 
 class Phrasings(NamedTuple):
@@ -68,8 +68,8 @@ def reword(plain: str, family: str, rng: Random, held_out: bool = False) -> str:
     question = _choice(family, rng, held_out).format(**phrasings()[family].parts(plain))
     if rng.random() < POLITE_SHARE:
         question = _choice("polite", rng, held_out).format(question=question)
-    for form in FORMS.values():
-        if rng.random() < FORM_SHARE:
+    for name, form in FORMS.items():
+        if rng.random() < FORM_SHARES[name]:
             question = form(question)
     return question
 

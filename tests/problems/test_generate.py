@@ -14,7 +14,7 @@ def questions(n, split, name, wording):
     return {problem.question for some in problems for problem in some}
 
 
-@pytest.mark.parametrize("wording", WORDINGS)
+@pytest.mark.parametrize("wording", ["plain", "trained", "reworded"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_test_question_occurs_in_training(name, wording):
     train = questions(100, "train", name, wording)

@@ -50,19 +50,18 @@ def bare(question):
 
 
 def asked(name, wording):
-    return generate(300, "train", 0, [name], wording=wording)
+    return generate(100, "train", 0, [name], wording=wording)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_question_to_train_on_is_in_words_that_are_held_out(name):
-    """Whatever its form: its words without the parts are none of the held-out phrasings' words."""
+    """Whatever its form: white space, marks and capitals aside."""
     _, held_out = phrasings()[name]
-    patterns = [re.sub(r"\\\{\w+\\\}", ".+", re.escape(bare(p))) for p in held_out]
     plain = asked(name, "plain")
     for problem, trained in zip(plain, asked(name, "trained")):
         parts = phrasings()[name].parts(problem.question)
         never = [bare(phrasing.format(**parts)) for phrasing in held_out]
-        assert bare(trained.question) not in never, (trained.question, patterns)
+        assert bare(trained.question) not in never, trained.question
 
 
 @pytest.mark.parametrize("name", FAMILIES)
