@@ -12,6 +12,7 @@ import torch
 
 import nanotir.losses
 import nanotir.rewards
+from nanotir.config import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -91,9 +92,20 @@ def test_every_file_that_is_named_exists(title):
         assert any(place.exists() for place in places), name
 
 
-def test_every_link_and_picture_exists():
-    for link in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("folder", [".", "nanotir", "nanotir/tools", "nanotir/recipes"])
+def test_every_link_and_picture_exists(folder):
+    text = (ROOT / folder / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / folder / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    "folder, names", [("nanotir", nanotir.losses.LOSSES), ("nanotir/recipes", RECIPES)]
+)
+def test_every_loss_and_recipe_is_in_its_table(folder, names):
+    text = (ROOT / folder / "README.md").read_text()
+    for name in names:
+        assert re.search(rf"`(loss-type )?{name}`", text), name
 
 
 def test_every_metric_of_a_run_is_in_the_glossary():
