@@ -7,6 +7,7 @@ from nanotir import kernels
 from nanotir.bench import __main__ as bench
 from nanotir.bench import fused, training
 from nanotir.bench import policy as policies
+from nanotir.bench.search import search_tool
 from nanotir.bench.timing import medians, timed
 from nanotir.config import build
 from nanotir.logps import token_logps
@@ -84,6 +85,12 @@ def test_errors_of_the_fused_loss_and_its_twin_are_those_of_bf16(case):
 def test_without_a_gpu_the_fused_loss_is_not_timed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert fused.fused_loss(None) == {"skipped": "needs a GPU"}
+
+
+def test_the_search_of_a_few_documents_can_be_measured():
+    figures = search_tool(None, documents=50, readers=2, queries=7)
+    assert set(figures) == {"p50_ms", "p99_ms", "processor_ms", "build"}
+    assert 0 < figures["p50_ms"] <= figures["p99_ms"]
 
 
 # The policy that is measured.

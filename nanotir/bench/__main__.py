@@ -19,6 +19,7 @@ from nanotir.bench.fused import fused_loss
 from nanotir.bench.head import head_memory
 from nanotir.bench.policy import Policy, cold_start, policy_of
 from nanotir.bench.sandbox import python_tool
+from nanotir.bench.search import search_tool
 from nanotir.bench.training import rl_step, sft_step
 from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
@@ -31,6 +32,7 @@ MEASUREMENTS = {
     "shared_prefill": shared_prefill,
     "slow_tools": slow_tools,
     "python_tool": python_tool,
+    "search_tool": search_tool,
     "head_memory": head_memory,
     "fused_loss": fused_loss,
 }

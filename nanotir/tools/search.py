@@ -1,21 +1,21 @@
 """SearchTool: full-text search in short documents, ranked by BM25.
 
 FTS5, a part of Python's own sqlite3, finds and stems the words. The index itself is a few arrays.
-Nothing changes them, so searches do not wait for each other.
+Nothing changes them. Searches take turns, two at a time, because Python runs one thread at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sqlite3
 import time
 from array import array
-from collections import Counter
-from collections.abc import Iterable
-from contextlib import closing
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
+from threading import Lock, get_ident
 
 from nanotir.checks import Count, check_settings
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
@@ -24,7 +24,7 @@ NOTHING_FOUND = "Nothing found."
 MAX_CHARS = 2000  # of a query
 MAX_WORDS = 64  # of a query
 MAX_SECONDS = 2.0
-NONE = slice(0, 0)
+COLUMN = 64  # documents
 
 
 @dataclass
@@ -54,17 +54,24 @@ class SearchTool(Tool):
         if path:
             documents = read_documents(path)
         elif documents is None:
-            documents = generated_documents()
+            # Imported on use: it imports sympy, which one of the fork servers must not load.
+            from nanotir.problems.generate import documents as generated
+
+            documents = generated()
         self.documents = list(documents)
         self.index = Index(self.documents)
+        self.turns = deque([Lock(), Lock()], maxlen=2)  # of the last two searches
 
     def run(self, text: str, session=None) -> ToolResult:
         start = time.perf_counter()
-        found = sorted((position, word) for word, _, position in words_of([text[:MAX_CHARS]]))
-        words = [word for _, word in found[:MAX_WORDS]]
-        try:
-            best = self.index.best(words, self.config.top_k, start + MAX_SECONDS)
-        except TimeoutError:
+        # Each waits for the last but one, not for long. Without turns some would wait much longer.
+        turn, before = Lock(), self.turns[0]
+        with turn:
+            self.turns.append(turn)
+            if before.acquire(timeout=0.1):
+                before.release()
+            best = self.index.best(text, self.config.top_k, start + MAX_SECONDS)
+        if best is None:
             output = f"TimeoutError: no answer within {MAX_SECONDS:g} s"
             return ToolResult(output, False, "timeout", time.perf_counter() - start)
         output = "\n".join(self.documents[i] for i in best) or NOTHING_FOUND
@@ -72,16 +79,24 @@ class SearchTool(Tool):
         return ToolResult(output, seconds=time.perf_counter() - start, truncated=truncated)
 
 
-def words_of(texts: Iterable[str]) -> list[tuple[str, int, int]]:
-    """All words of the texts, stemmed, as (word, number of its text, place there), sorted."""
-    with closing(sqlite3.connect(":memory:")) as database:
-        columns = "x, content='', tokenize='porter unicode61'"
-        database.execute(f"create virtual table texts using fts5({columns})")
+class Splitter(sqlite3.Connection):
+    """Finds the words of a text, stemmed. One thread at a time uses it."""
+
+    def __init__(self):
+        super().__init__(":memory:", check_same_thread=False)
+        self.execute("create virtual table texts using fts5(x, tokenize='porter unicode61')")
+        self.execute("create virtual table words using fts5vocab(texts, instance)")
+
+    __del__ = sqlite3.Connection.close
+
+    def split(self, text: str) -> list[str]:
         # Lone surrogates, halves of characters, have no bytes.
-        clean = (text.encode("utf-8", "ignore").decode("utf-8") for text in texts)
-        database.executemany("insert into texts(rowid, x) values (?, ?)", enumerate(clean))
-        database.execute("create virtual table words using fts5vocab(texts, instance)")
-        return database.execute("select term, doc, offset from words").fetchall()
+        self.execute("insert into texts values (?)", [text.encode("utf-8", "ignore").decode()])
+        # All words in one row: between rows, other threads may run for a long time.
+        in_order = "select term from words order by offset"
+        rows = self.execute(f"select group_concat(term, ' ') from ({in_order})").fetchall()
+        self.rollback()  # the text is forgotten
+        return (rows[0][0] or "").split()
 
 
 class Index:
@@ -94,89 +109,73 @@ class Index:
         # Imported on use: the fork servers of the Python tool import this file.
         import numpy as np
 
-        self.np = np
         self.size = len(documents)
-        rows = words_of(documents)
-        counts = Counter(word for word, *_ in rows)
-        # One number a place: the document in its upper half, the position there in its lower half.
-        self.places = np.array(array("q", [doc << 32 | place for _, doc, place in rows]), np.int64)
-        self.ends = self.ranges(counts, counts.values())
+        self.splitters: dict[int, Splitter] = {}  # of each thread, while it uses none
+        self.numbers = defaultdict(itertools.count().__next__)  # a new word gets the next one
 
-        # A posting is a word in a document, however often it stands there.
-        words = np.repeat(np.arange(len(counts)), list(counts.values()))
-        owners = self.places >> 32
-        new = np.diff(words, prepend=-1).astype(bool) | np.diff(owners, prepend=-1).astype(bool)
-        first = np.flatnonzero(new)
-        self.owners = owners[first]
-        times = np.diff(first, append=len(rows))
-        lengths = np.bincount(owners, minlength=self.size)
-        self.damping = 1.2 * (
-            1 - 0.75 + 0.75 * lengths / max(lengths.sum() / max(self.size, 1), 1e-9)
-        )
-        self.weights = self.weigh(self.owners, times)
-        self.postings = self.ranges(counts, np.bincount(words[first], minlength=len(counts)))
+        # The documents in a row, with -1 around each, at the end for the longest phrase.
+        text = array("i", [-1])
+        for words in map(self.split, documents):
+            text.extend(map(self.numbers.__getitem__, words))
+            text.append(-1)
+        self.text = np.array(text + array("i", [-1] * MAX_WORDS))
+        self.gaps = np.flatnonzero(self.text < 0)
+        lengths = np.diff(self.gaps)[: self.size] - 1
+        self.damping = 1.2 * (1 - 0.75 + 0.75 * lengths * self.size / max(lengths.sum(), 1))
 
-    def ranges(self, words: Iterable[str], sizes: Iterable[int]) -> dict[str, slice]:
-        """Where the entries of each word begin and end, one word after the other."""
-        ends = self.np.cumsum(list(sizes)).tolist()
-        return {word: slice(start, end) for word, start, end in zip(words, [0, *ends], ends)}
+        # For each word: the places where it stands, the documents, and their scores for it.
+        places = np.argsort(self.text, kind="stable")[len(self.gaps) :]
+        words = self.text[places].astype(np.int64)
+        self.places = np.split(places, np.flatnonzero(np.diff(words)) + 1)
+        owners = self.gaps.searchsorted(places) - 1
+        first = np.flatnonzero(np.diff(words * self.size + owners, prepend=-1))
+        ends = np.flatnonzero(np.diff(words[first])) + 1
+        self.owners = np.split(owners[first], ends)
+        times = np.split(np.diff(first, append=len(words)), ends)
+        self.scores = [self.score(*term) for term in zip(self.owners, times)]
 
-    def weigh(self, owners, times):
-        """What `times` occurrences of a term are worth in these documents, but for its rarity."""
-        return times * (1.2 + 1.0) / (times + self.damping[owners])
+    def split(self, text: str) -> list[str]:
+        splitter = self.splitters.pop(get_ident(), None) or Splitter()
+        words = splitter.split(text)
+        self.splitters[get_ident()] = splitter
+        return words
 
-    def rarity(self, documents: int) -> float:
-        rarity = log((self.size - documents + 0.5) / (documents + 0.5))
-        return rarity if rarity > 0 else 1e-6
+    def score(self, owners, times):
+        """What a term is worth in the documents in which it stands, so many times in each."""
+        rarity = max(log((self.size - len(owners) + 0.5) / (len(owners) + 0.5)), 1e-6)
+        return rarity * (times * (1.2 + 1.0) / (times + self.damping[owners]))
 
-    def best(self, words: list[str], k: int, deadline: float) -> list[int]:
-        """The k best documents, ties in their order. TimeoutError past the deadline.
+    def best(self, query: str, k: int, deadline: float) -> list[int] | None:
+        """The k best documents, ties in their order. None past the deadline.
 
         All words in their order are one more term: it finds "Ada Hill" before "Ada" and "Hill".
         """
-        np = self.np
-        scores = np.zeros(self.size)
-        if len(words) > 1:
-            # The places are sorted, so those of one document stand together.
-            owners = self.phrase(words, deadline) >> 32
-            first = np.flatnonzero(np.diff(owners, prepend=-1))
-            times = np.diff(first, append=len(owners))
-            owners = owners[first]
-            scores[owners] += self.rarity(len(owners)) * self.weigh(owners, times)
-        for word, count in Counter(words).items():
-            if time.perf_counter() > deadline:
-                raise TimeoutError
-            at = self.postings.get(word, NONE)
-            owners = self.owners[at]
-            scores[owners] += count * self.rarity(len(owners)) * self.weights[at]
+        import numpy as np
 
-        found = np.flatnonzero(scores)
-        if len(found) > k:
-            least = np.partition(scores[found], -k)[-k]
-            found = found[scores[found] >= least]
+        words = self.split(query[:MAX_CHARS])[:MAX_WORDS]
+        columns = np.zeros((COLUMN, self.size // COLUMN + 1))
+        scores = columns.reshape(-1)
+        numbers = [self.numbers[word] for word in words if word in self.numbers]
+        if len(numbers) == len(words) > 1:
+            owners, times = np.unique(self.phrase(numbers), return_counts=True)
+            scores[owners] = self.score(owners, times)
+        for number, count in Counter(numbers).items():
+            if time.perf_counter() > deadline:
+                return None
+            np.add.at(scores, self.owners[number], count * self.scores[number])
+
+        # The k-th best of the columns' best is at most the k-th best of all, and found sooner.
+        tops = np.sort(columns.max(0))[::-1]
+        found = np.flatnonzero(scores >= tops[k - 1 : k].max(initial=1e-300))
         return found[np.argsort(-scores[found], kind="stable")][:k].tolist()
 
-    def phrase(self, words: list[str], deadline: float):
-        """The places where all words stand in their order. The rarest are looked up first."""
-        np = self.np
-        columns = [(self.places[self.ends.get(word, NONE)], i) for i, word in enumerate(words)]
-        columns.sort(key=lambda column: len(column[0]))
-        starts = columns[0][0] - columns[0][1] if words else self.places[NONE]
-        for places, i in columns[1:]:
-            if time.perf_counter() > deadline:
-                raise TimeoutError
-            if not len(starts):
-                break
-            at = np.searchsorted(places, starts + i)
-            starts = starts[places[np.minimum(at, len(places) - 1)] == starts + i]
-        return starts
-
-
-def generated_documents() -> list[str]:
-    # Imported on use: it imports sympy, which the fork server without libraries must not load.
-    from nanotir.problems.generate import documents
-
-    return documents()
+    def phrase(self, numbers: list[int]):
+        """The documents, one a place, where these words stand in a row. Rare words go first."""
+        first, *others = sorted(range(len(numbers)), key=lambda i: len(self.places[numbers[i]]))
+        starts = self.places[numbers[first]] - first
+        for i in others:
+            starts = starts[self.text[starts + i] == numbers[i]]
+        return self.gaps.searchsorted(starts) - 1
 
 
 def read_documents(path: str | Path) -> list[str]:

@@ -42,6 +42,32 @@ def test_words_in_their_order_rank_above_the_same_words_scattered():
         assert tool.run("home town of Ada Hill").output == in_order
 
 
+def test_words_in_their_order_are_in_one_document():
+    """The word b is worth more in the second document, if a and b are found together in neither."""
+    with SearchTool(["z a", "b b"]) as tool:
+        assert tool.run("a b").output == "b b"
+
+
+@pytest.mark.parametrize("query", ["a b c d", "d a", "x a", "a b c d e f", "b " * 64])
+def test_words_in_their_order_may_reach_beyond_the_first_or_last_document(query):
+    with SearchTool(["a b", "c d"], top_k=2) as tool:
+        assert set(tool.run(query).output.splitlines()) <= {"a b", "c d"}
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 300, 1000])
+def test_documents_of_equal_worth_keep_their_order(top_k):
+    """Also where many share the best score, and where there are fewer than top_k."""
+    documents = [f"silk {i}" for i in range(200)]
+    with SearchTool(documents, top_k=top_k, max_output_chars=10_000) as tool:
+        assert tool.run("silk").output.splitlines() == documents[:top_k]
+
+
+def test_a_word_is_found_in_a_very_long_document_among_short_ones():
+    documents = [*["silk"] * 3000, "silk " + "tea " * 50_000]
+    with SearchTool(documents, top_k=4000, max_output_chars=10**6) as tool:
+        assert tool.run("silk").output.count("silk") == 3001
+
+
 @pytest.mark.parametrize("top_k", [2, 3])
 def test_top_k_is_the_number_of_passages(top_k):
     with SearchTool(FACTS, top_k=top_k) as tool:
@@ -162,8 +188,8 @@ def large():
     """20,000 documents of words of which some are in nearly all documents."""
     rng = random.Random(0)
     words = [f"word{i}" for i in range(2000)]
-    weights = [1 / (i + 1) for i in range(2000)]
-    texts = [" ".join(rng.choices(words, weights, k=15)) for _ in range(20_000)]
+    weights = list(itertools.accumulate(1 / (i + 1) for i in range(2000)))
+    texts = [" ".join(rng.choices(words, cum_weights=weights, k=15)) for _ in range(20_000)]
     with SearchTool(texts) as tool:
         yield tool
 
