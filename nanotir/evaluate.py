@@ -24,6 +24,7 @@ from nanotir.routing import expert_disagreement, expert_use
 from nanotir.run import Run, load_run, read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.trajectory import Trajectory
+from nanotir.trust import measure
 
 MODES = ("tools", "text")
 VARIANTS = ("reworded", "longer", "longest")  # of generated problems: see problems/sources.py
@@ -216,6 +217,8 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
         "pass@k": {k: mean([pass_at_k(len(row), sum(row), k) for row in right]) for k in ks},
         "maj@k": {k: mean_maj_at_k(answers, problems, k) for k in ks},
+        # Of one greedy answer to each problem. Drawn answers have other log-probs.
+        "trust": measure(trajectories, sum(right, []), tokenizer) if len(groups[0]) == 1 else None,
     }
 
 
