@@ -134,7 +134,7 @@ class Format:
 
     def prompt(self, tokenizer: Tokenizer, question: str) -> list[int]:
         """<|user|>question<|assistant|>. The question is untrusted: it cannot contain a tag."""
-        words = tokenizer.encode_untrusted(question)
+        words = tokenizer.encode_untrusted(question.strip())
         return [tokenizer.tags[USER], *words, tokenizer.tags[ASSISTANT]]
 
     def block(self, tokenizer: Tokenizer, kind: str, words: list[int]) -> list[int]:

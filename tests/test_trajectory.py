@@ -248,6 +248,13 @@ def test_three_dots_show_where_output_was_cut(tokenizer):
     assert "...</output>" in tokenizer.decode(Format().output_ids(tokenizer, "7" * 50, 20))
 
 
+@pytest.mark.parametrize("outer", [" {}", "{} ", "\n{}", "{}\r\n", "\t {}\u00a0"])
+def test_white_space_around_a_question_is_not_read(tokenizer, outer):
+    question = "What  is\n2 * 3 ?"  # inside, white space counts
+    ids = Format().prompt(tokenizer, outer.format(question))
+    assert ids[1:-1] == tokenizer.encode_untrusted(question)
+
+
 def test_an_unknown_style_is_named():
     with pytest.raises(ValueError, match="no format 'xml'"):
         Format("xml")
