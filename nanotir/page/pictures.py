@@ -66,6 +66,7 @@ HOUSE = {
         "kernels.py": "log-probs in Triton",
         "metrics.py": "what to watch while it learns",
         "evaluate.py": "accuracy and its intervals",
+        "trust.py": "which answers are doubtful",
         "routing.py": "mixtures of experts",
         "run.py": "a run, saved and resumed",
         "run_files.py": "what lies in its folder",
