@@ -1,53 +1,71 @@
 """Ask a trained model and watch it call its tools.
 
-python sample.py "What is 384 * 927?"
+python sample.py What is 384 times 927
 python sample.py                       a prompt loop
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from nanotir.checks import Count, Seed
 from nanotir.commands import Parser, number, one_line
 from nanotir.run import load_run
-from nanotir.run_files import latest_run
+from nanotir.run_files import latest_run, read_evaluations, reading
 from nanotir.sampler import Sampler, SamplerConfig
-from nanotir.show import Stream, show
+from nanotir.show import Stream, colours_wanted, paint, show
+from nanotir.trust import doubt
+
+# What a model can do that is trained on generated problems: ten of their families.
+EXAMPLES = """\
+  What is 384 * 927?
+  What remains when 7^45 is divided by 26?
+  Find the gcd of 462 and 1071.
+  If 7x + 12 = 61, what is x?
+  Find the roots of x^2 - 5x + 6.
+  Differentiate 4x^3 + 5x.
+  A film lasts 135 minutes. How long is that in hours and minutes?
+  Is 48213 even or odd?
+  Tell me the population of Old Mill.
+  Ada Ben Cleo Dan stand in line. Who is first?"""
+LEAVE = "exit or quit to leave, help to see this again"
+MODES = {"tools": "with tools", "text": "by itself"}  # of an evaluation
 
 
 def main(arguments=None):
     with one_line("sample.py"):
         options = make_parser().parse_args(arguments)
+        question = " ".join(options.question).strip()
+        if options.question and not question:
+            raise ValueError("the question is empty")
         folder = options.run or latest_run()
-        sampler = make_sampler(folder, options)
-        if options.question:
-            answer(sampler, " ".join(options.question).strip(), options)
-            say(f"(answered by {folder})")
+        config, sampler = make_sampler(folder, options)
+        mode = "text" if options.no_tools else "tools"
+        score, lowest = read_score(folder, mode, sampler.config.temperature)
+        if question:
+            answer(sampler, question, options, lowest)
+            say(score)
+        elif sys.stdin is None:
+            raise ValueError("stdin is closed: write the question behind the command")
         else:
-            loop(sampler, folder, options)
-
-
-def loop(sampler: Sampler, folder, options):
-    if sys.stdin is None:
-        raise ValueError("stdin is closed: write the question behind the command")
-    say(f"(asking {folder})")
-    for question in questions(options.json):
-        try:
-            answer(sampler, question, options)
-        except ValueError as error:  # a question that is too long: the next one may be shorter
-            say(f"sample.py: {error}")
+            say(score)
+            examples = f"{EXAMPLES}\n" if config["data"].startswith("generated") else ""
+            loop(sampler, options, lowest, help=examples + LEAVE)
 
 
 def make_parser() -> Parser:
     parser = Parser("sample.py", "Ask a trained model.")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"questions for a model that is trained on generated problems:\n{EXAMPLES}"
     parser.add_argument("question", nargs="*", help="without one: a prompt loop")
     parser.add_argument("--run", help="run folder (default: the latest in runs/)")
     parser.add_argument("--n", type=number(Count), default=1, help="answers to each question")
@@ -59,14 +77,33 @@ def make_parser() -> Parser:
     return parser
 
 
-def make_sampler(folder, options) -> Sampler:
-    config, model, tokenizer, format, tools = load_run(folder)
+def make_sampler(folder, options) -> tuple[dict, Sampler]:
+    """The run's config, and a sampler of its model."""
+    config, model, tokenizer, format, tools = load_run(folder, data=str)
     torch.set_num_threads(config["threads"])
     temperature = options.temperature
     if temperature is None:
         temperature = float(options.n > 1)
     settings = replace(SamplerConfig(**config["sampler"]), temperature=temperature)
-    return Sampler(model, tokenizer, [] if options.no_tools else tools, format, settings)
+    tools = [] if options.no_tools else tools
+    return config, Sampler(model, tokenizer, tools, format, settings)
+
+
+def read_score(folder, mode: str, temperature: float) -> tuple[str, float | None]:
+    """What the run scored, in one line, and the lowest log-prob of an answer that is trusted."""
+    evaluations = read_evaluations(folder)
+    if not evaluations:
+        return f"{folder}: not evaluated yet", None
+    name = "final" if "final" in evaluations else list(evaluations)[-1]
+    last = evaluations[name]
+    when = "" if name == "final" else f" ({name})"
+    with reading(Path(folder) / "eval.json"):
+        shares = [f"{last[m]['accuracy']:.1%} {how}" for m, how in MODES.items() if m in last]
+        n = next(iter(last.values()))["n"]
+        trust = last.get(mode, {}).get("trust") or {}
+        # At other temperatures, log-probs are on another scale than the evaluation's.
+        lowest = trust.get("lowest") if temperature in (0, 1) else None
+    return f"{folder}{when}: {', '.join(shares)}, of {n} held-out questions", lowest
 
 
 def say(text: str):
@@ -74,13 +111,23 @@ def say(text: str):
     print(text, file=sys.stderr)
 
 
-def questions(for_a_program: bool) -> Iterator[str]:
-    """What the user types, or the lines of a pipe."""
+def loop(sampler: Sampler, options, lowest: float | None, help: str):
+    """Answer the user's questions. A question that is too long is one line, and it goes on."""
     prompt = ""
-    if sys.stdin.isatty() and sys.stdout.isatty() and not for_a_program:
+    if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
         prompt = "question> "
+        say(help)
         with suppress(ImportError):  # it is not everywhere
             importlib.import_module("readline")  # input() then has arrows and a history
+    for question in questions(prompt, help):
+        try:
+            answer(sampler, question, options, lowest)
+        except ValueError as error:
+            say(f"sample.py: {error}")
+
+
+def questions(prompt: str, help: str) -> Iterator[str]:
+    """What the user types, or the lines of a pipe."""
     while True:
         try:
             question = input(prompt).strip()
@@ -88,21 +135,29 @@ def questions(for_a_program: bool) -> Iterator[str]:
             if prompt:
                 print()
             return
-        if question:
+        if question.lower() in ("exit", "quit"):
+            return
+        if question.lower() in ("help", "?"):
+            say(help)
+        elif question:
             yield question
 
 
-def answer(sampler: Sampler, question: str, options):
+def answer(sampler: Sampler, question: str, options, lowest: float | None):
+    """Print the answers, a single one while it is written. Below each, why not to trust it."""
+    tokenizer = sampler.tokenizer
     stream = options.n == 1 and not options.json
-    watch = Stream(sampler.tokenizer) if stream else None
+    watch = Stream(tokenizer) if stream else None
     answers = sampler.generate([question], options.n, options.seed, watch)
     for i, trajectory in enumerate(answers, 1):
+        reason = doubt(trajectory, tokenizer, lowest)
         if options.json:
-            print(json.dumps({"question": question, **trajectory.record(sampler.tokenizer)}))
-        elif not stream:
-            print(f"{i}. {show(trajectory, sampler.tokenizer)}")
-    if stream:
-        print()
+            record = {"question": question, "doubt": reason, **trajectory.record(tokenizer)}
+            print(json.dumps(record))
+            continue
+        print("" if stream else f"{i}. {show(trajectory, tokenizer)}")
+        if reason:
+            print(paint("hint", f"(not to be trusted: {reason})", colours_wanted()))
 
 
 if __name__ == "__main__":

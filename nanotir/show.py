@@ -10,8 +10,9 @@ from nanotir.checks import visible
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Trajectory
 
-# ANSI codes of a span's kind: dim, plain, yellow, cyan. A call's kind is the name of its tool.
-COLOURS = {"prompt": "2", "text": "0", "output": "33", "call": "36"}
+# ANSI codes of a span's kind: dim, plain, yellow, cyan. A call's kind is the name of its tool. A
+# hint is not the model's: it is about the answer.
+COLOURS = {"prompt": "2", "text": "0", "output": "33", "call": "36", "hint": "2"}
 
 
 def colours_wanted(stream: TextIO | None = None) -> bool:

@@ -106,6 +106,21 @@ def test_without_a_question_it_asks_until_there_is_no_more(ask, monkeypatch):
     assert ask() == ask("What is 1+1?") + ask("What is 2+2?")
 
 
+@pytest.mark.parametrize("word", ["exit", "quit", " EXIT "])
+def test_exit_and_quit_leave_the_loop(ask, monkeypatch, word):
+    piped(monkeypatch, f"What is 1+1?\n{word}\nWhat is 2+2?\n")
+    assert ask() == ask("What is 1+1?")
+
+
+@pytest.mark.parametrize("word", ["help", "?", "Help"])
+def test_help_in_the_loop_shows_the_examples_and_asks_nothing(folder, monkeypatch, capsys, word):
+    monkeypatch.chdir(folder)
+    piped(monkeypatch, f"{word}\n")
+    sample.main([])
+    out, err = capsys.readouterr()
+    assert out == "" and err.count(sample.EXAMPLES) == 1
+
+
 def test_every_line_of_json_from_a_pipe_is_json(ask, monkeypatch):
     piped(monkeypatch, "What is 1+1?\nWhat is 2+2?\n")
     rows = [json.loads(line) for line in ask("--json").splitlines()]
@@ -119,6 +134,13 @@ def test_a_question_that_is_too_long_does_not_end_the_loop(folder, monkeypatch, 
     out, err = capsys.readouterr()
     assert out.strip()
     assert err.count("leaves no room") == 1
+
+
+def test_the_command_s_help_shows_ten_examples(capsys):
+    with pytest.raises(SystemExit):
+        sample.main(["--help"])
+    assert sample.EXAMPLES in capsys.readouterr().out
+    assert len(set(sample.EXAMPLES.splitlines())) == 10
 
 
 class Terminal(io.StringIO):
@@ -139,6 +161,20 @@ def test_a_terminal_gets_a_prompt_unless_the_answers_are_for_a_program(
     assert "\x1b" not in sys.stdout.getvalue()
 
 
+@pytest.mark.parametrize("data, times", [("generated:mul", 1), ("jsonl:problems.jsonl", 0)])
+def test_the_loop_begins_with_examples_for_a_model_of_generated_problems(
+    folder, monkeypatch, capsys, data, times
+):
+    loaded = sample.load_run(folder / "runs" / "tapo-probe-2")
+    loaded[0]["data"] = data
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sample, "load_run", lambda folder, **used: loaded)
+    monkeypatch.setattr(sys, "stdin", Terminal(""))
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    sample.main([])
+    assert capsys.readouterr().err.count(sample.EXAMPLES) == times
+
+
 def test_a_prompt_can_be_edited():
     assert "readline" in Path(sample.__file__).read_text()
 
@@ -157,12 +193,131 @@ def test_it_says_which_run_it_asks(folder, monkeypatch, capsys, loop):
     assert "runs/tapo-probe-2" in capsys.readouterr().err
 
 
+# What the run scored, and which answers are not to be trusted.
+
+
+def make_evaluation(**trusts) -> dict:
+    """Of two modes, with what they say of trust."""
+    accuracies = {"tools": 0.96, "text": 0.32}
+    return {
+        mode: {"accuracy": accuracy, "n": 250, "trust": trusts.get(mode)}
+        for mode, accuracy in accuracies.items()
+    }
+
+
+@pytest.fixture
+def scored(folder, monkeypatch):
+    """Says what the latest run is to have recorded of its evaluations."""
+    monkeypatch.chdir(folder)
+
+    def scored(**evaluations):
+        monkeypatch.setattr(sample, "read_evaluations", lambda folder: evaluations)
+
+    return scored
+
+
+@pytest.mark.parametrize(
+    "names, when",
+    [(["before", "final"], ""), (["before"], " (before)"), (["x", "after_sft"], " (after_sft)")],
+)
+def test_it_says_what_the_run_scored_last(scored, capsys, names, when):
+    scored(**{name: make_evaluation() for name in names})
+    sample.main(["What is 1+1?"])
+    line = "96.0% with tools, 32.0% by itself, of 250 held-out questions"
+    assert capsys.readouterr().err == f"runs/tapo-probe-2{when}: {line}\n"
+
+
+def test_a_run_that_was_never_evaluated_has_no_score(scored, capsys):
+    scored()
+    sample.main(["What is 1+1?"])
+    assert capsys.readouterr().err == "runs/tapo-probe-2: not evaluated yet\n"
+
+
+def test_an_evaluation_that_is_damaged_is_one_line(scored, capsys):
+    scored(final={"tools": {}})
+    assert "eval.json' cannot be used" in refused(capsys, "What is 1+1?")
+
+
+@pytest.fixture
+def doubts(ask, scored, monkeypatch):
+    """What is said to be the lowest log-prob trusted, when a question is asked so."""
+
+    def doubts(*arguments):
+        asked = []
+        monkeypatch.setattr(sample, "doubt", lambda *given: asked.append(given[-1]))
+        ask("What is 1+1?", *arguments)
+        (lowest,) = set(asked)
+        return lowest
+
+    scored(final=make_evaluation(tools={"lowest": -0.5}, text={"lowest": -2.0}))
+    return doubts
+
+
+@pytest.mark.parametrize(
+    "arguments, lowest",
+    [
+        ([], -0.5),
+        (["--n", "2"], -0.5),
+        (["--no-tools"], -2.0),
+        (["--temperature", "0.5"], None),  # there, log-probs are on another scale
+    ],
+)
+def test_log_probs_are_compared_with_those_of_the_evaluation(doubts, arguments, lowest):
+    assert doubts(*arguments) == lowest
+
+
+def test_a_run_of_an_older_version_trusts_every_log_prob(doubts, scored):
+    scored(final={"tools": {"accuracy": 0.5, "n": 4}})
+    assert doubts() is None
+
+
+HINT = "(not to be trusted: the call failed)"
+
+
+def test_a_doubt_is_one_line_below_each_answer(ask, monkeypatch):
+    plain = {n: ask("What is 1+1?", "--n", n) for n in "13"}
+    assert "not to be trusted" not in plain["1"].splitlines()[0]
+    monkeypatch.setattr(sample, "doubt", lambda *given: "the call failed")
+    for n in "13":
+        assert ask("What is 1+1?", "--n", n).splitlines().count(HINT) == int(n)
+
+
+def test_an_answer_that_is_trusted_has_no_line_below_it(ask, monkeypatch):
+    monkeypatch.setattr(sample, "doubt", lambda *given: None)
+    assert "not to be trusted" not in ask("What is 1+1?", "--n", "3")
+
+
+def test_one_answer_is_shown_as_each_of_several_but_for_its_number(ask):
+    alone = ask("What is 1+1?")
+    first, rest = ask("What is 1+1?", "--n", "2", "--temperature", "0").split("\n2. ")
+    assert first == f"1. {alone}".rstrip("\n") and rest == alone
+
+
+@pytest.mark.parametrize("reason", [None, "the call failed"])
+def test_in_json_a_doubt_is_a_field(ask, monkeypatch, reason):
+    monkeypatch.setattr(sample, "doubt", lambda *given: reason)
+    (line,) = ask("What is 1+1?", "--json").splitlines()
+    assert json.loads(line)["doubt"] == reason
+
+
+@pytest.mark.parametrize("term, line", [("xterm", f"\x1b[2m{HINT}\x1b[0m"), ("dumb", HINT)])
+def test_a_doubt_is_dim_on_a_terminal(folder, monkeypatch, term, line):
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(sample, "doubt", lambda *given: "the call failed")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    sample.main(["What is 1+1?"])
+    assert sys.stdout.getvalue().endswith(f"\n{line}\n")
+
+
 @pytest.mark.parametrize(
     "arguments, hint",
     [
         (["--temperature", "-1", "q"], "temperature"),
         (["q " * 500], "leaves no room"),
         (["--n", "0", "q"], "--n"),
+        ([" "], "the question is empty"),
     ],
 )
 def test_a_mistake_is_one_line(folder, monkeypatch, capsys, arguments, hint):
