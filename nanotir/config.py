@@ -21,6 +21,7 @@ from nanotir.commands import Parser, dashed, one_line
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.model import ModelConfig
+from nanotir.problems.sources import is_generated
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
@@ -40,12 +41,12 @@ class RunConfig:
     # nothing), small (15M parameters), gpu (107M)
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
     seed: Seed = 0  # every random draw of the run derives from it
-    data: str = "generated"  # training problems: generated, generated:lin,mul, gsm8k:PATH,
-    # math:PATH or jsonl:PATH
+    data: str = "generated"  # training problems: generated, generated:lin,mul, plain (generated,
+    # in one phrasing for each family), gsm8k:PATH, math:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
     too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
     problems: Count = 8000  # training problems, each demonstrated once; a file may hold fewer
-    level: Count = 1  # difficulty of generated problems
+    level: Count = 1  # ceiling of generated problems: numbers of up to level + 4 digits
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
     # the answer as well)
@@ -70,7 +71,7 @@ class RunConfig:
         check_settings(self)
         one_of("recipe", self.recipe, RECIPES)
         one_of("too_long", self.too_long, TOO_LONG)
-        if not self.eval_data and not self.data.startswith("generated"):
+        if not self.eval_data and not is_generated(self.data):
             mend = "needs held-out problems as well: name them by --eval-data"
             raise ValueError(f"--data {self.data} {mend}")
         self.eval_data = self.eval_data or self.data
@@ -89,10 +90,19 @@ class RunConfig:
 
 
 RECIPES = {"grpo": grpo, "tora": tora, "cir": cir, "autocode": autocode, "tapo": tapo}
+# What makes a small model copy numbers of any length from the question (see the README).
+TINY = {
+    "model.vocab_size": 1024,
+    "model.n_kv_heads": 4,
+    "model.token_shifts": 3,
+    "model.rope_theta": 1e8,
+    "problems": 16000,
+    "sft.steps": 700,
+}
 PRESETS = {
-    "tiny": {},  # the defaults
+    "tiny": TINY,
     # Two of eight experts for a token: the active parameters of tiny, three times as many in all.
-    "tiny-moe": {"model.n_experts": 8},
+    "tiny-moe": {**TINY, "model.n_experts": 8},
     "probe": {
         "model.n_layers": 2,
         "model.d_model": 64,
