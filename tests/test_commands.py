@@ -109,7 +109,7 @@ WRONG = {
         "--python.workers 0": "workers",
         "--recipe tora --problems 60 --tora.covered 0.001": "none to imitate",
         "--recipe tora --tora.covered 0": "covered",
-        "--recipe autocode --autocode.method ppo": "no autocode.method",
+        "--recipe autocode --autocode.samples 1": "at least 2",
     },
     "sample.py": {
         "--tempratur 1 q": "did you mean '--temperature'",

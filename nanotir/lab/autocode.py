@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from nanotir import rl, sft
+from nanotir.demonstrate import act_out
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, measure, trained
-from nanotir.recipes.autocode import Explored, better, em_metrics, look
+from nanotir.lab.toy import cold_start, measure, trained, untrained
+from nanotir.recipes.autocode import Explored, better, em_metrics, force, in_words
+from nanotir.rl import make_sampler
 from nanotir.run import write_json
 
 # Three families that only code solves, two that a hasty program gets wrong, three that both solve
@@ -33,25 +36,41 @@ ROUNDS = {
 CONTROL = "random rewards"
 
 
-def start(base: str) -> dict:
-    """The settings of a cold start: `base` is what it imitates, both ways or words alone."""
-    return COLD | {"autocode.base": base, "autocode.method": "sft"}
+def both(seed: int, quick: bool) -> str:
+    """The cold start that imitates both decisions."""
+    return cold_start("autocode-both", COLD, seed, quick, recipe="autocode")
 
 
-def arm(key: str, method: str = "em", base: str = "both", coin: bool = False) -> Arm:
-    """One method of learning when to call; `coin` replaces its rewards by random ones."""
+def arm(key: str, recipe: str = "autocode", **settings) -> Arm:
+    """One method of learning when to call, from the cold start that can do both."""
 
     def run_arm(seed, quick, folder):
-        init = cold_start(f"autocode-{base}", start(base), seed, quick, recipe="autocode")
-        own = {"autocode.method": method, "init": init, "sft.steps": 0}
-        if coin:
-            own["reward.coin"] = True
-        with trained(folder, "autocode", start(base) | ROUNDS | own, seed, quick) as run:
-            problems, gaps = oracle(folder, run.held_out, seed, quick)
-            rows = look(run, problems, n=4 if quick else 8, seed=seed)
-            return metrics(rows, gaps) | {"accuracy": measure(run)["accuracy"]}
+        own = {"init": both(seed, quick), "sft.steps": 0, **settings}
+        with trained(folder, recipe, COLD | ROUNDS | own, seed, quick) as run:
+            return measured(run, folder, seed, quick)
 
     return Arm(f"autocode-{key}", run_arm)
+
+
+def from_words(seed, quick, folder):
+    """RL after imitation of words alone."""
+    with untrained(folder, "tapo", COLD | ROUNDS, seed, quick) as run:
+        scripts = [in_words(problem) for problem in run.problems]
+        given = (run.tokenizer, run.format, run.tools_by_name)
+        sft.train(run, act_out(run.problems, scripts, *given))
+        rl.train(run)
+        return measured(run, folder, seed, quick)
+
+
+def measured(run, folder, seed: int, quick: bool) -> dict:
+    problems, gaps = oracle(folder, run.held_out, seed, quick)
+    rows = look(run, problems, n=4 if quick else 8, seed=seed)
+    return metrics(rows, gaps) | {"accuracy": measure(run)["accuracy"]}
+
+
+def look(run, problems, n: int = 8, seed: int = 0) -> list[Explored]:
+    """How the policy decides, and how often either decision is right: n forced rollouts of each."""
+    return force(run, make_sampler(run, temperature=1.0), problems, n, seed)
 
 
 def oracle(folder, held_out: list, seed: int, quick: bool) -> tuple[list, list]:
@@ -59,11 +78,11 @@ def oracle(folder, held_out: list, seed: int, quick: bool) -> tuple[list, list]:
 
     The cold start that can do both decides, the same one for all arms of a seed.
     """
-    init = Path(cold_start("autocode-both", start("both"), seed, quick, recipe="autocode"))
+    init = Path(both(seed, quick))
     problems = held_out[: 24 if quick else 96]
     path = init.parent / "oracle.json"
     if not path.exists():
-        settings = start("both") | {"init": str(init), "sft.steps": 0}
+        settings = COLD | {"init": str(init), "sft.steps": 0}
         with trained(folder / "oracle", "autocode", settings, seed, quick) as run:
             rows = look(run, problems, n=4 if quick else 16, seed=seed)
         write_json(path, [row.Q[1] - row.Q[0] for row in rows])
@@ -105,10 +124,10 @@ AUTOCODE = Experiment(
     expected="EM from about 50% to 85% or more, above every baseline",
     arms={
         "EM": arm("em"),
-        "SFT + RL": arm("rl", "rl"),
-        "SFT": arm("sft", "sft"),
-        "words + RL": arm("words-rl", "rl", base="words"),
-        CONTROL: arm("random", coin=True),
+        "SFT + RL": arm("rl", "tapo"),
+        "SFT": arm("sft", **{"rl.steps": 0}),
+        "words + RL": Arm("autocode-words-rl", from_words),
+        CONTROL: arm("random", **{"reward.coin": True}),
     },
     compare=(
         Compare("EM", "SFT", "selection_accuracy"),

@@ -17,13 +17,9 @@ This is written from notes and reviews of the paper; its text and code could not
 K = 8 (5 in its first version), about 7,000 problems an E-step, 2-3 rounds, eps = 0.2, alpha
 infinite in the first version and unknown in the second. They print the second term of the M-step as
 -E[log pi], a cross-entropy to be minimised. The derivation gives s* proportional to pi Q, but the
-formula exponentiates the product: `autocode.posterior` takes the former. Of `rl.*` the M-step uses
-steps, problems, updates, lr, warmup, decay, grad_clip, micro_batch_tokens, bf16, scale and the
-clip.
-
-`autocode.method` chooses baselines at the same number of rollouts: sft (imitation alone), rl (the
-same clipped policy gradient on free decisions). `autocode.base words` starts from words alone,
-which is the paper's "base + RL".
+formula exponentiates the product. Of `rl.*` the M-step uses steps, problems, updates, lr, warmup,
+decay, grad_clip, micro_batch_tokens, bf16, scale and the clip. The paper's baselines are in
+nanotir/lab/autocode.py.
 """
 
 from __future__ import annotations
@@ -35,8 +31,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanotir import optim, rl
-from nanotir.checks import Amount, Several, check_settings, one_of
+from nanotir import optim
+from nanotir.checks import Amount, Several, check_settings
 from nanotir.demonstrate import act_out, answer_sentence
 from nanotir.logps import autocast, full, masked_logps
 from nanotir.losses import group_advantages, policy_loss
@@ -61,16 +57,11 @@ SETTINGS = {
 
 @dataclass
 class AutoCodeConfig:
-    method: str = "em"  # em, or its baselines rl (a decision is sampled like any id) and sft
-    base: str = "both"  # imitate both decisions for each problem first, or words alone
     samples: Several = 4  # forced rollouts of each decision a problem (K)
     alpha: Amount = 0.0  # how sharply s* prefers the better decision; 0 stands for infinity
-    posterior: bool = False  # s* proportional to pi Q, as EM derives it, not to exp(alpha pi Q)
 
     def __post_init__(self):
         check_settings(self, "autocode")
-        one_of("autocode.method", self.method, ("em", "rl", "sft"))
-        one_of("autocode.base", self.base, ("both", "words"))
 
 
 @dataclass
@@ -93,14 +84,13 @@ class Explored:
 
 def demonstrations(run) -> list[Trajectory]:
     """Each problem once for each decision: a rationale inside <think>, and the program."""
-    scripts = []
-    for problem in run.problems:
-        words = [("think", problem.rationale), ("text", answer_sentence(problem.answer))]
-        scripts.append(words)
-    if run.config.autocode.base == "both":
-        scripts += [in_code(problem) for problem in run.problems]
-    given = (scripts, run.tokenizer, run.format, run.tools_by_name)
-    return act_out(run.problems * 2, *given)
+    scripts = [in_words(problem) for problem in run.problems]
+    scripts += [in_code(problem) for problem in run.problems]
+    return act_out(run.problems * 2, scripts, run.tokenizer, run.format, run.tools_by_name)
+
+
+def in_words(problem: Problem) -> list[tuple[str, str]]:
+    return [("think", problem.rationale), ("text", answer_sentence(problem.answer))]
 
 
 def in_code(problem: Problem) -> list[tuple[str, str]]:
@@ -113,14 +103,6 @@ def in_code(problem: Problem) -> list[tuple[str, str]]:
 
 
 def improve(run):
-    method = run.config.autocode.method
-    if method == "rl":
-        rl.train(run)
-    elif method == "em":
-        maximise(run)
-
-
-def maximise(run):
     """rl.steps rounds of an E-step on rl.problems problems and an M-step of rl.updates updates."""
     model, settings = run.model, run.config.rl
     optimizer = optim.adamw(model.parameters(), settings.lr)
@@ -175,10 +157,6 @@ def force(run, sampler: Sampler, problems, K: int, seed: int) -> list[Explored]:
 
 def strategy(prior: list[float], Q: list[float], config: AutoCodeConfig) -> list[float]:
     """s*(c|x). With alpha infinite, words win a tie, because they are cheaper."""
-    products = [p * q for p, q in zip(prior, Q)]
-    if config.posterior:
-        total = sum(products)
-        return [product / total for product in products] if total else list(prior)
     if not config.alpha:
         return [1.0, 0.0] if Q[0] >= Q[1] else [0.0, 1.0]
     return torch.tensor([config.alpha * p * q for p, q in zip(prior, Q)]).softmax(0).tolist()
@@ -273,8 +251,3 @@ def em_metrics(explored: list[Explored]) -> dict[str, float]:
         "decided": mean([sum(map(math.exp, row.logps)) for row in explored]),
         "selection_accuracy": mean(agrees),
     }
-
-
-def look(run, problems, n: int = 8, seed: int = 0) -> list[Explored]:
-    """How the policy decides, and how often either decision is right: n forced rollouts of each."""
-    return force(run, make_sampler(run, temperature=1.0), problems, n, seed)

@@ -41,6 +41,7 @@ KINDS = [
     ("rl-mask", "learned"),
     ("pass-at-k", "RL code"),
     ("autocode", "EM"),
+    ("autocode", "words + RL"),
     ("calls", "TAPO"),
     ("experts", "experts, sequence"),
     ("overlap", "blocking"),
