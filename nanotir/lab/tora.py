@@ -5,10 +5,13 @@ All arms imitate; none uses RL.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, measure, train, trained, untrained
+from nanotir.lab.toy import cold_start, measure, trained, untrained
+from nanotir.model import Transformer
+from nanotir.recipes import tora
 from nanotir.sampler import Sampler
 
 DATA = {
@@ -47,22 +50,26 @@ def imitate(format: str) -> Arm:
     return Arm(f"tora-{format}", run_arm)
 
 
-def shape(name: str, **settings) -> Arm:
-    """Output-space shaping, from the imitation that all arms share to the retrained model."""
+def shape(name: str, control: bool = False, **settings) -> Arm:
+    """Output-space shaping, from the imitation that all arms share to the retrained model.
+
+    The control learns from as many copies of demonstrations instead.
+    """
 
     def run_arm(seed, quick, folder):
         start = cold_start("shaping", SHAPING | {"tora.samples": 0}, seed, quick, recipe="tora")
         options = {f"tora.{key}": value for key, value in settings.items()}
         values = SHAPING | options | {"init": start}
         with untrained(folder, "tora", values, seed, quick) as run:
+            corpus = tora.demonstrations(run)
+            shaped = tora.shape(run, corpus)
+            if control:
+                shaped = random.Random(f"control {seed}").choices(corpus, k=len(shaped))
             # The shared start has imitated already. The retraining begins at random weights,
             # as it would in a run that had imitated by itself.
-            run.state["done"].append("sft")
-            run.config.init = ""
-            train(run)
-            path = run.out / "shaped.jsonl"
-            shaped = path.read_text().count("\n") if path.exists() else 0
-            return {"accuracy": measure(run)["accuracy"], "shaped": shaped}
+            run.state["base"] = Transformer(run.config.model, seed).state_dict()
+            tora.retrain(run, corpus + shaped)
+            return {"accuracy": measure(run)["accuracy"], "shaped": len(shaped)}
 
     return Arm(f"tora-shape-{name}", run_arm)
 

@@ -27,12 +27,11 @@ from pathlib import Path
 from nanotir import sft
 from nanotir.checks import Part, Whole, check_settings
 from nanotir.demonstrate import act_out, answer_sentence, demonstrate
-from nanotir.model import Transformer
 from nanotir.problems import Problem
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
 from nanotir.room import demonstrations_with_room
-from nanotir.run import load_state, write_lines
+from nanotir.run_files import write_lines
 from nanotir.trajectory import Span, Trajectory
 
 SETTINGS = {"rl.steps": 0, "teacher.quality": 1.0, "sft.steps": 300}
@@ -44,40 +43,36 @@ class ToRAConfig:
     samples: Whole = 8  # answers drawn to each problem for shaping; 0: imitation alone
     keep: Whole = 4  # of these, how many are learned from at most, a problem
     correct: bool = True  # the teacher completes wrong answers from their longest good prefix
-    control: bool = False  # learn from as many copies of demonstrations instead
 
     def __post_init__(self):
         check_settings(self, "tora")
 
 
 def demonstrations(run) -> list[Trajectory]:
-    """The corpus. It is written down, because shaping and a resumed run need it again.
-
-    So are the weights that the run started from, where no seed gives them.
-    """
-    if run.config.init and run.state["phase"] is None:
-        run.state["base"] = copy.deepcopy(run.model.state_dict())
+    """The corpus. It is made before the weights change, so here they are kept as the base."""
+    run.state.setdefault("base", copy.deepcopy(run.model.state_dict()))
     config = run.config
     covered = run.problems[: round(config.tora.covered * len(run.problems))]
     if not covered:
         few = f"--tora.covered {config.tora.covered} of {len(run.problems)} problems"
         raise ValueError(f"{few} leaves none to imitate: more of either are needed")
     given = (run.tokenizer, run.format, run.tools_by_name, config.teacher, config.seed)
-    return remembered(run.out / "corpus.jsonl", lambda: demonstrate(covered, *given))
+    return demonstrate(covered, *given)
 
 
 def improve(run):
     """Output-space shaping, and imitation once more from the base."""
-    config = run.config
-    if not config.tora.samples:
+    if not run.config.tora.samples or run.is_done("retrain"):
         return
     corpus = run.demonstrations or demonstrations_with_room(run, demonstrations(run))
     shaped = remembered(run.out / "shaped.jsonl", lambda: shape(run, corpus))
-    if config.tora.control:
-        shaped = random.Random(f"control {config.seed}").choices(corpus, k=len(shaped))
+    retrain(run, corpus + shaped)
+
+
+def retrain(run, shown: list[Trajectory]):
     if run.state["phase"] != "retrain":
-        run.model.load_state_dict(base(run))
-    sft.train(run, corpus + shaped, phase="retrain")
+        run.model.load_state_dict(run.state["base"])
+    sft.train(run, shown, phase="retrain")
 
 
 def shape(run, corpus: list[Trajectory]) -> list[Trajectory]:
@@ -156,23 +151,8 @@ def after_calls(solution, calls: int) -> list:
     return list(solution)[ends[calls - 1] :]
 
 
-def base(run) -> dict:
-    """The weights that the run started from."""
-    if "base" in run.state:
-        return run.state["base"]
-    model = Transformer(run.config.model, run.config.seed)
-    if run.config.init:
-        load_state(Path(run.config.init) / "checkpoint", model)
-    return model.state_dict()
-
-
 def remembered(path: Path, make) -> list[Trajectory]:
-    """What make() gives, or gave before the run was stopped. Calls are not kept.
-
-    Before the run has a folder, nothing is written down.
-    """
-    if not path.parent.exists():
-        return make()
+    """What make() gives, or gave before the run was stopped. Calls are not kept."""
     if not path.exists():
         write_lines(path, [{**asdict(trajectory), "calls": []} for trajectory in make()])
     rows = [json.loads(line) for line in path.read_text().splitlines()]

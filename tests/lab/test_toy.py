@@ -11,6 +11,7 @@ from nanotir.config import build
 from nanotir.lab import toy
 from nanotir.lab.experiments import EXPERIMENTS
 from nanotir.lab.grpo import BadLine
+from nanotir.recipes import tora
 from nanotir.tools import Tool, ToolResult
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
@@ -38,6 +39,7 @@ KINDS = [
     ("formats", "program"),
     ("sft-mask", "learned"),
     ("shaping", "4 + corrected"),
+    ("shaping", "control"),
     ("rl-mask", "learned"),
     ("pass-at-k", "RL code"),
     ("autocode", "EM"),
@@ -177,3 +179,23 @@ def test_mean_of_takes_the_last_share():
     assert toy.mean_of(points) == 3.0
     assert toy.mean_of(points, 0.5) == 4.5
     assert toy.mean_of([]) is None
+
+
+def test_the_control_of_shaping_learns_from_as_many_demonstrations_alone(
+    least, tmp_path, monkeypatch
+):
+    seen = []
+    corpora = []
+    demonstrations = tora.demonstrations
+
+    def demonstrated(run):
+        corpora.append(demonstrations(run))
+        return corpora[-1]
+
+    monkeypatch.setattr(tora, "is_valid", lambda *_: True)
+    monkeypatch.setattr(tora, "demonstrations", demonstrated)
+    monkeypatch.setattr(tora, "retrain", lambda run, shown: seen.extend(shown))
+    metrics = EXPERIMENTS["shaping"].arms["control"].run(0, True, tmp_path / "arm")
+    corpus = corpora[-1]
+    assert len(seen) == len(corpus) + metrics["shaped"] > len(corpus)
+    assert {tuple(t.ids) for t in seen} == {tuple(t.ids) for t in corpus}
