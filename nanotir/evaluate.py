@@ -20,7 +20,6 @@ from nanotir.commands import Parser, number, one_line
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
 from nanotir.room import problems_with_room
-from nanotir.routing import expert_disagreement, expert_use
 from nanotir.run import Run, load_run, read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.trajectory import Trajectory
@@ -106,9 +105,6 @@ def evaluations(
         rows = generate_with_bar(sampler, problems, n, seed, f"evaluate {mode}")
         groups = [rows[i : i + n] for i in range(0, len(rows), n)]
         found = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
-        if model.config.n_experts:
-            found["expert_use"] = expert_use(model, tokenizer, rows)
-            found["expert_disagreement"] = expert_disagreement(model, rows[:64], tokenizer.pad_id)
         yield mode, found, groups
     model.train(was_training)
 

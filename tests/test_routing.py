@@ -1,26 +1,17 @@
-"""What routers chose: the losses that spread the load, and the counts that are logged."""
-
-import copy
+"""What routers chose: the losses that spread the load."""
 
 import pytest
 import torch
-import torch.nn as nn
 from conftest import small_model
 
-from nanotir.evaluate import EvalConfig, evaluate
 from nanotir.logps import masked_logps
 from nanotir.model import ModelConfig
-from nanotir.problems import Problem
 from nanotir.routing import (
     Routing,
-    chosen_experts,
-    expert_disagreement,
-    expert_use,
     load_balancing_loss,
     router_loss,
     router_z_loss,
 )
-from nanotir.sampler import SamplerConfig
 from nanotir.trajectory import Format, collate
 
 V, E, K = 50, 4, 2
@@ -159,75 +150,3 @@ def test_padding_changes_neither_loss(tokenizer, demonstrations):
     for a, b, wrong in zip(found, expected, with_padding):
         assert_close(a, b)
         assert (wrong - a).abs() > 1e-3
-
-
-# What is logged.
-
-
-def test_expert_use_counts_choices_by_kind_and_layer(tokenizer, demonstrations):
-    model = moe_model(len(tokenizer))
-    counts = {kind: torch.zeros(2, E) for kind in ("prompt", "text", "python", "output")}
-    for t in demonstrations:
-        chosen = chosen_experts(model, torch.tensor([t.ids]))  # (L, 1, T, k)
-        for span in t.spans:
-            for layer in range(2):
-                for e in chosen[layer, 0, span.start : span.end].flatten().tolist():
-                    counts[span.kind][layer, e] += 1
-    use = expert_use(model, tokenizer, demonstrations)
-    assert list(use) == list(counts)
-    for kind, shares in use.items():
-        assert_close(torch.tensor(shares), counts[kind] / counts[kind].sum(1, keepdim=True))
-
-
-def measured(model, tokenizer) -> dict:
-    settings = EvalConfig(), SamplerConfig(max_new_tokens=5)
-    problems = [Problem("1+1?", "2")]
-    return evaluate(model, tokenizer, [], Format(), problems, *settings)["text"]
-
-
-def test_an_evaluation_says_which_experts_were_used_if_there_are_any(tokenizer):
-    found = measured(moe_model(len(tokenizer)), tokenizer)
-    assert found["expert_use"].keys() == {"prompt", "text"}
-    assert "expert_use" not in measured(small_model(len(tokenizer)), tokenizer)
-
-
-def test_sampler_and_trainer_choose_the_same_experts(tokenizer, demonstrations):
-    model = moe_model(len(tokenizer))
-    assert expert_disagreement(model, demonstrations, tokenizer.pad_id) < 0.01
-
-
-def renumber(block):
-    """Give every expert of a layer the next number: its output stays, every choice changes."""
-    moe = block.ff
-    moe.router.weight.data = moe.router.weight.data.roll(1, 0)
-    moe.experts = nn.ModuleList([moe.experts[-1], *moe.experts[:-1]])
-
-
-def test_disagreement_is_the_share_of_changed_sets(tokenizer, demonstrations):
-    model = moe_model(len(tokenizer), n_experts_per_token=1)
-    other = copy.deepcopy(model)
-    given = (model, demonstrations, tokenizer.pad_id, other)
-    renumber(other.blocks[1])
-    assert expert_disagreement(*given) == pytest.approx(0.5, abs=0.01)  # one of two layers
-    renumber(other.blocks[0])
-    assert expert_disagreement(*given) == pytest.approx(1.0, abs=0.01)
-
-
-def test_the_order_of_a_tokens_experts_is_no_disagreement(tokenizer, demonstrations):
-    model = moe_model(len(tokenizer), n_experts=2)
-    other = copy.deepcopy(model)
-    other.blocks[-1].ff.router.weight.data *= -1  # both are still chosen, the other one first
-    ids = torch.tensor([[1, 2, 3]])
-    assert not torch.equal(chosen_experts(model, ids), chosen_experts(other, ids))
-    assert expert_disagreement(model, demonstrations, tokenizer.pad_id, other) == 0
-
-
-def test_padding_is_no_disagreement_and_no_agreement(tokenizer, demonstrations):
-    model, other = moe_model(len(tokenizer)), moe_model(len(tokenizer), seed=1)
-    lengths = [len(t.ids) for t in demonstrations]
-    assert lengths[0] != lengths[1]
-    assert 3 * min(lengths) >= 2 * max(lengths)  # so that they share a micro-batch
-    apart = [expert_disagreement(model, [t], tokenizer.pad_id, other) for t in demonstrations]
-    together = expert_disagreement(model, demonstrations, tokenizer.pad_id, other)
-    expected = sum(n * share for n, share in zip(lengths, apart)) / sum(lengths)
-    assert 0 < together == pytest.approx(expected, abs=1e-9)

@@ -10,7 +10,9 @@ from nanotir import rl, sft
 from nanotir.demonstrate import act_out, answer_sentence, wrong_guess
 from nanotir.lab.cir import COLD
 from nanotir.lab.experiment import Arm, Compare, Experiment
+from nanotir.lab.experts import expert_disagreement, expert_use
 from nanotir.lab.toy import curve, largest, mean_of, measure, reinforce, untrained
+from nanotir.rl import make_sampler
 from nanotir.tools import Tool, ToolResult
 
 # One call an answer, to a tool that is down half of the time. It tells rows apart by their
@@ -125,8 +127,11 @@ def experts(level: str, moe: bool, coin: bool = False) -> Arm:
                 "variance by step": variances,
             }
             if moe:
-                found["experts_apart"] = apart(result["expert_use"])
-                found["disagreement"] = result["expert_disagreement"]
+                greedy = make_sampler(run, temperature=0.0)
+                rows = greedy.generate([p.question for p in run.held_out], seed=run.config.seed)
+                found["experts_apart"] = apart(expert_use(run.model, run.tokenizer, rows))
+                given = (run.model, rows[:64], run.tokenizer.pad_id)
+                found["disagreement"] = expert_disagreement(*given)
             return found
 
     return Arm(f"grpo-{'moe' if moe else 'dense'}-{level}{'-random' if coin else ''}", run_arm)
