@@ -232,9 +232,22 @@ def program_accuracy(problems, groups) -> float:
     found = []
     for problem, group in zip(problems, groups):
         for t in group:
-            right = bool(t.calls) and equivalent(t.calls[-1].result.output, problem.answer)
-            found.append(right)
+            found.append(bool(t.calls) and says(t.calls[-1].result.output, problem.answer))
     return mean(found)
+
+
+def says(output: str, gold: str) -> bool:
+    """Whether a tool's output is the gold answer: as it stands, or, on one line, in words.
+
+    "[-1, 5]" is how Python writes -1, 5, if the answer is no interval.
+    """
+    output = output.strip()
+    readings = [output]
+    if "\n" not in output:
+        readings.append(extract_answer(f"The answer is {output}") or "")
+        if gold[:1] not in ("[", "("):
+            readings.append(output.removeprefix("[").removesuffix("]"))
+    return any(equivalent(reading, gold) for reading in readings)
 
 
 def breakdown(labels: list[str], shares: list[float], groups) -> dict:

@@ -15,6 +15,7 @@ from nanotir.evaluate import (
     main,
     maj_at_k,
     pass_at_k,
+    says,
     statistics,
     table,
     variants,
@@ -196,6 +197,26 @@ def test_program_accuracy_asks_whether_the_last_call_printed_the_gold_answer(
     calls = [Call("python", "x", ToolResult(output)) for output in outputs]
     found = statistics([Problem("q", "1")], [[answer(tokenizer, text, *calls)]], tokenizer, [1])
     assert found["program_accuracy"] == right
+
+
+@pytest.mark.parametrize(
+    "output, gold, right",
+    [
+        ("[-1, 5]\n", "-1, 5", True),
+        ("The price of hard wool is 16.", "16", True),
+        ("[1, 2]", "[1, 2]", True),
+        ("[1, 2]", "(1, 2)", False),  # an interval, or a point
+        ("[3, 4]", "3", False),
+        ("{x: 6, y: 2}", "6", False),
+        ("(6, 28)", "6", False),
+        ("16\n17", "16", False),
+        ("The price of wool is 16. The price of silk is 3.", "3", False),
+        ("NameError: name 'x' is not defined", "x", False),
+        ("", "0", False),
+    ],
+)
+def test_a_program_says_its_answer_as_it_stands_in_a_list_or_in_a_sentence(output, gold, right):
+    assert says(output, gold) == right
 
 
 # A model that calls where it can, and guesses where it cannot.
