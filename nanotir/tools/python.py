@@ -225,7 +225,7 @@ class ForkServer:
     def worker(self) -> socket.socket:
         """A worker that no other call uses: an idle one, or a new one once it is ready."""
         with contextlib.suppress(IndexError):
-            return self.idle.pop()
+            return self.idle.pop(0)  # the others may still be removing files
         ours, theirs = socket.socketpair()
         with theirs:
             socket.send_fds(self.control, [b"!"], [theirs.fileno()])
@@ -248,10 +248,8 @@ class ForkServer:
         ending = worker.recv(1024)
         if not ending:
             raise ConnectionResetError("the fork server has ended")
-        report = json.loads(ending)
-        # A worker that is removing files now is the last one to be asked again.
-        self.idle.insert(0 if report["littered"] else len(self.idle), worker)
-        return report, output, missing
+        self.idle.append(worker)
+        return json.loads(ending), output, missing
 
     def leave(self):
         """Let go of the server in a process that does not own it."""

@@ -51,8 +51,7 @@ def main():
     apart = lockdown.namespaces()
     if server := os.fork():
         os.waitpid(server, 0)
-        if not remove_empty(base):
-            remove(base)
+        remove(base)
         return
 
     lockdown.die_with_parent()
@@ -238,11 +237,8 @@ def oversee(
         call.shutdown(socket.SHUT_RDWR)
     late = max(seconds, usage.ru_utime + usage.ru_stime) >= limit
     report = {"status": verdict(code, late), "code": code, "seconds": seconds}
-    # To remove many files takes long, so the answer comes first.
-    report["littered"] = not remove_empty(child.folder)
     trainer.sendall(json.dumps(report).encode())
-    if report["littered"]:
-        remove(child.folder)
+    remove(child.folder)  # after the answer, because to remove many files takes long
     return next_child
 
 
@@ -265,17 +261,10 @@ def verdict(code: int, late: bool) -> str:
     return "error" if code > 0 or code == -ERROR else "crash"
 
 
-def remove_empty(folder: str) -> bool:
-    """Delete a folder if it is empty; return whether it is gone."""
-    try:
-        os.rmdir(folder)
-        return True
-    except OSError:
-        return not os.path.lexists(folder)
-
-
 def remove(folder: str):
-    """Delete a folder with all that a program has left in it."""
+    """Delete a folder with all that a program has left in it, mostly nothing."""
+    with contextlib.suppress(OSError):
+        return os.rmdir(folder)
     # shutil.rmtree recurses, and a program can nest folders deeper than Python's stack allows.
     # chmod comes first because the program may have made folders that cannot be listed.
     silent = [(os.POSIX_SPAWN_DUP2, 1, 2)]

@@ -233,9 +233,9 @@ def test_many_calls_of_every_kind_leave_nothing_behind():
 def test_a_worker_that_removes_files_is_not_asked_next_if_another_one_is_idle(fresh):
     wait(submit_numbers(fresh, 2, seconds=0.5))  # now there are two workers
     server = fresh._servers[False]
-    littering = server.idle[-1]
+    littering = server.idle[0]
     assert fresh.run("open('f', 'w').close()").ok
-    assert server.idle[0] is littering
+    assert len(server.idle) == 2 and server.idle[-1] is littering
 
 
 def test_processes_that_are_copied_into_children_never_see_a_program_or_its_output(fresh):
