@@ -189,8 +189,6 @@ def parse(arguments=None) -> RunConfig:
             metavar=kind.__name__.upper(),
             help=f"{comment} (default: {default!r})".replace("%", "%%"),
         )
-    hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-    parser.add_argument("--data.too-long", dest="too_long", **hidden)  # goes as well
     given = vars(parser.parse_args(arguments))
     with one_line("train.py"):
         check_given(given)

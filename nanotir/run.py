@@ -1,7 +1,7 @@
 """A run and its folder: what it logs, and how it is saved, stopped and resumed, bit for bit.
 
     config.json  metrics.jsonl  traces.jsonl  eval.json
-    checkpoint/  config.json  tokenizer.json  state.pt
+    checkpoint/  tokenizer.json  state.pt
 
 Every random draw of a run is keyed by (seed, what it is for, step), so the step is all the random
 state there is. The generators of PyTorch and Python are seeded and saved all the same. Whenever a
@@ -114,8 +114,7 @@ class Run:
     def fill_folder(self):
         try:
             (self.out / "checkpoint").mkdir()
-            for folder in (self.out, self.out / "checkpoint"):
-                write_json(folder / "config.json", asdict(self.config))
+            write_json(self.out / "config.json", asdict(self.config))
             self.lock = lock(self.out)
             self.tokenizer.save(self.out / "checkpoint")
             random.seed(self.config.seed)

@@ -52,15 +52,17 @@ def write_atomically(path, write):
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path, value):
-    text = json.dumps(value, indent=1) + "\n"
+def write_text(path, text: str):
     write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def write_lines(path, rows):
     """JSON lines."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def lock(folder: Path) -> TextIO:
@@ -96,11 +98,8 @@ def read_model_config(folder) -> ModelConfig:
     try:
         return ModelConfig(**read_config(folder)["model"])
     except TypeError as error:
-        raise ValueError(misfit(folder, error)) from None
-
-
-def misfit(folder, error) -> str:
-    return f"'{folder}/config.json' does not fit this version of nanotir: {error}"
+        fault = f"'{folder}/config.json' does not fit this version of nanotir"
+        raise ValueError(f"{fault}: {error}") from None
 
 
 def read_evaluations(out) -> dict:

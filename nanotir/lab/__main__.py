@@ -24,7 +24,7 @@ from nanotir.commands import Parser, number, one_line
 from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
 from nanotir.lab.tables import listing, markdown, summary
-from nanotir.run import write_atomically
+from nanotir.run_files import write_text
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")  # committed
@@ -167,10 +167,6 @@ def publish(tables: str, file: str | None):
             f"'{file}' has no lines <!-- lab --> and <!-- /lab --> to put the table between"
         )
     write_text(file, MARKERS.sub(lambda found: f"{found[1]}\n{tables}\n\n{found[2]}", text))
-
-
-def write_text(path, text: str):
-    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 if __name__ == "__main__":
