@@ -17,31 +17,29 @@ This is written from notes and reviews of the paper; its text and code could not
 K = 8 (5 in its first version), about 7,000 problems an E-step, 2-3 rounds, eps = 0.2, alpha
 infinite in the first version and unknown in the second. They print the second term of the M-step as
 -E[log pi], a cross-entropy to be minimised. The derivation gives s* proportional to pi Q, but the
-formula exponentiates the product. Of `rl.*` the M-step uses steps, problems, updates, lr, warmup,
-decay, grad_clip, micro_batch_tokens, bf16, scale and the clip. The paper's baselines are in
-nanotir/lab/autocode.py.
+formula exponentiates the product. The M-step is an update of rl.py, by the settings `rl.*`, without
+a reference policy. The paper's baselines are in nanotir/lab/autocode.py.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from nanotir import optim
+from nanotir import optim, rl
 from nanotir.checks import Amount, Several, check_settings
 from nanotir.demonstrate import act_out, answer_sentence
-from nanotir.logps import autocast, full, masked_logps
-from nanotir.losses import group_advantages, policy_loss
-from nanotir.metrics import mean
+from nanotir.logps import autocast, full
+from nanotir.losses import group_advantages
+from nanotir.metrics import mean, step_metrics
 from nanotir.problems import Problem
 from nanotir.rewards import score
 from nanotir.rl import drawing_of, make_sampler, rescore, split
 from nanotir.rollout import hash_of
-from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Sampler
 from nanotir.trajectory import Trajectory, micro_batches
 
@@ -116,9 +114,7 @@ def improve(run):
         updates = []
         for rows in split(list(range(len(drawn))), settings.updates, run.config.seed, step):
             updates.append(m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler))
-        # Means, so that one update that is not finite shows.
-        losses = {name: mean([update[name] for update in updates]) for name in updates[0]}
-        metrics = em_metrics(explored) | losses
+        metrics = em_metrics(explored) | step_metrics(updates)
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
 
 
@@ -177,52 +173,39 @@ def subsample(explored: list[Explored], run, step: int) -> list[tuple]:
 
 
 def m_step(model, optimizer, drawn: list[tuple], settings, sampler: Sampler) -> dict:
-    """One optimiser step on the clipped policy gradient and on the decision's cross-entropy.
-
-    Routers, if there are any, learn to spread the load, as in rl.update.
-    """
+    """One optimiser step on the clipped policy gradient and on the decision's cross-entropy."""
     trajectories, advantages, targets = zip(*drawn)
+    given = (trajectories, torch.tensor(targets), settings, sampler)
+    decision_loss = learn_to_decide(model, *given)
+    rest = [after_decision(trajectory) for trajectory in trajectories]
+    given = (rest, torch.tensor(advantages), settings, drawing_of(sampler))
+    return rl.update(model, optimizer, *given) | {"decision_loss": decision_loss}
+
+
+def learn_to_decide(model, trajectories, targets: Tensor, settings, sampler: Sampler) -> float:
+    """CE(s* || pi) of the decisions, whose gradient is added to the weights'. targets: (N, 2)."""
     device = model.embed.weight.device
-    advantages = torch.tensor(advantages, device=device)  # (N,)
-    targets = torch.tensor(targets, device=device)  # (N, 2)
-    chosen = sum(t.new_tokens - 1 for t in trajectories)  # without the decisions
-    num_tokens = sum(len(t.ids) - 1 for t in trajectories)  # nothing follows the last id
+    prompts = [trajectory.first(spans=1, calls=0) for trajectory in trajectories]
     pad_id = sampler.tokenizer.pad_id
-    losses = {"loss": 0.0, "decision_loss": 0.0, "router_aux": 0.0}
-    for micro in micro_batches(trajectories, pad_id, settings.micro_batch_tokens, device):
-        routing = Routing() if model.config.n_experts else None
+    total = 0.0
+    for micro in micro_batches(prompts, pad_id, settings.micro_batch_tokens, device):
         with autocast(device, settings.bf16):
-            given = (micro, advantages[micro.rows], settings, sampler, chosen, routing)
-            loss, decided = m_losses(model, *given)
-        decision_loss = -(targets[micro.rows] * decided).sum() / len(trajectories)
-        losses["loss"] += loss.item()
-        losses["decision_loss"] += decision_loss.item()
-        loss = loss + decision_loss
-        if routing:
-            balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
-            loss = loss + balanced
-            losses["router_aux"] += balance
+            logps = decision_logps(model, micro.ids, micro.real.sum(1), sampler)
+        loss = -(targets[micro.rows].to(device) * logps).sum() / len(prompts)
         loss.backward()
-    if not model.config.n_experts:
-        del losses["router_aux"]
-    return losses | {"grad_norm": optim.step(model, [optimizer], settings.grad_clip)}
+        total += loss.item()
+    return total
 
 
-def m_losses(model, micro, A: Tensor, settings, sampler: Sampler, chosen: int, routing=None):
-    """(policy loss of the ids after the decision, log pi(c|x) (B, 2)) of one micro-batch."""
-    how = drawing_of(sampler)
-    first = micro.mask.int().argmax(1)  # (B,), where the decision stands
-    rest = micro.mask.scatter(1, first[:, None], False)  # (B, T)
-    drawn = (micro.ids, rest, how.temperature, how.banned)
-    logps, _ = masked_logps(model, *drawn, routing=routing)
-    clip = {"epsilon": settings.epsilon, "epsilon_high": settings.epsilon_high}
-    old_logps = micro.old_logps * rest
-    loss, _ = policy_loss(logps, old_logps, A, rest, num_active_tokens=chosen, **clip)
-    return loss, decision_logps(model, micro.ids, first, sampler)
+def after_decision(trajectory: Trajectory) -> Trajectory:
+    """The same without its decision in the mask."""
+    mask = list(trajectory.mask)
+    mask[mask.index(1)] = 0
+    return replace(trajectory, mask=mask)
 
 
 def decision_logps(model, ids: Tensor, first: Tensor, sampler: Sampler) -> Tensor:
-    """log pi(c|x) (B, 2) of the two decisions, which stand at `first` (B,) in ids (B, T).
+    """log pi(c|x) (B, 2) of the two decisions, after the first `first` (B,) ids of ids (B, T).
 
     At the sampler's temperature, as any other id is drawn, and among all ids that can be sampled,
     not among the two: otherwise nothing would keep the policy deciding at all.

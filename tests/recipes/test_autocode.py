@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from nanotir import rl
 from nanotir.config import PRESETS, build
 from nanotir.lab import autocode as baselines
 from nanotir.lab.toy import make_run
@@ -233,7 +234,7 @@ def test_the_policy_gradient_leaves_the_decision_id_alone(run, monkeypatch):
         seen.append((ids, mask))
         return masked_logps(model, ids, mask, *rest, **options)
 
-    monkeypatch.setattr(autocode, "masked_logps", spied)
+    monkeypatch.setattr(rl, "masked_logps", spied)
     one_m_step(run, [1.0, -1.0, 0.5, -0.5], [[1.0, 0.0]] * 4)
     assert seen
     for ids, mask in seen:
