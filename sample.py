@@ -19,6 +19,7 @@ import torch
 
 from nanotir.checks import Count, Seed
 from nanotir.commands import Parser, number, one_line
+from nanotir.problems.sources import is_generated
 from nanotir.run import load_run
 from nanotir.run_files import latest_run, read_evaluations, reading
 from nanotir.sampler import Sampler, SamplerConfig
@@ -58,7 +59,7 @@ def main(arguments=None):
             raise ValueError("stdin is closed: write the question behind the command")
         else:
             say(score)
-            examples = f"{EXAMPLES}\n" if config["data"].startswith("generated") else ""
+            examples = f"{EXAMPLES}\n" if is_generated(config["data"]) else ""
             loop(sampler, options, lowest, help=examples + LEAVE)
 
 

@@ -19,14 +19,13 @@ from nanotir.checks import Count, Seed, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
 from nanotir.metrics import mean
 from nanotir.problems import Problem, load
-from nanotir.room import problems_with_room
+from nanotir.room import has_room, problems_with_room
 from nanotir.run import Run, load_run, read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.trajectory import Trajectory
 from nanotir.trust import measure
 
 MODES = ("tools", "text")
-VARIANTS = ("reworded", "longer", "longest")  # of generated problems: see problems/sources.py
 EXAMPLES = 4  # held-out problems whose answers are written to traces.jsonl at every evaluation
 
 
@@ -127,17 +126,17 @@ def evaluate_run(run: Run, name: str) -> dict:
         return recorded[name]
     config = run.config
     sampling = at_the_end(config.sampler, config.rl.budgets)
+    policy = (run.model, run.tokenizer, run.tools, run.format)
     asked = (run.held_out, config.eval, sampling, config.seed)
     result = {}
-    for mode, found, groups in evaluations(run.model, run.tokenizer, run.tools, run.format, *asked):
+    for mode, found, groups in evaluations(*policy, *asked):
         result[mode] = found
         for problem, group in zip(run.held_out[:EXAMPLES], groups):
             trace(run, name, mode, problem, group[0])
     if name == "final":
-        settings = replace(config.eval, modes="tools")
+        tools_only = replace(config.eval, modes="tools")
         for variant, problems in variants(run):
-            given = (run.model, run.tokenizer, run.tools, run.format, problems, settings)
-            result[variant] = evaluate(*given, sampling, config.seed)["tools"]
+            result[variant] = evaluate(*policy, problems, tools_only, sampling)["tools"]
     run.record(name, result)
     return result
 
@@ -148,19 +147,14 @@ def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
     They exist for generated problems. Families without numbers have none that are longer.
     """
     config = run.config
-    source, colon, families = config.eval_data.partition(":")
-    if source != "generated":
+    if config.eval_data.partition(":")[0] != "generated":
         return
     n, seed = config.eval.problems, config.seed + 1
-    for name in VARIANTS:
-        problems = load(f"{name}{colon}{families}", "test", n, seed, config.level)
+    for name in ("reworded", "longer", "longest"):  # see problems/sources.py
+        spec = config.eval_data.replace("generated", name)
+        problems = load(spec, "test", n, seed, config.level)
         if problems := [problem for problem in problems if has_room(problem, run)]:
             yield name, problems
-
-
-def has_room(problem: Problem, run: Run) -> bool:
-    prompt = run.format.prompt(run.tokenizer, problem.question)
-    return len(prompt) < run.model.config.max_seq_len
 
 
 def at_the_end(sampling: SamplerConfig, budgets: str) -> SamplerConfig:

@@ -24,6 +24,12 @@ def problems_with_room(
     return fitting(rows, "problems", max_seq_len, too_long)
 
 
+def has_room(problem: Problem, run) -> bool:
+    """Whether a run's model can answer it."""
+    prompt = run.format.prompt(run.tokenizer, problem.question)
+    return len(prompt) < run.model.config.max_seq_len
+
+
 def demonstrations_with_room(run, demonstrations: list[Trajectory]) -> list[Trajectory]:
     """The demonstrations, of a run's problems, that are no longer than a row."""
     names = {}

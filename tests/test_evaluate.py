@@ -11,7 +11,6 @@ from nanotir.evaluate import (
     EvalConfig,
     evaluate,
     evaluate_run,
-    has_room,
     main,
     maj_at_k,
     pass_at_k,
@@ -22,6 +21,7 @@ from nanotir.evaluate import (
     wilson_interval,
 )
 from nanotir.problems import Problem, load
+from nanotir.room import has_room
 from nanotir.run import Run, read_evaluations
 from nanotir.sampler import SamplerConfig
 from nanotir.tools import ToolResult

@@ -44,7 +44,8 @@ HOUSE = {
     "Core modules": {
         "trajectory.py": "what a rollout is: ids, mask, log-probs",
         "tokenizer.py": "text to ids and back",
-        "model.py": "the transformer and its KV cache",
+        "model.py": "the transformer",
+        "cache.py": "its keys and values of the past",
         "draws.py": "random draws, keyed by row and position",
         "sampler.py": "many rows at once, with tool calls",
         "generation.py": "one call of the sampler: its rows",
