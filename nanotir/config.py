@@ -45,7 +45,7 @@ class RunConfig:
     # in one phrasing for each family), gsm8k:PATH, math:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
     too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
-    problems: Count = 8000  # training problems, each demonstrated once; a file may hold fewer
+    problems: Count = 16000  # training problems, each demonstrated once; a file may hold fewer
     level: Count = 1  # ceiling of generated problems: numbers of up to level + 4 digits
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
@@ -90,19 +90,10 @@ class RunConfig:
 
 
 RECIPES = {"grpo": grpo, "tora": tora, "cir": cir, "autocode": autocode, "tapo": tapo}
-# What makes a small model copy numbers of any length from the question (see the README).
-TINY = {
-    "model.vocab_size": 1024,
-    "model.n_kv_heads": 4,
-    "model.token_shifts": 3,
-    "model.rope_theta": 1e8,
-    "problems": 16000,
-    "sft.steps": 700,
-}
 PRESETS = {
-    "tiny": TINY,
+    "tiny": {},  # the defaults
     # Two of eight experts for a token: the active parameters of tiny, three times as many in all.
-    "tiny-moe": {**TINY, "model.n_experts": 8},
+    "tiny-moe": {"model.n_experts": 8},
     "probe": {
         "model.n_layers": 2,
         "model.d_model": 64,
@@ -121,6 +112,7 @@ PRESETS = {
         "model.n_layers": 6,
         "model.d_model": 384,
         "model.n_heads": 6,
+        "model.n_kv_heads": 2,
         "model.d_ff": 1536,
         "model.max_seq_len": 1024,
         "model.rope_theta": 10000.0,

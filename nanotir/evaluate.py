@@ -320,8 +320,7 @@ def main(arguments=None):
         data = config["eval_data"] if options.data is None else options.data
         problems = load(data, "test", n, seed=seed + 1, level=config["level"])
         problems = problems_with_room(problems, tokenizer, format, model.config.max_seq_len)
-        budgets = config["rl"].get("budgets", "")
-        sampling = at_the_end(SamplerConfig(**config["sampler"]), budgets)
+        sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"].get("budgets", ""))
         given = (model, tokenizer, tools, format, problems, settings, sampling, seed)
         result = evaluate(*given)
         print(json.dumps(result, indent=1) if options.json else table({"": result}))

@@ -21,16 +21,16 @@ from nanotir.checks import Amount, Count, Positive, Whole, check_settings
 
 @dataclass
 class ModelConfig:
-    vocab_size: Count = 768  # ids, the tags included
+    vocab_size: Count = 1024  # ids, the tags included
     n_layers: Count = 3  # blocks of attention and feed-forward
     d_model: Count = 128  # width of the residual stream
     n_heads: Count = 4  # query heads
-    n_kv_heads: Count = 2  # key and value heads; each serves n_heads / n_kv_heads query heads
+    n_kv_heads: Count = 4  # key and value heads; each serves n_heads / n_kv_heads query heads
     d_head: Whole = 0  # width of a head; 0 means d_model / n_heads
     d_ff: Count = 512  # width of the SwiGLU feed-forward layer
     max_seq_len: Count = 512  # longest row, in ids
-    token_shifts: Whole = 0  # so many ids before it are mixed into each id's embedding
-    rope_theta: Positive = 100.0  # longest rotary wavelength / 2 pi; short rows need short ones
+    token_shifts: Whole = 3  # so many ids before it are mixed into each id's embedding
+    rope_theta: Positive = 1e8  # longest rotary wavelength / 2 pi
     norm_eps: Positive = 1e-6  # added to the mean square in RMSNorm
     qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
     qk_norm: bool = True  # RMSNorm on every query and key head (Qwen3)

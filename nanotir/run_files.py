@@ -96,7 +96,8 @@ def read_config(folder) -> dict:
 
 def read_model_config(folder) -> ModelConfig:
     try:
-        return ModelConfig(**read_config(folder)["model"])
+        older = {"token_shifts": 0}  # which runs of older versions do not mention
+        return ModelConfig(**older | read_config(folder)["model"])
     except TypeError as error:
         fault = f"'{folder}/config.json' does not fit this version of nanotir"
         raise ValueError(f"{fault}: {error}") from None

@@ -11,6 +11,7 @@ import sample
 import train
 from nanotir import evaluate
 from nanotir.run import Run, load_run
+from nanotir.run_files import read_model_config
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
 TINY = (
@@ -256,3 +257,10 @@ def test_a_path_that_the_shell_left_empty_or_unfilled_is_one_line(
     assert f"{flag} is empty: is a variable not set?" in refused(capsys, train.main, flag, "")
     assert f"{flag}=~/x: " in refused(capsys, train.main, f"{flag}=~/x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_a_version_without_token_shifts_has_none(copy):
+    config = json.loads((copy / "config.json").read_text())
+    del config["model"]["token_shifts"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert read_model_config(copy).token_shifts == 0

@@ -33,6 +33,7 @@ TOY = {
     "model.d_ff": 256,
     "model.vocab_size": 512,
     "model.rope_theta": 10000.0,
+    "model.token_shifts": 0,
     "problems": 4000,
     "sft.batch_size": 32,
     "sft.steps": 300,
