@@ -1,16 +1,19 @@
 """Whether two trees are one answer. A rule says True, False, or None: these trees are not mine."""
 
 import itertools
+import operator
 from collections import Counter
 
-from nanotir.answers.sets import same_sets
-from nanotir.answers.trees import fail, negative, num, quotient, replaced, unknowns, walk
-from nanotir.answers.units import LETTERS, UNITS
-from nanotir.answers.values import equal_values, exact, random_point, real_value
+from nanotir.answers.text import WORDS
+from nanotir.answers.trees import fail, links, negative, num, quotient, replaced, unknowns, walk
+from nanotir.answers.values import approximate, equal_values, exact, random_point
 
-# Units are unknowns, so that algebra compares them; %, ° and rad have values.
-AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in UNITS if name != "rad"}
-AS_UNITS = {("sym", letter): ("unit", name) for letter, name in LETTERS.items()}
+# Units are unknowns, so that algebra compares them; %, °, percent and rad have values.
+NAMES = set(WORDS["unit"].values()) - {"percent", "rad"}
+AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in NAMES}
+AS_UNITS = {("sym", letter): ("unit", name) for letter, name in WORDS["letter"].items()}
+OO, REALS = ("const", "oo"), ("sym", "set R")
+COMPARED = {"<": operator.lt, "<=": operator.le, "=": operator.eq, "!=": operator.ne}
 
 
 def same(p: tuple, g: tuple) -> bool:
@@ -48,7 +51,7 @@ def by_unit(p: tuple, g: tuple) -> bool | None:
         return equal_values(*(replaced(tree, AS_UNKNOWNS) for tree in (p, g)))
     united, plain = (p, g) if units(p) else (g, p)
     # 5 m is five metres where the other answer has a unit.
-    if unknowns(plain) <= set(LETTERS) and units(replaced(plain, AS_UNITS)):
+    if unknowns(plain) <= set(WORDS["letter"]) and units(replaced(plain, AS_UNITS)):
         return by_unit(united, replaced(plain, AS_UNITS))
     # 50 also answers 50%, and 50% a gold of 50. But 0.5% is not 0.5, nor are five per cent 5.
     share = {"%", "percent"} & {unit[1] for unit in units(united)}
@@ -165,26 +168,88 @@ def by_relation(p: tuple, g: tuple) -> bool | None:
     """Every relation of a chain has its equal in the other."""
     if p[0] != "rel" or g[0] != "rel":
         return False if "rel" in (p[0], g[0]) else None
-    links = (list(zip(tree[1], tree[2:], tree[3:])) for tree in (p, g))
-    return matched(*links, equal=same_relation)
+    return matched(links(p), links(g), equal=same_relation)
 
 
 def same_relation(a: tuple, b: tuple) -> bool:
     """Whether the differences of their sides are in a constant ratio, positive for inequalities."""
-    (sign, f), (other_sign, g) = as_difference(*a), as_difference(*b)
-    if a == b or sign != other_sign or sign == "in" or not unknowns(f) == unknowns(g) != set():
+    sign = a[0]
+    f, g = (("+", left, negative(right)) for _, left, right in (a, b))
+    if a == b or sign != b[0] or sign == "in" or not unknowns(f) == unknowns(g) != set():
         return a == b
     # f(x) / g(x) is f(c) / g(c), for one c.
     table = {("sym", name): num(x) for name, x in random_point(f, 6).items()}
     f_there, g_there = replaced(f, table), replaced(g, table)
-    ratio = real_value(quotient(f_there, g_there)) or 0.0
+    ratio = approximate(quotient(f_there, g_there)) or 0.0
     if ratio == 0 or ratio < 0 and sign in ("<", "<="):
         return False
     return equal_values(("*", f, g_there), ("*", g, f_there))
 
 
-def as_difference(sign: str, left: tuple, right: tuple) -> tuple:
-    """Return a relation as (sign, left - right), with < for >."""
-    if ">" in sign:
-        sign, left, right = sign.replace(">", "<"), right, left
-    return sign, ("+", left, negative(right))
+# Sets of real numbers: intervals, unions, single points, inequalities in one unknown.
+# The numbers in two sets cut the line into places: each number is one, and each gap between two.
+# A set is a set of places, so that Python compares them.
+
+
+def same_sets(p: tuple, g: tuple) -> bool | None:
+    """Whether two trees are one set of reals; None if they need not be sets or one is none."""
+    names = [unknowns(tree) - {"set R"} for tree in (p, g)]
+    if not is_set(p) and not is_set(g) or max(map(len, names)) > 1:
+        return None
+    try:
+        line = places((p, g))
+        return members(p, line) == members(g, line) and not (all(names) and names[0] != names[1])
+    except KeyError:
+        return None
+
+
+def is_set(tree: tuple) -> bool:
+    """Whether it certainly describes a set; (1, 2) or {3} may be one, if the other answer is."""
+    if tree[0] in ("list", "or"):
+        return any(part[0] == "rel" and set(part[1]) != {"="} for part in tree[1:])
+    return tree[0] in ("cup", "cap", "minus", "rel") or tree == REALS
+
+
+def places(trees: tuple) -> dict:
+    """Return the place of each number: 1, 3, 5 and so on; between them are the gaps."""
+    numbers = [(approximate(node), node) for node in set(walk(trees))]
+    known = [pair for pair in numbers if pair[0] is not None]
+    found, place, last = {}, -1, None
+    for _, node in sorted(known, key=operator.itemgetter(0)):
+        place += 0 if last and equal_values(node, last) else 2
+        found[node], last = place, node
+    return found | {OO: place + 2, negative(OO): -1}
+
+
+def members(tree: tuple, line: dict) -> set[int]:
+    """Return the places in a set; raise KeyError for other trees."""
+    kind, *parts = tree
+    everything = set(range(line[OO]))
+    if tree == REALS:
+        return everything
+    if kind == "set":
+        return {line[part] for part in parts}
+    if kind == "seq" and len(parts) == 3 and parts[0][0] in "([":
+        low, high = line[parts[1]] + (parts[0][0] == "("), line[parts[2]] + (parts[0][1] == "]")
+        return everything.intersection(range(low, high))
+    if kind == "rel":
+        return everything.intersection(*(solutions(*link, line) for link in links(tree)))
+    if kind not in ("cup", "cap", "minus", "list", "or"):
+        raise KeyError(kind)
+    sets = [members(part, line) for part in parts]
+    if kind == "minus":
+        return sets[0] - sets[1]
+    # "x < 1, x > 2" says "or", since no x is both.
+    both = everything.intersection(*sets) if kind in ("cap", "list") else set()
+    return both or set().union(*sets)
+
+
+def solutions(sign: str, left: tuple, right: tuple, line: dict) -> set[int]:
+    """Return the places of x < a, a < x, x = a, x in S and the like."""
+    if sign == "in" and left[0] == "sym":
+        return members(right, line)
+    sides = [None if side[0] == "sym" else line[side] for side in (left, right)]
+    if sides.count(None) != 1:
+        raise KeyError(sign)
+    low, high = (range(line[OO]) if side is None else [side] * line[OO] for side in sides)
+    return {place for place, *pair in zip(range(line[OO]), low, high) if COMPARED[sign](*pair)}

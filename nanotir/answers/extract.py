@@ -2,7 +2,7 @@
 
 import re
 
-from nanotir.answers.units import unit_name
+from nanotir.answers.text import unit_name
 
 MAX_SENTENCE = 2000  # characters in which a named answer is looked for
 # A tag in backticks is only mentioned.
@@ -19,6 +19,7 @@ MARK = re.compile(
 FORMULA = re.compile(
     r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$(?!\d)|\\\(((?:.|\n)+?)\\\)|\\\[((?:.|\n)+?)\\\]"
 )
+INSIDE = r"\1\2\3\4"
 # How a sentence goes on after its answer, and what would change it.
 REASON = re.compile(
     r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|that is|altogether)\b"
@@ -87,8 +88,8 @@ def last_box(text: str) -> str | None:
 def named_answer(text: str) -> str:
     """Return the answer at the beginning of a sentence, without what follows."""
     if formula := FORMULA.match(text):
-        text = unwrapped(formula).strip() + text[formula.end() :]
-    answer = FORMULA.sub(unwrapped, re.split(r"\.(?:\s|$)|\n", text)[0])
+        text = formula.expand(INSIDE).strip() + text[formula.end() :]
+    answer = FORMULA.sub(INSIDE, re.split(r"\.(?:\s|$)|\n", text)[0])
     reason = REASON.search(answer)
     if not reason:
         answer = re.split(r"\bis\b", answer)[-1]
@@ -102,7 +103,3 @@ def named_answer(text: str) -> str:
     # "72 clips sold" names 72 clips.
     prose = PROSE.fullmatch(answer)
     return prose[1] if prose and unit_name(prose[2]) else answer
-
-
-def unwrapped(formula: re.Match) -> str:
-    return "".join(filter(None, formula.groups()))

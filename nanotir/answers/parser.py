@@ -5,7 +5,7 @@ Text that does not follow the grammar is Unreadable: nothing is guessed or evalu
 
 import functools
 
-from nanotir.answers.text import FUNCTIONS, tokenise
+from nanotir.answers.text import WORDS, tokenise
 from nanotir.answers.trees import fail, negative, num, quotient
 from nanotir.answers.values import exact, size
 
@@ -24,10 +24,9 @@ CLOSERS = {"(": (")", "]"), "[": (")", "]"), "<(": (")>",), "\\{": ("\\}",), "|"
 CLOSERS |= {"{": ("}",), "lfloor": ("rfloor",), "lceil": ("rceil",)}
 ENCLOSED = {"|": "abs", "lfloor": "floor", "lceil": "ceil"}
 FACTORS = ("sym", "const", "unit", "fn", "{", "frac", "binom", "(", "[", "lfloor", "lceil")
-OPERANDS = ("num", "text", "empty", "begin", *FACTORS, *CLOSERS, *SIGNS)
+OPERANDS = ("num", "text", "set", "begin", *FACTORS, *CLOSERS, *SIGNS)
 # After these a number is a factor: 2^3 3^2, i4, $5. But "3 4" is no product.
 BEFORE_NUMBER = ("!", "}", ")", "i", "pi", "dollar", "euro", "pound")
-SAME_FUNCTION = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ln": "log", "lg": "log"}
 SECOND = {"sqrt": num(2), "cbrt": num(3), "lg": num(10)}  # the second argument of a root or log
 
 
@@ -124,8 +123,6 @@ class Parser:
             while word := self.take("text", "num", "sym", "const", "unit", "fn", "-"):
                 value += f" {str(word[-1]).lower()}"
             return ("text", value)
-        if kind == "empty":
-            return ("set",)
         rules = {"begin": self.matrix, "fn": self.function, "sym": self.called}
         return rules[kind](value) if kind in rules else token[:3]
 
@@ -148,15 +145,17 @@ class Parser:
         outside, self.in_bars = self.in_bars, kind == "|"
         tree, close = self.expression(), self.need(*CLOSERS[kind])[0]
         self.in_bars = outside
+        brackets = kind + close
         if kind in ENCLOSED:
             return (ENCLOSED[kind], tree)
-        several = tree[0] == "list" and not such_that
-        if several:
-            plain = "()" if kind == "<(" else kind + close
-            return ("set", *tree[1:]) if kind in ("{", "\\{") else ("seq", plain, *tree[1:])
-        if is_set or kind == "{" or kind + close in ("()", "[]"):
-            return ("set", tree) if is_set and not such_that else tree
-        return fail("bracket")
+        if such_that or tree[0] != "list" and brackets in ("()", "[]", "{}"):
+            return tree
+        parts = tree[1:] if tree[0] == "list" else (tree,)
+        if kind in ("{", "\\{"):
+            return ("set", *parts)
+        if tree[0] != "list":
+            fail("bracket")
+        return ("seq", "()" if kind == "<(" else brackets, *parts)
 
     def matrix(self, name: str) -> tuple:
         """A matrix as rows. A column is a tuple."""
@@ -178,24 +177,22 @@ class Parser:
             second = self.operand()
         if not is_root and self.take("^"):
             power = self.expression(LEVELS["^"])
-        if power == negative(num(1)) and f"a{name}" in FUNCTIONS:
+        if power == negative(num(1)) and f"a{name}" in WORDS["fn"]:
             name, power = f"a{name}", None
         # The argument stands in brackets, or goes up to the next function or sign.
         is_long = not is_root and not self.see("(", "{")
         tree = self.expression(RIGHT["*"]) if is_long else self.operand()
         while is_long and self.starts_factor() and not self.see("fn"):
             tree = ("*", tree, self.expression(RIGHT["*"]))
-        name = SAME_FUNCTION.get(name, name)
+        name = "log" if name == "lg" else name
         arguments = tree[2:] if tree[:2] == ("seq", "()") else (tree,)
         if len(arguments) > 1 and name not in ("max", "min", "gcd", "lcm"):
             fail(name)
         tree = (name, *arguments)
-        if is_root or name == "exp":
-            tree = (
-                ("^", tree[1], ("^", second, num(-1)))
-                if is_root
-                else ("^", ("const", "e"), tree[1])
-            )
+        if is_root:
+            tree = ("^", tree[1], ("^", second, num(-1)))
+        elif name == "exp":
+            tree = ("^", ("const", "e"), tree[1])
         elif second:
             tree = quotient(tree, (name, second)) if name == "log" else fail(name)
         return ("^", tree, power) if power else tree

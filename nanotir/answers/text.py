@@ -7,46 +7,30 @@ import functools
 import re
 import unicodedata
 from fractions import Fraction
+from pathlib import Path
 
 from nanotir.answers.trees import fail, num
-from nanotir.answers.units import LETTERS, NUMERALS, unit_name
 
-# Unicode as LaTeX.
-SPELLED = dict(zip("−×·⋅∙÷∕∣∶≔，。、；º⁄′°", "-****//|::,.,;°/'°"))
-SPELLED |= {"∞": "\\infty ", "√": "\\sqrt ", "∛": "\\cbrt ", "≠": "\\ne ", "±": "\\pm "}
-SPELLED |= dict.fromkeys("≤≦⩽", "\\le ") | dict.fromkeys("≥≧⩾", "\\ge ")
-SPELLED["λ"] = "\\lambda "
-SPELLED |= {"∓": "\\mp ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∖": "\\setminus "}
-SPELLED |= {"∅": "\\emptyset ", "≈": "\\approx ", "€": "\\euro ", "£": "\\pound "}
-SPELLED |= {"ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "⟨": "\\langle ", "⟩": "\\rangle "}
 
-# LaTeX commands and names: the words of a row stand for one sign, or each for itself.
-FUNCTIONS = "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh ln log lg"
-FUNCTIONS = [*FUNCTIONS.split(), *"exp sqrt cbrt abs floor ceil max min gcd lcm".split()]
-GREEK = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau"
-GREEK += " upsilon phi chi psi omega varepsilon vartheta varphi ell Gamma Delta Theta Lambda Xi"
-GREEK = [*GREEK.split(), "Sigma", "Phi", "Psi", "Omega"]
-CONSTANTS = {"pi": "pi", "e": "e", "i": "i", "I": "i"}
-CONSTANTS |= dict.fromkeys(("oo", "infty", "inf", "infinity"), "oo")
-SIGNS = {"*": "cdot times ast", "/": "div", ":": "colon", ",": "lor land", "!=": "ne neq"}
-SIGNS |= {"<": "lt", ">": "gt", "<=": "le leq leqslant", ">=": "ge geq geqslant", "\\{": "lbrace"}
-SIGNS |= {"minus": "setminus backslash", "|": "lvert rvert vert mid", "\\}": "rbrace"}
-SIGNS |= {"<(": "langle", ")>": "rangle", "empty": "emptyset varnothing"}
-COMMANDS = {name: (sign,) for sign, names in SIGNS.items() for name in names.split()}
-ITSELF = "in pm mp cup cap frac binom lfloor rfloor lceil rceil"
-COMMANDS |= {name: (name,) for name in ITSELF.split()} | {name: ("sym", name) for name in GREEK}
-COMMANDS |= {name: ("const", value) for name, value in CONSTANTS.items() if len(name) > 1}
+def read_words() -> dict[str, dict[str, str]]:
+    """Return, for each kind of words, what is written -> the name that it stands for."""
+    words = {}
+    for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
+        if not line or line.startswith("#"):
+            continue
+        kind, _, names = line.partition(": ")
+        for name, *others in map(str.split, names.split("; ")):
+            words.setdefault(kind, {}).update(dict.fromkeys((name, *others), name))
+    return words
+
+
+WORDS = read_words()
+# A command of LaTeX -> its token.
+COMMANDS = {name: (sign,) for name, sign in WORDS["sign"].items()}
 COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
-COMMANDS |= {name: ("fn", name) for name in FUNCTIONS}
+for kind in ("fn", "const", "sym"):
+    COMMANDS |= {name: (kind, ours) for name, ours in WORDS[kind].items()}
 OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
-SHORT_WORDS = ("yes", "no", "odd", "not", "all", "red", "is", "the")
-# Words after a value that stand for signs, and what may stand before them.
-SIGN_WORDS = {"per": [("/",)], **dict.fromkeys(("percent", "pct"), [("unit", "percent")])}
-SIGN_WORDS |= dict.fromkeys(("degree", "degrees", "deg"), [("°",)])
-SIGN_WORDS |= {"squared": [("^",), num(2)], "cubed": [("^",), num(3)], "cubic": [("power", 3)]}
-SIGN_WORDS |= dict.fromkeys(("square", "sq"), [("power", 2)])
-SIGN_WORDS |= {"mph": [("unit", "mile"), ("/",), ("unit", "hour")]}
-SIGN_WORDS |= dict.fromkeys(("kph", "kmh"), [("unit", "km"), ("/",), ("unit", "hour")])
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
@@ -84,7 +68,7 @@ RULES = (
 TOKEN = re.compile(
     r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
     r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
-    r"|\\(?P<command>[a-zA-Z]+)|(?P<quote>\")| "
+    r"|\\(?P<command>[a-zA-Z]{2,})|(?P<quote>\")| "
     r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
 )
 
@@ -92,16 +76,16 @@ TOKEN = re.compile(
 @functools.lru_cache(maxsize=4096)
 def spelled(sign: str) -> str:
     """Return one sign of Unicode as LaTeX."""
-    if sign.isascii() or sign in SPELLED:
-        return SPELLED.get(sign, sign)
+    if sign.isascii() or sign in WORDS["character"]:
+        ours = WORDS["character"].get(sign, sign)
+        return f"{ours} " if ours[1:].isalpha() else ours
     kind = unicodedata.category(sign)
     plain = unicodedata.normalize("NFKC", sign)
     tag = unicodedata.decomposition(sign).partition(">")[0]
     if kind in ("Cf", "Zs", "Pd"):  # invisible signs, spaces, dashes
         return {"Cf": "", "Zs": " ", "Pd": "-"}[kind]
     if tag == "<fraction":
-        above, _, below = plain.partition("⁄")
-        return f"\\frac{{{above}}}{{{below}}} "
+        return "\\frac{" + plain.replace("⁄", "}{") + "} "
     if plain != sign:
         plain = "".join(map(spelled, plain))
         # The marks let neighbours join: x¹² is x^{12}.
@@ -169,6 +153,13 @@ def tokenise(text: str) -> list[tuple]:
     return tokens if at == len(text) else fail(text[at])
 
 
+@functools.lru_cache(maxsize=1024)
+def unit_name(word: str) -> str | None:
+    """Return the name of the unit that a word of two letters or more means."""
+    forms = (word, word.removesuffix("s"), word.removesuffix("es"))
+    return next((WORDS["unit"][form] for form in forms if form in WORDS["unit"]), None)
+
+
 def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
     """Return the tokens of a unit or a numeral after a value, none of another word."""
     kinds, lower = [token[0] for token in tokens[-2:]], run.lower()
@@ -178,15 +169,18 @@ def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]
     if kinds[-1] == "°" and lower in ("c", "f", "celsius", "fahrenheit"):
         tokens.pop()
         return [("unit", "celsius" if lower[0] == "c" else "fahrenheit")]
-    if lower in NUMERALS or lower in SIGN_WORDS:
-        return SIGN_WORDS.get(lower) or [("*",), (*num(NUMERALS[lower]), lower)]
+    if lower in WORDS["after"]:
+        return tokenise("1" + WORDS["after"][lower])[1:]
+    if lower in WORDS["power"]:
+        return [("power", WORDS["power"][lower])]
     is_function = run in ("min", "sec") and re.match(r" ?[(\\a-z0-9]", rest)
-    shouted = run.isupper() and len(run) > 1 and not in_text and run not in ("USD", "AM", "PM")
-    if is_function or shouted or lower in ("am", "pm") and kinds != [":", "num"]:
+    # AB is a segment.
+    is_name = run.isupper() and 1 < len(run) < 4 and run not in ("USD", "AM", "PM")
+    if is_function or is_name and not in_text or lower in ("am", "pm") and kinds != [":", "num"]:
         return []
     # One letter is a unit in m/s and in \text{m}.
     is_unit = in_text or kinds == ["unit", "/"] or re.match(r" ?/ ?[sh]", rest)
-    name = unit_name(lower) if len(run) > 1 else is_unit and LETTERS.get(run)
+    name = unit_name(lower) if len(run) > 1 else is_unit and WORDS["letter"].get(run)
     # Square cm is cm^2.
     power = [("^",), num(tokens.pop()[1])] if name and kinds[-1] == "power" else []
     return [("unit", name), *power] if name else []
@@ -196,12 +190,12 @@ def meaning(run: str, lower: str, in_text: bool) -> list[tuple]:
     """Return the tokens of a run of letters: a function, a word, a name, a product of unknowns."""
     if lower in ("or", "and"):
         return [(",", lower)]
-    if run in FUNCTIONS or run in CONSTANTS:
-        return [("fn", run) if run in FUNCTIONS else ("const", CONSTANTS[run])]
+    token = COMMANDS.get(run, ("text", lower))
+    if token[0] in ("fn", "const") or token[0] == "sym" and not in_text:
+        return [token]
     # AB is the name of a segment, ab is a product.
-    is_name = 1 < len(run) < 4 and run.isupper() and lower not in SHORT_WORDS
-    if is_name or run in GREEK and not in_text:
+    if 1 < len(run) < 4 and run.isupper() and lower not in WORDS["word"]:
         return [("sym", run)]
-    if len(run) > 3 or lower in SHORT_WORDS or in_text and len(run) > 1:
+    if len(run) > 3 or lower in WORDS["word"] or in_text and len(run) > 1:
         return [("text", lower)]
     return [("const" if letter in "ei" else "sym", letter) for letter in run]

@@ -49,3 +49,9 @@ def replaced(tree: tuple, table: dict) -> tuple:
 
 def unknowns(tree: tuple) -> set[str]:
     return {node[1] for node in walk(tree) if node[0] == "sym"}
+
+
+def links(tree: tuple) -> list[tuple]:
+    """Return the relations of a chain as (sign, left, right), with < for >."""
+    chain = zip(tree[1], tree[2:], tree[3:])
+    return [(s.replace(">", "<"), b, a) if ">" in s else (s, a, b) for s, a, b in chain]

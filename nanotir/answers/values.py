@@ -11,6 +11,7 @@ import operator
 import random
 from fractions import Fraction
 
+from nanotir.answers.text import WORDS
 from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
@@ -18,13 +19,10 @@ MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
 FOLDS = {"+": operator.add, "*": operator.mul}
 COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
-# Our name -> mpmath's.
-MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs", "floor": "floor", "ceil": "ceil"}
-FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh log".split()
-MPMATH |= {name: name for name in FUNCTIONS}
+MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs"}  # names that are not ours
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
 RATIONAL_UNITS = {"%": Fraction(1, 100), "percent": Fraction(1, 100), "rad": Fraction(1)}
-KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *MPMATH}
+KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *WORDS["fn"]}
 
 
 class Undefined(ArithmeticError):
@@ -102,11 +100,12 @@ def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
         return None
 
 
-def real_value(tree: tuple) -> float | None:
-    """Return about the value of an expression without unknowns, if it is a real number."""
+def approximate(tree: tuple, at: dict | None = None, real: bool = True) -> float | None:
+    """Return about the value if it is a real number, or else about how large it is."""
     try:
-        context = mpmath_context(170) if exact(tree) is None else None
-        return float(value(tree, {}, context, real=True).real)
+        context = mpmath_context(170) if exact(tree, at) is None else None
+        number = value(tree, at or {}, context, real)
+        return float(number.real if real else abs(number))
     except Undefined:
         return None
 
@@ -147,7 +146,8 @@ def computed(kind: str, arguments: list, context):
     numbers = [context.convert(x) for x in arguments]
     if kind in EXACT and kind != "abs" and any(x.imag for x in numbers):
         raise Undefined(kind)
-    return getattr(context, MPMATH[kind])(*numbers) if kind in MPMATH else EXACT[kind](*numbers)
+    function = EXACT[kind] if kind in ("max", "min") else getattr(context, MPMATH.get(kind, kind))
+    return function(*numbers)
 
 
 def power(a, n, context):
@@ -187,11 +187,7 @@ def size(tree: tuple, at: dict) -> float:
     if kind not in ("^", "sinh", "cosh", "tanh", "!", "binom"):
         return sum(inner) + 8
     # Exponentials are as large as their arguments say.
-    argument = parts[-1 if kind == "^" else 0]
-    bits = size(argument, at)
-    try:
-        context = mpmath_context(53) if bits < 99 and exact(argument, at) is None else None
-        large = abs(value(argument, at, context)) if bits < 99 else None
-    except Undefined:
-        large = None
-    return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else float(large)))
+    last = -1 if kind == "^" else 0
+    bits = inner[last]
+    large = approximate(parts[last], at, real=False) if bits < 99 else None
+    return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else large))

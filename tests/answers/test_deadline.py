@@ -146,3 +146,23 @@ if child == 0:
 assert os.waitpid(child, 0)[1] == 0 and equivalent(*{TOWER!r})
 """
     assert run(code).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "begin, end",
+    [("x^{", "}"), ("(", "!)"), ("\\tanh(", ")"), ("\\log(1+", ")"), ("\\sqrt{x+", "}"), ("½", "")],
+)
+def test_what_is_not_left_to_a_process_takes_little_time(monkeypatch, begin, end):
+    monkeypatch.setattr(verdict, "decide_in_time", lambda *pair: False)
+    text = begin * 25 + "x" + end * 25
+    start = time.process_time()
+    equivalent(text + "+0", text)
+    assert time.process_time() - start < 1
+
+
+def test_a_long_text_is_read_in_the_process(monkeypatch):
+    read = []
+    monkeypatch.setattr(verdict, "decide_in_time", lambda *pair: read.append(pair))
+    equivalent("½" * 1900, "7")
+    equivalent("7", "½" * 1900)
+    assert len(read) == 2
