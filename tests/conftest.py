@@ -1,5 +1,6 @@
 """What several tests share: a small tokenizer, a small model, and a model that follows a script."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import torch.nn as nn
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: run kernels in Python
 
-from nanotir import run
+from nanotir import config, run
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import load
@@ -22,6 +23,14 @@ from nanotir.tools import PythonTool, SearchTool
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sources_read_once():
+    """The comments of the settings are read once in a session, not for every command line."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(config, "comments_of", functools.cache(config.comments_of))
+        yield
 
 
 @pytest.fixture(scope="session")
