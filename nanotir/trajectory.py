@@ -9,12 +9,14 @@ when it was sampled), and spans that say who wrote what.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nanotir.checks import one_of
 from nanotir.tokenizer import ASSISTANT, END, FENCE_END, USER, Tokenizer
@@ -97,18 +99,17 @@ class Trajectory:
 
     def record(self, tokenizer: Tokenizer) -> dict:
         """An account of the whole, span by span, ready for JSON."""
+        spans = []
+        for span in self.spans:
+            at = slice(span.start, span.end)
+            row = {"kind": span.kind, "text": tokenizer.decode(self.ids[at])}
+            row |= {"ids": self.ids[at], "mask": self.mask[at]}
+            row["logps"] = [round(logp, 4) for logp in self.logps[at]]
+            if self.old_logps:
+                row["old_logps"] = [round(logp, 4) for logp in self.old_logps[at]]
+            spans.append(row)
         calls = [asdict(call) for call in self.calls]
-        spans = [self.record_span(span, tokenizer) for span in self.spans]
         return {"spans": spans, "calls": calls, "finish_reason": self.finish_reason}
-
-    def record_span(self, span: Span, tokenizer: Tokenizer) -> dict:
-        at = slice(span.start, span.end)
-        text = tokenizer.decode(self.ids[at])
-        row = {"kind": span.kind, "text": text, "ids": self.ids[at], "mask": self.mask[at]}
-        row["logps"] = [round(logp, 4) for logp in self.logps[at]]
-        if self.old_logps:
-            row["old_logps"] = [round(logp, 4) for logp in self.old_logps[at]]
-        return row
 
 
 class Format:
@@ -179,17 +180,19 @@ class Format:
         return trajectory
 
 
-GRAMMAR = {  # (what is open or has been read, what follows): what is open then
-    ("", "<think>"): "<think>",
-    ("<think>", "words"): "<think>",
-    ("<think>", "</think>"): "",
-    ("", "call"): "call",
-    ("call", "output"): "",
-    ("", "output"): "",  # the harness objected to an earlier answer
-    ("", "<answer>"): "<answer>",
-    ("<answer>", "words"): "<answer>",
-    ("<answer>", "</answer>"): "answered",
-    ("answered", "end"): "answered",
+# TAPO's grammar, as regular expressions over `symbols`. First, any thoughts and calls that are well
+# formed. (An output without a call is an objection to an earlier answer.)
+BEGINNING = r"(<think> (words )*</think> |(call )?output )*"
+REST = {  # what may follow, and what to say of it; the first that matches counts
+    r"<answer> (words )*</answer> $": None,
+    r"<answer> (words )*</answer> ": "nothing may follow the answer",
+    r"<(think|answer)> (words )*(half a )?call": "a call inside <think> or <answer>",
+    r"(half a )?call": "a call without a result",
+    r"(<(think|answer)> (words )*)?(?P<tag></(think|answer)>)": r"\g<tag> closes nothing",
+    r"(?P<tag><(think|answer)>) (words )*(output|$)": r"\g<tag> is never closed",
+    r"(?P<tag><(think|answer)>)": r"\g<tag> holds another tag",
+    r"$": "it must end with an <answer>",
+    r"": "words outside <think> and <answer>",
 }
 
 
@@ -201,12 +204,11 @@ def grammar_error(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
     The paper's <code> and <response> are <python> and <output> here. A tag is its one id: the same
     letters in other ids are words.
     """
-    state = ""
-    for symbol in [*symbols(trajectory, tokenizer), "end"]:
-        if (state, symbol) not in GRAMMAR:
-            return complaint(state, symbol)
-        state = GRAMMAR[state, symbol]
-    return None
+    text = "".join(f"{symbol} " for symbol in symbols(trajectory, tokenizer))
+    rest = text[re.match(BEGINNING, text).end() :]
+    for pattern, complaint in REST.items():
+        if found := re.match(pattern, rest):
+            return complaint and found.expand(complaint)
 
 
 def symbols(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
@@ -226,25 +228,6 @@ def symbols(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
             yield "call" if names.get(ids[-1]) == f"</{span.kind}>" else "half a call"
 
 
-def complaint(state: str, symbol: str) -> str:
-    """What to say of a symbol that may not follow in this state."""
-    if state == "answered":
-        return "nothing may follow the answer"
-    if state in ("<think>", "<answer>") and symbol in ("call", "half a call"):
-        return "a call inside <think> or <answer>"
-    if state == "call" or symbol == "half a call":
-        return "a call without a result"
-    if symbol in ("</think>", "</answer>"):
-        return f"{symbol} closes nothing"
-    if not state and symbol == "end":
-        return "it must end with an <answer>"
-    if not state:
-        return "words outside <think> and <answer>"
-    if symbol in ("output", "end"):
-        return f"{state} is never closed"
-    return f"{state} holds another tag"
-
-
 @dataclass
 class Batch:
     """Trajectories as tensors (B, T), right-padded."""
@@ -261,11 +244,10 @@ def collate(trajectories: list[Trajectory], pad_id: int, rows=None, device="cpu"
     """One batch of the trajectories, or of those numbered in `rows`, padded to the longest."""
     rows = list(range(len(trajectories)) if rows is None else rows)
     batch = [trajectories[row] for row in rows]
-    width = max(len(t.ids) for t in batch)
 
     def padded(columns, fill) -> Tensor:
-        values = [column + [fill] * (width - len(column)) for column in columns]
-        return torch.tensor(values, device=device)  # (B, T)
+        columns = [torch.tensor(column) for column in columns]
+        return pad_sequence(columns, batch_first=True, padding_value=fill).to(device)  # (B, T)
 
     return Batch(
         ids=padded([t.ids for t in batch], pad_id),
