@@ -15,8 +15,10 @@ Easy problems get half as many flaws.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from random import Random
 from typing import Annotated
 
@@ -98,49 +100,32 @@ def act_out(
     With `starts`, each script continues a copy of the trajectory at the same place in that list.
     """
     results = _run_calls(scripts, tools)
-    starts = starts or [None] * len(scripts)
-    return [
-        _write(problem, pieces, results, tokenizer, format, start)
-        for problem, pieces, start in zip(problems, scripts, starts)
-    ]
+    trajectories = []
+    for problem, pieces, start in zip(problems, scripts, starts or repeat(None)):
+        written, calls = [], []
+        for piece in pieces:
+            written.append(piece)
+            if piece in results:
+                written.append(("output", results[piece].output))
+                calls.append(Call(*piece, results[piece]))
+        trajectory = format.trajectory(tokenizer, problem.question, written, start=start)
+        trajectory.calls += calls
+        trajectories.append(trajectory)
+    return trajectories
 
 
 def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece, ToolResult]:
     # A dict drops equal calls, so each call runs once. The tools run many calls at the same time.
-    calls = dict.fromkeys(
-        (kind, text) for pieces in scripts for kind, text in pieces if kind in tools
-    )
+    calls = dict.fromkeys(piece for pieces in scripts for piece in pieces if piece[0] in tools)
     futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
     results = {}
-    with tqdm(futures.items(), "teacher's calls", leave=False, dynamic_ncols=True) as bar:
-        for call, future in bar:
-            results[call] = future.result()
+    for call, future in tqdm(futures.items(), "teacher's calls", leave=False, dynamic_ncols=True):
+        results[call] = future.result()
 
     # A dead tool would teach its error messages: stop instead.
     for name in tools:
         check_alive(name, [result for (kind, _), result in results.items() if kind == name])
     return results
-
-
-def _write(
-    problem: Problem,
-    pieces: list[Piece],
-    results: dict[Piece, ToolResult],
-    tokenizer: Tokenizer,
-    format: Format,
-    start: Trajectory | None,
-) -> Trajectory:
-    written = []
-    calls = []
-    for kind, text in pieces:
-        written.append((kind, text))
-        if (kind, text) in results:
-            result = results[kind, text]
-            written.append(("output", result.output))
-            calls.append(Call(kind, text, result))
-    trajectory = format.trajectory(tokenizer, problem.question, written, start=start)
-    trajectory.calls += calls
-    return trajectory
 
 
 def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
@@ -166,7 +151,9 @@ def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
 
     pieces = []
     for piece in solution:
-        pieces += _repeated(piece, rng, config.twice)
+        pieces.append(piece)
+        if piece[0] != "text" and config.twice > 0 and rng.random() < config.twice:
+            pieces += [("text", "To be sure:"), piece]
     if flaw == "wrong tool":
         query = problem.question.rstrip("?.")
         pieces = [("text", "I look it up."), ("search", query), *pieces]
@@ -178,13 +165,10 @@ def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
 
 
 def _flaw(problem: Problem, rng: Random, config: TeacherConfig) -> str | None:
-    quality = config.quality
-    if problem.kind == "C":
-        quality = (1 + quality) / 2
+    quality = (1 + config.quality) / 2 if problem.kind == "C" else config.quality
     if rng.random() < quality:
         return None
-    (flaw,) = rng.choices(list(FLAWS), list(FLAWS.values()))
-    return flaw
+    return rng.choices(list(FLAWS), list(FLAWS.values()))[0]
 
 
 def _restyled(piece: Piece, rng: Random, styles: int) -> Piece:
@@ -195,13 +179,6 @@ def _restyled(piece: Piece, rng: Random, styles: int) -> Piece:
     head, newline, last = code.rpartition("\n")
     endings = (last, f"print({last})", f"r={last}\nr")
     return kind, head + newline + rng.choice(endings[:styles])
-
-
-def _repeated(piece: Piece, rng: Random, share: float) -> list[Piece]:
-    """The piece. If it is a call, then for that share of the calls it is made once more."""
-    if piece[0] != "text" and share > 0 and rng.random() < share:
-        return [piece, ("text", "To be sure:"), piece]
-    return [piece]
 
 
 def _with_bugs(pieces: list[Piece], rng: Random) -> list[Piece]:
@@ -219,16 +196,12 @@ def _with_bugs(pieces: list[Piece], rng: Random) -> list[Piece]:
 def wrong_guess(answer: str, rng: Random) -> str:
     """A wrong answer that resembles the right one: other digits or, where it has none, a name."""
     while True:
-        if any(character.isdigit() for character in answer):
-            guess = "".join(_other_digit(character, rng) for character in answer)
+        if re.search(r"\d", answer):
+            guess = re.sub(r"\d", lambda digit: rng.choice("123456789"), answer)
         else:
             guess = rng.choice(("Ada", "Ben", "Velmo", "Tarn"))
         if not equivalent(guess, answer):
             return guess
-
-
-def _other_digit(character: str, rng: Random) -> str:
-    return rng.choice("123456789") if character.isdigit() else character
 
 
 def in_grammar(pieces: Iterable[Piece]) -> list[Piece]:
@@ -239,12 +212,13 @@ def in_grammar(pieces: Iterable[Piece]) -> list[Piece]:
             written.append((kind, text))
             continue
         thought, start, answer = text.partition("The answer is ")
-        written.append(("think", thought.strip()))
-        written.append(("answer", start + answer))
+        written += [("think", thought.strip()), ("answer", start + answer)]
     return [piece for piece in written if piece[1]]
 
 
 def demonstrations(run) -> list[Trajectory]:
     """All problems of a run, demonstrated: what most recipes imitate first."""
-    given = (run.tokenizer, run.format, run.tools_by_name, run.config.teacher, run.config.seed)
-    return demonstrate(run.problems, *given)
+    config = run.config
+    return demonstrate(
+        run.problems, run.tokenizer, run.format, run.tools_by_name, config.teacher, config.seed
+    )
