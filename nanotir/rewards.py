@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field, fields
+from itertools import compress
 
 from nanotir.answers import equivalent, extract_answer
 from nanotir.checks import Amount, Count, Whole, check_settings
@@ -51,14 +52,10 @@ def get_soft_overlong_punishment(max_completion_len: int, soft_punish_cache: int
     and -1 beyond L.
     """
     free = max_completion_len - soft_punish_cache
-
-    def punishment(n: int) -> float:
-        if n <= free:
-            return 0.0
-        return (free - n) / soft_punish_cache if n <= max_completion_len else -1.0
+    ramp = max(soft_punish_cache, 1)  # without a ramp, the first id too many costs 1
 
     def soft_overlong_punishment(completion_ids: list[list[int]], **_) -> list[float]:
-        return [punishment(len(ids)) for ids in completion_ids]
+        return [max(-1.0, min(0.0, (free - len(ids)) / ramp)) for ids in completion_ids]
 
     return soft_overlong_punishment
 
@@ -67,16 +64,6 @@ def length_reward(completion_ids: list[list[int]], config: RewardConfig, **_) ->
     """The soft overlong punishment with the lengths of `config`."""
     punish = get_soft_overlong_punishment(config.max_completion_len, config.soft_punish_cache)
     return punish(completion_ids)
-
-
-def repetition_reward(completion_ids: list[list[int]], config: RewardConfig, **_) -> list[float]:
-    """Minus the share of n-grams of ids that occurred before (Yeo et al. 2025, appendix C.2)."""
-    return [-repeated_share(ids, config.repetition_ngram) for ids in completion_ids]
-
-
-def repeated_share(ids: list[int], n: int) -> float:
-    ngrams = [tuple(ids[i : i + n]) for i in range(len(ids) - n + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def efficiency_reward(completions, answer, prompts, calls, **_) -> list[float]:
@@ -125,12 +112,10 @@ class RewardConfig:
     format: Amount = weight(0.0, think_format_reward)  # weight of one well-formed <think> block
     length: Amount = weight(0.4, length_reward)  # weight of the soft overlong punishment, which
     # makes a needless call cost something
-    repetition: Amount = weight(0.0, repetition_reward)  # weight of the penalty on repeated n-grams
     efficiency: Amount = weight(0.0, efficiency_reward)  # weight of OTC's charge for needless
     # calls; at 1 the reward is accuracy * efficiency
     call_bonus: Amount = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
     grammar: Amount = weight(0.0, grammar_reward)  # weight of a break of TAPO's grammar
-    repetition_ngram: Count = 3  # length of the n-grams, in ids
     max_calls: Count = 4  # calls that earn the whole call_bonus
     coin: bool = False  # toss a coin instead of grading: the control of every claim about RL
     max_completion_len: Whole = 64  # from here on the length punishment is -1 (ids by the model)
@@ -168,7 +153,7 @@ def score(trajectories, problems, tokenizer, config: RewardConfig):
     """
     columns = {
         "completions": [t.completion(tokenizer) for t in trajectories],
-        "completion_ids": [chosen_ids(t) for t in trajectories],
+        "completion_ids": [list(compress(t.ids, t.mask)) for t in trajectories],
         "answer": [problem.answer for problem in problems],
         "prompts": [problem.question for problem in problems],
         "calls": [len(t.calls) for t in trajectories],
@@ -191,8 +176,3 @@ def score(trajectories, problems, tokenizer, config: RewardConfig):
         for i in range(len(trajectories))
     ]
     return rewards, parts | {"outcome": outcome}
-
-
-def chosen_ids(trajectory) -> list[int]:
-    """The ids that the model wrote."""
-    return [id for id, chosen in zip(trajectory.ids, trajectory.mask) if chosen]

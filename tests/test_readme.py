@@ -45,7 +45,7 @@ def test_the_example_of_a_reward_is_all_that_rewards_needs():
     function, row = REWARD.split("\n\npolite:")
     source = Path(nanotir.rewards.__file__).read_text()
     source = source.replace("def weight(", f"{function}\n\n\ndef weight(")
-    source = source.replace("    repetition_ngram:", f"    polite:{row}    repetition_ngram:")
+    source = source.replace("    max_calls:", f"    polite:{row}    max_calls:")
     names = {"__name__": "nanotir.rewards"}
     exec(compile(source, "rewards.py with the README's reward", "exec"), names)
     config = names["RewardConfig"](polite=0.2, length=0.0)

@@ -18,7 +18,6 @@ from nanotir.rewards import (
     grammar_reward,
     length_reward,
     otc,
-    repetition_reward,
     reward_funcs_registry,
     score,
     think_format_reward,
@@ -26,7 +25,7 @@ from nanotir.rewards import (
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Format
 
-PENALTIES = ("format", "length", "repetition", "efficiency", "call_bonus", "grammar")
+PENALTIES = ("format", "length", "efficiency", "call_bonus", "grammar")
 UNGRADED_LENGTH = RewardConfig(length=0.0)
 
 
@@ -82,22 +81,6 @@ def test_soft_overlong_without_a_ramp_is_a_step():
 def test_the_length_reward_is_soft_overlong_with_the_lengths_of_the_settings():
     config = RewardConfig(max_completion_len=100, soft_punish_cache=20)
     assert length_reward(completion_ids=[[0] * 90], config=config) == pytest.approx([-0.5])
-
-
-@pytest.mark.parametrize(
-    "ids, n, reward",
-    [
-        ([1, 2, 3, 4], 2, 0),
-        ([5, 5, 5, 5, 5], 2, -3 / 4),
-        ([1, 2, 1, 2], 2, -1 / 3),
-        ([7], 2, 0),
-        ([], 2, 0),
-        ([1, 2, 3] * 4, 3, -7 / 10),
-    ],
-)
-def test_repetition_costs_the_share_of_ngrams_that_occurred_before(ids, n, reward):
-    config = RewardConfig(repetition_ngram=n)
-    assert repetition_reward(completion_ids=[ids], config=config) == pytest.approx([reward])
 
 
 @pytest.mark.parametrize("n", range(6))
@@ -227,7 +210,6 @@ ALL_WEIGHTS = {
     "accuracy": 3.0,
     "format": 0.5,
     "length": 0.7,
-    "repetition": 0.6,
     "efficiency": 0.3,
     "call_bonus": 0.2,
     "grammar": 0.4,
@@ -421,8 +403,7 @@ def test_a_negative_weight_is_refused(part):
     [
         {"accuracy": -1.0},
         {"length": 1.1},
-        {"repetition": 0.7},
-        {"repetition_ngram": 0},
+        {"grammar": 0.7},
         {"max_calls": 0},
         {"soft_punish_cache": 65},
         {"soft_punish_cache": -1},
