@@ -90,12 +90,12 @@ def policy_loss(
         per_token = per_token + options.beta * kl
 
     # One denominator for the whole update: in DAPO, the number of ids that the model chose.
-    counts = (options.max_completion_length, num_active_tokens, num_rows)
-    loss = aggregate(masked(per_token, mask), mask, options.loss_type, *counts)
+    counts = {"num_active_tokens": num_active_tokens, "num_rows": num_rows}
+    counts["max_completion_length"] = options.max_completion_length
+    loss = aggregate(masked(per_token, mask), mask, options.loss_type, **counts)
     if options.entropy_coef:
         over = "bnpo" if options.loss_type == "bnpo" else "dapo"  # entropy counts by tokens
-        mean_entropy = aggregate(masked(entropy, mask), mask, over, *counts)
-        loss = loss - options.entropy_coef * mean_entropy
+        loss = loss - options.entropy_coef * aggregate(masked(entropy, mask), mask, over, **counts)
     return loss, update_metrics(terms, low_hit, high_hit, kl, entropy)
 
 
@@ -128,7 +128,7 @@ def loss_terms(logps, old_logps, advantages, mask, weights, options: LossOptions
     return Terms(logps, log_ratio, ratio, A, mask, weights)
 
 
-def check_inputs(options: LossOptions, ref_logps: Tensor | None, entropy: Tensor | None = None):
+def check_inputs(options: LossOptions, ref_logps: Tensor | None, entropy: Tensor | None):
     """ValueError where an option needs a tensor that is not given."""
     if options.beta and ref_logps is None:
         raise ValueError("beta > 0 needs ref_logps")
@@ -213,12 +213,12 @@ def vespo(t: Terms, options: LossOptions):
 
 def over_tokens(per_token, mask, tokens, rows, longest):
     """Every id of the step counts alike (DAPO)."""
-    return mean_over(per_token, tokens)
+    return per_token.sum() / max(float(tokens), 1.0)
 
 
 def over_own_tokens(per_token, mask, tokens, rows, longest):
     """The mean over this batch's own ids. The means of several micro-batches do not add up."""
-    return mean_over(per_token, mask.sum())
+    return over_tokens(per_token, mask, mask.sum(), rows, longest)
 
 
 def over_each_row(per_token, mask, tokens, rows, longest):
@@ -307,8 +307,3 @@ def masked(x: Tensor, mask: Tensor) -> Tensor:
 def row_mean(x: Tensor, mask: Tensor) -> Tensor:
     """The mean over each row's chosen ids (B, 1); 0 for a row without any."""
     return masked(x, mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
-
-
-def mean_over(x: Tensor, n) -> Tensor:
-    """The sum of x, already masked, over n ids; 0 where there are none."""
-    return x.sum() / max(float(n), 1.0)

@@ -68,8 +68,8 @@ MUTANTS = {  # name: what is replaced, and by what
     "num_rows ignored": (ROWS, "len(mask)"),
     "the mean over padding too": ("mask.sum() if num_active", "mask.numel() if num_active"),
     "bnpo over padding too": (
-        "mean_over(per_token, mask.sum())",
-        "mean_over(per_token, mask.numel())",
+        "over_tokens(per_token, mask, mask.sum(),",
+        "over_tokens(per_token, mask, mask.numel(),",
     ),
     "num_active_tokens ignored": (TOKENS, "tokens = mask.sum()"),
     "bnpo over the whole step": ("(clipped, over_own_tokens)", "(clipped, over_tokens)"),
