@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,13 @@ from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
 from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
-from nanotir.metrics import combine_metrics, first_loss_explained, rollout_metrics, step_metrics
+from nanotir.metrics import (
+    combine_metrics,
+    first_loss_explained,
+    mean,
+    rollout_metrics,
+    step_metrics,
+)
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Sampler
@@ -60,7 +66,6 @@ class RLConfig:
     observations: str = "masked"  # tool output is masked; counted: in the denominator only;
     # learned: as if the model had written it
     budgets: str = ""  # sampler.max_calls in equal parts of the run, as 2,3,4 (CIR)
-    filter_overlong: bool = False  # answers cut at max_new_tokens are not learned from
     importance_cap: Amount = 0.0  # weigh ids by trainer's / sampler's probability, at most this;
     # for sampler.bf16, 2 say; 0: no weights
     fused: bool = False  # log-probs by one Triton kernel (needs triton and a GPU)
@@ -86,19 +91,13 @@ class RLConfig:
             raise ValueError("rl.fused computes no entropy: leave out rl.entropy_coef")
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
-        # In training, bnpo is dapo: every micro-batch is divided by the update's count.
-        one_of("loss_type", self.loss_type, LOSSES)
-        return LossOptions(
-            loss_type="dapo" if self.loss_type == "bnpo" else self.loss_type,
-            ratio_level=self.ratio_level,
-            epsilon=self.epsilon,
-            epsilon_high=self.epsilon_high,
-            delta=self.delta or None,
-            beta=self.beta,
-            kl=self.kl,
-            entropy_coef=self.entropy_coef,
-            max_completion_length=max_completion_length,
-        )
+        named = {option.name for option in fields(LossOptions)}
+        options = {name: value for name, value in vars(self).items() if name in named}
+        options["delta"] = self.delta or None
+        if self.loss_type == "bnpo":
+            # In training, bnpo is dapo: every micro-batch is divided by the update's count.
+            options["loss_type"] = "dapo"
+        return LossOptions(**options, max_completion_length=max_completion_length)
 
 
 class Drawing(NamedTuple):
@@ -142,13 +141,15 @@ def train(run):
         # 4. Advantages. 5. The loss and 6. an optimiser step, for each share of the rows.
         advantages = advantages_of(rollout.kept, trajectories, settings)
         updates = []
-        for rows in split(learnable(trajectories, settings), settings.updates, config.seed, step):
+        for rows in split(list(range(len(trajectories))), settings.updates, config.seed, step):
             batch = [trajectories[row] for row in rows]
-            given = (batch, advantages[rows], settings, how, reference)
-            updates.append(update(model, optimizer, *given))
+            A = advantages[rows]
+            updates.append(update(model, optimizer, batch, A, settings, how, reference))
 
         # 7. Log, and save when it is time.
         metrics = rollout_metrics(rollout.samples, rollout.kept, settings.group_size)
+        for name in rollout.samples[0].parts:
+            metrics[f"reward/{name}"] = mean([sample.parts[name] for sample in rollout.samples])
         metrics |= {"logp_gap": logp_gap} | step_metrics(updates)
         ended = time.perf_counter()
         metrics |= {"seconds_rollout": sampled - started, "seconds_update": ended - sampled}
@@ -215,19 +216,28 @@ def update(
     learn to spread the load; the logged loss leaves that out.
     """
     device = model.embed.weight.device
-    counts = {"num_active_tokens": active_tokens(trajectories, settings)}
-    counts["num_rows"] = len(trajectories)
+    num_active_tokens = active_tokens(trajectories, settings)
     num_tokens = sum(len(t.ids) - 1 for t in trajectories)  # nothing follows the last id
     loss, router_aux, seen = 0.0, 0.0, []
-    routed = model.config.n_experts > 0
     for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
-        routing = Routing() if routed else None
-        A = advantages[micro.rows].to(device)
+        routing = Routing() if model.config.n_experts else None
         with autocast(device, settings.bf16):
-            given = (reference, micro, A, settings, how, counts, routing)
-            micro_loss, metrics = micro_batch_loss(model, *given)
+            ref_logps = reference_logps(reference, micro, how)
+            logps, entropy = policy_logps(model, micro, settings, how, routing)
+            micro_loss, metrics = policy_loss(
+                logps,
+                micro.old_logps,
+                advantages[micro.rows].to(device),
+                micro.mask,
+                entropy=entropy,
+                ref_logps=ref_logps,
+                importance_weights=importance_weights(micro, settings),
+                num_active_tokens=num_active_tokens,
+                num_rows=len(trajectories),
+                **vars(settings.loss_options(how.max_new_tokens)),
+            )
         loss += micro_loss.item()
-        if routed:
+        if routing:
             balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
             micro_loss = micro_loss + balanced
             router_aux += balance
@@ -235,7 +245,7 @@ def update(
         seen.append(metrics)
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
     metrics = {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)}
-    return metrics | ({"router_aux": router_aux} if routed else {})
+    return metrics | ({"router_aux": router_aux} if model.config.n_experts else {})
 
 
 def active_tokens(trajectories: list[Trajectory], settings: RLConfig) -> int:
@@ -245,27 +255,30 @@ def active_tokens(trajectories: list[Trajectory], settings: RLConfig) -> int:
     return sum(trajectory.new_tokens for trajectory in trajectories)
 
 
-def micro_batch_loss(
-    model, reference, micro: Batch, A, settings: RLConfig, how: Drawing, counts: dict, routing=None
-):
-    """(loss, metrics) of one micro-batch: the policy's log-probs, the reference's, and the loss."""
-    drawn = (micro.ids, micro.mask, how.temperature, how.banned)
-    extra = {}
-    if reference is not None:
-        with torch.no_grad():
-            extra["ref_logps"], _ = masked_logps(reference, *drawn)
-    if settings.importance_cap:
-        weights = (micro.old_logps - micro.logps).exp()
-        extra["importance_weights"] = weights.clamp(max=settings.importance_cap)
+def policy_logps(model, micro: Batch, settings: RLConfig, how: Drawing, routing=None):
+    """(log-probs, entropies), both (B, T), of a micro-batch; rl.fused computes no entropies."""
+    if not settings.fused:
+        return masked_logps(
+            model, micro.ids, micro.mask, how.temperature, how.banned, entropy=True, routing=routing
+        )
+    logits = masked_logits(model, micro.ids, micro.mask, how.banned, routing)  # (N, V)
+    targets = micro.ids[:, 1:][micro.mask[:, 1:]]  # (N,)
+    return spread(fused_logps(logits, targets, how.temperature), micro.mask), None
 
-    if settings.fused:
-        logits = masked_logits(model, micro.ids, micro.mask, how.banned, routing)  # (N, V)
-        targets = micro.ids[:, 1:][micro.mask[:, 1:]]  # (N,)
-        logps = spread(fused_logps(logits, targets, how.temperature), micro.mask)
-    else:
-        logps, extra["entropy"] = masked_logps(model, *drawn, entropy=True, routing=routing)
-    options = vars(settings.loss_options(how.max_new_tokens))
-    return policy_loss(logps, micro.old_logps, A, micro.mask, **extra, **counts, **options)
+
+def reference_logps(reference, micro: Batch, how: Drawing) -> Tensor | None:
+    if reference is None:
+        return None
+    with torch.no_grad():
+        logps, _ = masked_logps(reference, micro.ids, micro.mask, how.temperature, how.banned)
+    return logps
+
+
+def importance_weights(micro: Batch, settings: RLConfig) -> Tensor | None:
+    """The trainer's probability of each id over the sampler's, at most rl.importance_cap."""
+    if not settings.importance_cap:
+        return None
+    return (micro.old_logps - micro.logps).exp().clamp(max=settings.importance_cap)
 
 
 def budget(settings: RLConfig, step: int, otherwise: int) -> int:
@@ -274,14 +287,6 @@ def budget(settings: RLConfig, step: int, otherwise: int) -> int:
         return otherwise
     budgets = [int(calls) for calls in settings.budgets.split(",")]
     return budgets[step * len(budgets) // settings.steps]
-
-
-def learnable(trajectories: list[Trajectory], settings: RLConfig) -> list[int]:
-    """The rows to learn from. Overlong filtering (DAPO, section 3.4) drops answers cut short."""
-    rows = range(len(trajectories))
-    if not settings.filter_overlong:
-        return list(rows)
-    return [row for row in rows if trajectories[row].finish_reason != "length"]
 
 
 def split(rows: list[int], parts: int, seed: int, step: int) -> list[list[int]]:

@@ -22,6 +22,7 @@ class Sample:
     trajectory: Trajectory
     reward: float
     correct: float  # 1 or 0
+    parts: dict[str, float] = field(default_factory=dict)  # of the reward, by name, unweighted
 
 
 @dataclass
@@ -55,11 +56,14 @@ def collect(
         trajectories = sampler.generate(questions, size, seed=hash_of(seed, step, attempt))
         asked = [problem for problem in drawn for _ in range(size)]
         rewards, parts = score(trajectories, asked, sampler.tokenizer, reward_config)
-        samples = [Sample(*row) for row in zip(asked, trajectories, rewards, parts["accuracy"])]
+        outcome = parts.pop("outcome")
+        by_answer = [dict(zip(parts, values)) for values in zip(*parts.values())]
+        columns = zip(asked, trajectories, rewards, parts["accuracy"], by_answer)
+        samples = [Sample(*column) for column in columns]
         rollout.samples += samples
 
         for start in range(0, len(samples), size):
-            differ = len(set(parts["outcome"][start : start + size])) > 1
+            differ = len(set(outcome[start : start + size])) > 1
             if differ or not settings.dynamic:
                 rollout.kept += samples[start : start + size]
                 missing -= 1

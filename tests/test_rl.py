@@ -12,7 +12,7 @@ from nanotir.losses import LOSSES, group_advantages, policy_loss
 from nanotir.metrics import first_loss_explained
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
-from nanotir.rl import RLConfig, budget, drawing_of, learnable, rescore, split, train, update
+from nanotir.rl import RLConfig, budget, drawing_of, rescore, split, train, update
 from nanotir.rollout import Rollout, Sample
 from nanotir.sampler import SamplerConfig
 from nanotir.trajectory import Format
@@ -286,14 +286,6 @@ def test_to_learn_tool_output_the_model_must_be_able_to_write_it():
 # The rows of a step.
 
 
-def test_answers_cut_short_are_not_learned_from_if_they_are_filtered(tokenizer):
-    format, pieces = Format(), [("text", "x")]
-    ends = (True, False, True, False)
-    trajectories = [format.trajectory(tokenizer, "q", pieces, end=end) for end in ends]
-    assert learnable(trajectories, RLConfig(filter_overlong=True)) == [0, 2]
-    assert learnable(trajectories, RLConfig()) == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize("n, parts", [(10, 1), (10, 3), (2, 4), (0, 2)])
 def test_every_row_belongs_to_one_update(n, parts):
     rows = list(range(5, 5 + n))
@@ -400,6 +392,17 @@ def test_each_rollout_may_make_the_calls_of_its_part_of_the_run(
     assert allowed == expected
 
 
+def test_the_mean_of_each_part_of_the_reward_is_logged_by_its_name(monkeypatch, tokenizer):
+    samples = rollout_of(with_outputs(tokenizer, 2)).samples
+    samples[0].parts = {"length": -0.5, "grammar": -1.0}
+    samples[1].parts = {"length": 0.0, "grammar": -1.0}
+    monkeypatch.setattr(rl, "collect", lambda *_: Rollout(samples, []))
+    run = run_of(small_model(len(tokenizer)), tokenizer, PROBLEMS, steps=1)
+    train(run)
+    logged = {name: x for name, x in run.metrics[0].items() if name.startswith("reward/")}
+    assert logged == {"reward/length": -0.25, "reward/grammar": -1.0}
+
+
 @pytest.mark.parametrize("observations", ["masked", "counted", "learned"])
 def test_a_run_learns_from_tool_output_only_if_told_to_and_logs_the_same(
     monkeypatch, tokenizer, python, search, observations
@@ -470,7 +473,7 @@ def undecided(tokenizer):
         {"loss_type": "luspo", "lr": 2e-4},
         {"loss_type": "vespo"},
         {"loss_type": "dr_grpo", "fused": True, "delta": 3.0},
-        {"scale": "whiten", "entropy_coef": 1e-3, "filter_overlong": True},
+        {"scale": "whiten", "entropy_coef": 1e-3},
     ],
 )
 def test_a_policy_that_may_guess_or_call_learns_that_calling_pays(

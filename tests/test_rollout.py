@@ -98,6 +98,13 @@ def test_rewards_stay_with_their_trajectories(rollout, tokenizer):
         assert (sample.reward > 0.5) == right
 
 
+def test_a_sample_knows_the_parts_of_its_reward_by_name(rollout):
+    for sample in rollout.samples:
+        assert sample.parts.keys() == {"accuracy", "length"}
+        assert sample.parts["accuracy"] == sample.correct
+        assert sample.reward == pytest.approx(sample.correct + 0.4 * sample.parts["length"])
+
+
 def test_a_coin_decides_which_groups_have_spread(actor):
     random.seed(0)
     rollout = collected(actor, reward=RewardConfig(coin=True, length=0.0))
