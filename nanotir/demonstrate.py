@@ -34,7 +34,7 @@ from nanotir.trajectory import Call, Format, Trajectory
 Piece = tuple[str, str]  # (kind, text); kind is "text", the name of a tool, "think" or "answer"
 
 FORMATS = ("tool", "rationale", "program")
-FLAWS = {"guess": 0.8, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.1}  # shares of the flawed
+FLAWS = {"guess": 0.76, "wrong tool": 0.05, "bug": 0.05, "no answer": 0.14}  # shares of the flawed
 
 Styles = Annotated[int, Range(1, 3)]
 

@@ -18,7 +18,7 @@ from nanotir.trajectory import Trajectory, micro_batches
 
 @dataclass
 class SFTConfig:
-    steps: Whole = 700  # optimiser steps; 0 skips imitation
+    steps: Whole = 1000  # optimiser steps; 0 skips imitation
     batch_size: Count = 64  # demonstrations a step
     micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
     lr: Amount = 0.01  # Muon's, for the blocks' matrices
