@@ -137,7 +137,7 @@ UNSEEN_IN_THE_VALUE = (
     "cispo's ratio not detached",
     "the KL's weight detached",
 )
-CHECKS = (check_everything, check_stopped, check_far)
+CHECKS = (check_stopped, check_far, check_everything)  # the cheapest first
 
 
 def mutant_of(name: str):
