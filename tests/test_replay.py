@@ -1,4 +1,6 @@
 import json
+import sys
+from contextlib import nullcontext
 
 import pytest
 from conftest import SHARED
@@ -7,6 +9,14 @@ from nanotir.replay import main, parse, replay, transcript
 
 RECORDED = "I compute.\n```python\n%s\n```\n```output\n%s\n```\nThe answer is $\\boxed{%s}$."
 TORA = SHARED / "data" / "tora" / "gsm8k-tora-code-34b.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def one_python_tool(request, monkeypatch):
+    """All tests but that of the command share a tool, because new servers take a second."""
+    if "command" not in request.node.name:
+        tool = request.getfixturevalue("python")
+        monkeypatch.setattr(sys.modules["nanotir.replay"], "PythonTool", lambda: nullcontext(tool))
 
 
 def record(code, pred="42", gold="42"):
