@@ -22,6 +22,7 @@ of its worker, which reads no program and no output: no program finds other call
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import json
@@ -145,6 +146,22 @@ def warm_up():
     sympy.Matrix([[2, 1], [1, 3]]).eigenvals()
     numpy.linalg.solve(numpy.eye(2), numpy.ones(2))
     numpy.random.seed(0)
+    if lockdown.LINUX:
+        use_huge_pages()
+
+
+def use_huge_pages():
+    """Move the heap to pages of 2 MB: a fork copies the table of pages, then 500 times shorter."""
+    with open("/proc/self/maps") as maps:
+        lines = maps.read().splitlines()
+    for line in lines:
+        ends, access, _, _, inode, *_ = line.split()
+        start, end = [int(address, 16) for address in ends.split("-")]
+        start = (start + 2**21 - 1) >> 21 << 21
+        end = end >> 21 << 21
+        if access == "rw-p" and inode == "0" and start < end:
+            # MADV_COLLAPSE, from Linux 6.1 on, is a hint that the kernel may refuse.
+            lockdown.LIBC.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)
 
 
 def fork() -> int:
