@@ -41,7 +41,7 @@ from nanotir.trajectory import Batch, Trajectory, micro_batches
 
 @dataclass
 class RLConfig:
-    steps: Whole = 32  # rollouts; 0 skips reinforcement learning
+    steps: Whole = 40  # rollouts; 0 skips reinforcement learning
     problems: Count = 32  # groups that a step learns from
     group_size: Several = 8  # samples of each problem
     refills: Whole = 1  # more rounds of sampling, while groups without spread leave the batch short
