@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 CHUNKED_FROM = 16384  # vocabulary from which on logits are made chunk by chunk
-CHUNK = 128  # rows of logits held at a time
+CHUNK = 64  # rows of logits held at a time; for 32,768 ids they still fit in a core's cache
 
 
 def autocast(device: torch.device, bf16: bool):
@@ -46,9 +46,8 @@ def masked_logps(
     hidden = masked_hidden(model, ids, mask, routing)  # (N, d)
     targets = ids[:, 1:][mask[:, 1:]]  # (N,): position t is predicted from t - 1
     banned_ids = torch.tensor(banned, dtype=torch.long, device=ids.device)
-    logps, entropies = head_logps(  # each (N,)
-        hidden, model.head.weight, targets, temperature, banned_ids, entropy
-    )
+    given = (hidden, model.head.weight, targets, temperature, banned_ids, entropy)
+    logps, entropies = head_logps(*given)  # each (N,)
     if entropies is not None:
         entropies = spread(entropies, mask)
     return spread(logps, mask), entropies
@@ -82,29 +81,76 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
     """(log-probs, entropies or None), each (N,), of ids (N,) from hidden states (N, d).
 
     The distribution is softmax(hidden @ weight.T / temperature) without the banned ids. For a
-    vocabulary of CHUNKED_FROM ids or more, (N, V) numbers are never held: the backward pass makes
-    each chunk's logits again.
+    vocabulary of CHUNKED_FROM ids or more, (N, V) numbers are never held.
     """
-    if len(weight) < CHUNKED_FROM:
-        return chunk_logps(hidden, weight, ids, temperature, banned, entropy)
-    # Autocast would round a leaf once for all chunks, and add up their gradients in bf16.
-    weight = full(weight).view_as(weight)
-    settings = {"temperature": temperature, "banned": banned, "entropy": entropy}
-    chunks = [
-        checkpoint(chunk_logps, states, weight, chosen, use_reentrant=False, **settings)
-        for states, chosen in zip(hidden.split(CHUNK), ids.split(CHUNK))
-    ]
-    logps, entropies = zip(*chunks)
-    return torch.cat(logps), torch.cat(entropies) if entropy else None
-
-
-def chunk_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
-    """The same from all (N, V) logits at once."""
-    logits = full(F.linear(hidden, weight.to(hidden.dtype)))  # (N, V)
-    logits = logits.index_fill(-1, banned, float("-inf"))
+    if len(weight) >= CHUNKED_FROM:
+        return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
+    logits = full(F.linear(hidden, weight)).index_fill(-1, banned, float("-inf"))  # (N, V)
     all_logps = (logits / temperature).log_softmax(-1)
     logps = all_logps.gather(-1, ids[:, None])[:, 0]
     if not entropy:
         return logps, None
     finite = all_logps.masked_fill(all_logps.isneginf(), 0.0)  # a banned id adds 0 log 0 = 0
     return logps, -(all_logps.exp() * finite).sum(-1)
+
+
+class ChunkedLogps(torch.autograd.Function):
+    """`head_logps` from CHUNK rows of logits at a time. (Skip it at first reading.)
+
+    The forward pass keeps two numbers a token: its log-sum-exp and its entropy. The backward pass
+    makes each chunk's logits again and turns them into their own gradient in place: four matrix
+    products instead of three. With p = softmax and H = -sum p log p,
+
+        d logp / d logits = onehot(id) - p        d H / d logits = -p (log p + H)
+    """
+
+    @staticmethod
+    def forward(ctx, hidden, weight, ids, temperature, banned, entropy):
+        device = hidden.device.type
+        autocasting = torch.is_autocast_enabled(device)
+        ctx.dtype = torch.get_autocast_dtype(device) if autocasting else hidden.dtype
+        ctx.temperature = temperature
+        logps, entropies, lse = torch.zeros(
+            3, len(ids), dtype=full(hidden).dtype, device=hidden.device
+        )
+        for start in range(0, len(ids), CHUNK):
+            at = slice(start, start + CHUNK)
+            logits = scaled_logits(ctx, hidden[at], weight, banned)  # (n, V)
+            logps[at] = logits.gather(-1, ids[at, None])[:, 0]
+            lse[at] = logits.logsumexp(-1)
+            if entropy:
+                entropies[at] = torch.special.entr(logits.sub_(lse[at, None]).exp_()).sum(-1)
+        ctx.save_for_backward(hidden, weight, ids, banned, lse, entropies)
+        ctx.set_materialize_grads(False)
+        return logps - lse, entropies if entropy else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_logps, grad_entropies):
+        hidden, weight, ids, banned, lse, entropies = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight, dtype=lse.dtype)  # not bf16: a sum of many chunks
+        g = torch.zeros_like(lse) if grad_logps is None else grad_logps
+        g = g[:, None] / ctx.temperature  # (N, 1)
+        for start in range(0, len(ids), CHUNK):
+            at = slice(start, start + CHUNK)
+            p = scaled_logits(ctx, hidden[at], weight, banned).sub_(lse[at, None]).exp_()  # (n, V)
+            slope = None
+            if grad_entropies is not None:
+                slope = torch.special.entr(p) - p * entropies[at, None]
+                slope.mul_(grad_entropies[at, None] / ctx.temperature)
+            grad = p.mul_(-g[at]).scatter_add_(-1, ids[at, None], g[at])
+            grad = (grad if slope is None else grad.add_(slope)).to(ctx.dtype)
+
+            # Hand the chunk's gradient on to the hidden states and to the head.
+            grad_hidden[at] = grad @ weight.to(ctx.dtype)
+            if ctx.dtype == lse.dtype:
+                grad_weight.addmm_(grad.T, hidden[at].to(ctx.dtype))
+            else:
+                grad_weight += grad.T @ hidden[at].to(ctx.dtype)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+
+
+def scaled_logits(ctx, hidden, weight, banned) -> Tensor:
+    logits = full(hidden.to(ctx.dtype) @ weight.to(ctx.dtype).T)  # (n, V)
+    return logits.index_fill_(-1, banned, float("-inf")).div_(ctx.temperature)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from nanotir.bench.timing import medians, timed
-from nanotir.logps import head_logps
+from nanotir.logps import ChunkedLogps
 
 
 def head_memory(policy) -> dict:
@@ -31,7 +31,7 @@ def head_memory(policy) -> dict:
         (hidden @ weight.T).log_softmax(-1).gather(-1, ids[:, None]).sum().backward()
 
     def chunked():
-        head_logps(hidden, weight, ids, 1.0, none, False)[0].sum().backward()
+        ChunkedLogps.apply(hidden, weight, ids, 1.0, none, False)[0].sum().backward()
 
     def cost(run):
         hidden.grad = weight.grad = None
