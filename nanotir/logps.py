@@ -46,8 +46,9 @@ def masked_logps(
     hidden = masked_hidden(model, ids, mask, routing)  # (N, d)
     targets = ids[:, 1:][mask[:, 1:]]  # (N,): position t is predicted from t - 1
     banned_ids = torch.tensor(banned, dtype=torch.long, device=ids.device)
-    given = (hidden, model.head.weight, targets, temperature, banned_ids, entropy)
-    logps, entropies = head_logps(*given)  # each (N,)
+    logps, entropies = head_logps(  # each (N,)
+        hidden, model.head.weight, targets, temperature, banned_ids, entropy
+    )
     if entropies is not None:
         entropies = spread(entropies, mask)
     return spread(logps, mask), entropies

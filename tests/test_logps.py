@@ -196,6 +196,20 @@ def test_the_weights_gradient_is_summed_over_many_chunks_in_fp32():
     assert weight.grad.dtype == torch.bfloat16 and error < 5e-3
 
 
+def test_under_autocast_too_the_weights_gradient_is_summed_in_fp32():
+    hidden, weight = leaves((20_000, 16), (40, 16), dtype=torch.float32)
+    ids = torch.randint(40, (20_000,), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for head in (ChunkedLogps.apply, head_logps):
+        weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            logps, _ = head(hidden, weight, ids, 1.0, NONE, False)
+        logps.sum().backward()
+        gradients.append(weight.grad)
+    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert error < 3e-3
+
+
 def test_a_weight_without_a_use_of_its_gradient_still_lets_the_hidden_states_learn():
     hidden, weight = leaves((5, 4), (6, 4))
     logps, _ = ChunkedLogps.apply(hidden, weight.detach(), torch.arange(5), 1.0, NONE, False)
