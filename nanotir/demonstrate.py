@@ -122,6 +122,11 @@ def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece
     for call, future in tqdm(futures.items(), "teacher's calls", leave=False, dynamic_ncols=True):
         results[call] = future.result()
 
+    # On a busy machine a call may run out of time. Once more, alone: a seed shall teach the same.
+    late = [call for call, result in results.items() if result.status == "timeout"]
+    for kind, text in late:
+        results[kind, text] = tools[kind].run(text)
+
     # A dead tool would teach its error messages: stop instead.
     for name in tools:
         check_alive(name, [result for (kind, _), result in results.items() if kind == name])

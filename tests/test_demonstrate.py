@@ -17,6 +17,7 @@ from nanotir.demonstrate import (
     wrong_guess,
 )
 from nanotir.problems import Problem, load
+from nanotir.tools import Tool, ToolResult
 from nanotir.trajectory import Format, grammar_error
 
 PROBLEMS = load("generated", n=230)
@@ -235,6 +236,27 @@ def calls_of_scripts(twice, seed=0):
     config = TeacherConfig(quality=1.0, twice=twice)
     scripts = [script(problem, rng, config) for problem in PROBLEMS]
     return [[piece for piece in pieces if piece[0] != "text"] for pieces in scripts]
+
+
+class Busy(Tool):
+    """Runs out of time at the first call of every text."""
+
+    name = "python"
+
+    def __init__(self):
+        self.seen = set()
+
+    def run(self, text, session=None):
+        if text not in self.seen:
+            self.seen.add(text)
+            return ToolResult("TimeoutError", ok=False, status="timeout")
+        return ToolResult("42")
+
+
+def test_a_call_that_runs_out_of_time_is_made_once_more(tokenizer):
+    (taught,) = act_out([MUL], [[("python", "6*7")]], tokenizer, Format(), {"python": Busy()})
+    assert [call.result.output for call in taught.calls] == ["42"]
+    assert "TimeoutError" not in tokenizer.decode(taught.ids)
 
 
 def test_with_twice_1_every_call_is_made_once_more():
