@@ -12,12 +12,13 @@ from pathlib import Path
 
 from nanotir.answers.compare import same
 from nanotir.answers.parser import parse
-from nanotir.answers.text import normalise
+from nanotir.answers.text import WORDS, normalise
 from nanotir.answers.trees import Unreadable, walk
-from nanotir.answers.values import separation, size
+from nanotir.answers.values import exact, separation, size
 
 MAX_CHARS, CHARS_HERE = 2000, 300  # longer: compared as text only, or read in a process
-WORK = 100_000  # what is compared here in a second of the deadline, in nodes times bits
+WORK = 300_000  # what is compared here in a second of the deadline, in nodes times bits
+DEAR = {"pm", "mp", *WORDS["fn"]}  # count as ten nodes, and so do powers of irrational exponents
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
 MAX_START = 30.0  # seconds
 SERVE = "from nanotir.answers import verdict; verdict.serve()"
@@ -51,9 +52,13 @@ def decide(prediction: str, gold: str, work: float = math.inf) -> bool | None:
 
 
 def is_more(work: float, *trees: tuple) -> bool:
-    """Whether it may take more work to compare the trees. Sizes first: they are always cheap."""
-    nodes = sum(1 for tree in trees for _ in walk(tree))
-    return any(nodes * bits(tree, {}) > work for bits in (size, separation) for tree in trees)
+    """Whether it may take more work to compare the trees."""
+    nodes = [node for tree in trees for node in walk(tree)]
+    # Sizes come first: they are cheap, and the exponents below are then small.
+    if any(len(nodes) * size(tree, {}) > work for tree in trees):
+        return True
+    dear = [node[0] in DEAR or node[0] == "^" and exact(node[2]) is None for node in nodes]
+    return any((len(nodes) + 9 * sum(dear)) * separation(tree, {}) > work for tree in trees)
 
 
 def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:
