@@ -154,7 +154,7 @@ def test_no_or_more_experts_for_a_token_than_there_are_is_named(k):
 @pytest.fixture(scope="module")
 def demonstrations(tokenizer):
     rows = []
-    for question, code, value in (("2+3?", "2+3", "5"), ("What is 20 plus 30?", "20+30", "50")):
+    for question, code, value in (("2+3?", "2+3", "5"), ("20 plus 30?", "20+30", "50")):
         call = [("python", code), ("output", value)]
         pieces = [("text", "I add."), *call, ("text", f"It is {value}.")]
         rows.append(Format().trajectory(tokenizer, question, pieces))

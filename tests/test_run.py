@@ -29,7 +29,7 @@ from nanotir.run import (
 from nanotir.run_files import latest_run
 
 TINY = (
-    "--preset probe --problems 60 --data generated:itself,cancel --sft.steps 60 --sft.batch_size 8 "
+    "--preset probe --problems 60 --data plain:itself,cancel --sft.steps 60 --sft.batch_size 8 "
     "--eval.problems 2 --rl.steps 3 --sampler.max_new_tokens 32 --tools python"
 ).split()
 pytestmark = pytest.mark.usefixtures("shared_tools")
