@@ -99,12 +99,13 @@ class Generation:
             raise ValueError(f"{full}: model.max_seq_len is {limit}")
         return min(limit, longest + self.config.max_new_tokens + self.config.max_tool_tokens)
 
-    def run(self, look=None) -> list[Trajectory]:
-        """All trajectories, in the order of their prompts. look() is called before every turn."""
+    def run(self, stop=None) -> list[Trajectory]:
         try:
             while self.waiting or any(self.slots):
-                if look:
-                    look()
+                if stop and stop():
+                    for row in [*self.waiting, *self.seated()]:
+                        self.finish(row, "cancelled")
+                    break
                 self.admit()
                 self.collect()
                 self.decode()
@@ -255,7 +256,9 @@ class Generation:
         """Append the results that have come in. Wait for one only if no row can decode."""
         parked = self.seated(Status.PARKED)
         if parked and len(parked) == len(self.seated()):
-            wait([row.call.future for row in parked], return_when=FIRST_COMPLETED)
+            # Not for ever: the caller may want to stop.
+            running = [row.call.future for row in parked]
+            wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
         results = {row: self.calls.result(row.call) for row in parked if row.call.future.done()}
         ready = [row for row, result in results.items() if result]
         if not ready:

@@ -79,18 +79,19 @@ class Sampler:
 
     @torch.inference_mode()
     def generate(
-        self, prompts, n: int = 1, seed: int = 0, watch=None, force=()
+        self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None, force=()
     ) -> list[Trajectory]:
         """n trajectories for each prompt (a question, or ids): prompts in order, n rows each.
 
         `force` are the first ids of every answer, whatever the model prefers; their log-probs are
         the model's. watch(row, kind, ids) is told of all that is appended and, as ("finish", []),
-        of a row's end. ValueError for a prompt that leaves no room to answer.
+        of a row's end. Once stop() is true, unfinished rows end as "cancelled". ValueError for a
+        prompt that leaves no room to answer.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
         generation = Generation(self, ids, n, seed, watch, tuple(force))
         with autocast(generation.device, self.config.bf16):
-            return generation.run()
+            return generation.run(stop)
 
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):
         """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.

@@ -127,7 +127,7 @@ class Walk:
                 letters[name] += row.status.value[0]
 
         with torch.inference_mode():
-            generation.run(look)
+            generation.run(stop=look)
         yield {name: textwrap.wrap(text, 10) for name, text in letters.items()}
 
     def see_tool(self):

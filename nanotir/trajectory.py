@@ -45,8 +45,8 @@ class Call:
 class Trajectory:
     """One answer to one problem, in the making or finished.
 
-    finish_reason is "stop" (it ended itself), "length" (out of ids) or "budget" (it wanted one call
-    too many).
+    finish_reason is "stop" (it ended itself), "length" (out of ids), "budget" (it wanted one call
+    too many) or "cancelled" (the caller stopped it).
     """
 
     ids: list[int] = field(default_factory=list)

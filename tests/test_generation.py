@@ -241,16 +241,15 @@ def start(tokenizer, texts, tools=(), watch=None, **settings):
 def observe(generation, what, at_turn=None):
     """[what(row) of each row] before each turn of the loop and at the end: one list a turn.
 
-    at_turn(number) is called before each turn.
+    at_turn(number) is called before each turn; it may return True to stop.
     """
     seen = []
 
     def look():
         seen.append([what(row) for row in generation.rows])
-        if at_turn:
-            at_turn(len(seen) - 1)
+        return at_turn and at_turn(len(seen) - 1)
 
-    generation.run(look)
+    generation.run(stop=look)
     return seen + [[what(row) for row in generation.rows]]
 
 
@@ -319,6 +318,22 @@ def test_a_finished_row_leaves_its_slot(tokenizer):
     observe(generation, status, lambda turn: seated.append(len(generation.seated())))
     assert seated == [0, 2, 1, 1, 1, 1, 1, 1, 1]
     assert generation.slots == [None, None]
+
+
+def test_a_stop_finishes_rows_of_every_status_as_cancelled(tokenizer):
+    texts = {"a": [CALLS[0], "x<|end|>"], "b": [TALK], "c": [TALK]}
+    generation = start(tokenizer, texts, [HeldTool()], max_rows=2)
+    seen = observe(generation, status, lambda turn: turn == 5)
+    assert seen[-2:] == [[PARKED, DECODING, WAITING], [FINISHED] * 3]
+    assert [row.trajectory.finish_reason for row in generation.rows] == ["cancelled"] * 3
+
+
+def test_a_stop_keeps_what_has_been_written(tokenizer):
+    turns = iter(range(100))
+    sampler = sampler_of(scripted(tokenizer, TALK), tokenizer, max_rows=2, temperature=0)
+    rows = sampler.generate(["q"], n=4, stop=lambda: next(turns) >= 5)
+    assert [row.finish_reason for row in rows] == ["cancelled"] * 4
+    assert [row.new_tokens for row in rows] == [5, 5, 0, 0]
 
 
 # Scheduling.

@@ -364,7 +364,7 @@ def test_what_is_prefilled_is_kept_as_long_as_a_row_of_its_prompt_waits(tokenize
     def look():
         turns.append((set(generation.prefilled), {row.prompt for row in generation.waiting}))
 
-    generation.run(look)
+    generation.run(stop=look)
     assert any(kept for kept, _ in turns)
     assert all(kept <= awaited for kept, awaited in turns)
 
