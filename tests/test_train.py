@@ -102,8 +102,9 @@ def test_a_run_is_evaluated_before_after_imitation_and_at_the_end(finished):
     assert list(evaluations) == ["before", "after_sft", "final"]
     fields = {"accuracy", "low", "high", "n", "by_family", "calls_per_problem"}
     fields |= {"calls_per_correct", "call_status", "mean_new_tokens"}
-    for modes in evaluations.values():
-        assert set(modes) == {"tools", "text"}
+    variants = {"reworded", "longer", "longest"}
+    for name, modes in evaluations.items():
+        assert set(modes) == {"tools", "text"} | (variants if name == "final" else set())
         assert fields <= set(modes["tools"])
 
 
