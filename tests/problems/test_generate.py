@@ -17,8 +17,8 @@ def questions(n, split, name, wording):
 @pytest.mark.parametrize("wording", ["plain", "trained", "reworded"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_test_question_occurs_in_training(name, wording):
-    train = questions(100, "train", name, wording)
-    test = questions(20, "test", name, wording)
+    train = questions(50, "train", name, wording)
+    test = questions(10, "test", name, wording)
     assert train and test and not train & test
 
 

@@ -50,7 +50,7 @@ def bare(question):
 
 
 def asked(name, wording):
-    return generate(100, "train", 0, [name], wording=wording)
+    return generate(40, "train", 0, [name], wording=wording)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
