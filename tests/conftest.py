@@ -20,6 +20,7 @@ from nanotir.problems import load
 from nanotir.problems.generate import documents
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import PythonTool, SearchTool
+from nanotir.trajectory import Format
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 torch.set_num_threads(1)
@@ -83,6 +84,17 @@ def needs(layers):
             pytest.skip(f"not in force on this machine: {', '.join(missing)}")
 
     return check
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tokenizer):
+    """Two sums, each by one call, of nearly the same length: they share a micro-batch."""
+    rows = []
+    for question, code, value in (("2+3?", "2+3", "5"), ("20 plus 30?", "20+30", "50")):
+        call = [("python", code), ("output", value)]
+        pieces = [("text", "I add."), *call, ("text", f"It is {value}.")]
+        rows.append(Format().trajectory(tokenizer, question, pieces))
+    return rows
 
 
 def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:

@@ -151,16 +151,6 @@ def test_no_or_more_experts_for_a_token_than_there_are_is_named(k):
 # Imitation.
 
 
-@pytest.fixture(scope="module")
-def demonstrations(tokenizer):
-    rows = []
-    for question, code, value in (("2+3?", "2+3", "5"), ("20 plus 30?", "20+30", "50")):
-        call = [("python", code), ("output", value)]
-        pieces = [("text", "I add."), *call, ("text", f"It is {value}.")]
-        rows.append(Format().trajectory(tokenizer, question, pieces))
-    return rows
-
-
 def imitated(model, batch, tokenizer, **settings):
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.1)]
     return imitate(model, optimizers, batch, tokenizer.pad_id, SFTConfig(grad_clip=1e9, **settings))

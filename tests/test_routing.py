@@ -12,7 +12,7 @@ from nanotir.routing import (
     router_loss,
     router_z_loss,
 )
-from nanotir.trajectory import Format, collate
+from nanotir.trajectory import collate
 
 V, E, K = 50, 4, 2
 
@@ -31,16 +31,6 @@ def normal(*shape, seed=0):
 
 def routed(*logits) -> Routing:
     return Routing(list(logits), [x.topk(K).indices for x in logits])
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tokenizer):
-    rows = []
-    for question, code, value in (("2+3?", "2+3", "5"), ("What is 20 plus 30?", "20+30", "50")):
-        call = [("python", code), ("output", value)]
-        pieces = [("text", "I add."), *call, ("text", f"It is {value}.")]
-        rows.append(Format().trajectory(tokenizer, question, pieces))
-    return rows
 
 
 @torch.no_grad()

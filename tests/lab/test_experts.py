@@ -8,23 +8,12 @@ import torch.nn as nn
 from conftest import small_model
 
 from nanotir.lab.experts import chosen_experts, expert_disagreement, expert_use
-from nanotir.trajectory import Format
 
 E = 4
 
 
 def moe_model(vocab_size, seed=0, **settings):
     return small_model(vocab_size, seed, **{"n_experts": E} | settings)
-
-
-@pytest.fixture(scope="module")
-def demonstrations(tokenizer):
-    rows = []
-    for question, code, value in (("2+3?", "2+3", "5"), ("20 plus 30?", "20+30", "50")):
-        call = [("python", code), ("output", value)]
-        pieces = [("text", "I add."), *call, ("text", f"It is {value}.")]
-        rows.append(Format().trajectory(tokenizer, question, pieces))
-    return rows
 
 
 def test_expert_use_counts_choices_by_kind_and_layer(tokenizer, demonstrations):
