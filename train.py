@@ -19,7 +19,7 @@ from nanotir import sft
 from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse, use_device
 from nanotir.evaluate import evaluate_run, table
-from nanotir.model import Transformer
+from nanotir.huggingface import is_pretrained
 from nanotir.problems import load
 from nanotir.room import demonstrations_with_room, problems_with_room
 from nanotir.run_files import check_free, saved_runs
@@ -44,18 +44,16 @@ def train(config: RunConfig):
         # Tools that the model may call: Python in a sandbox, and search in documents.
         tools = [stack.enter_context(tool) for tool in runs.open_tools(asdict(config))]
 
-        # A tokenizer that spells the problems well, or that of the run that we go on with.
-        tokenizer, config.model = runs.make_tokenizer(config, problems, tools)
+        # A tokenizer that spells the problems well, and the policy: a transformer with random
+        # weights. Or those of the run, or of the Hugging Face folder, that we start from.
+        tokenizer, model = runs.make_policy(config, problems, tools)
+        config.model = model.to(device).config
 
         # Problems must leave room for an answer: better to know it now than after hours.
         format = Format(config.format)
         room = (tokenizer, format, config.model.max_seq_len, config.too_long)
         problems, held_out = (problems_with_room(rows, *room) for rows in (problems, held_out))
 
-        # The policy: a transformer with random weights, or those of another run.
-        model = Transformer(config.model, config.seed).to(device)
-        if config.init and not config.resume:
-            runs.load_state(Path(config.init) / "checkpoint", model)
         run = runs.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
         stack.callback(run.close)
         if config.resume:
@@ -109,7 +107,7 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def check_init(config: RunConfig):
     """A run can only start from one that writes its calls in the same way."""
-    if config.init:
+    if config.init and not is_pretrained(config.init):
         style = runs.read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"

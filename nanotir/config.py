@@ -20,6 +20,7 @@ from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of,
 from nanotir.commands import Parser, dashed, one_line
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
+from nanotir.huggingface import is_pretrained
 from nanotir.model import ModelConfig
 from nanotir.problems.sources import is_generated
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
@@ -38,11 +39,11 @@ Threads = Annotated[int, Range(1, 1024)]
 class RunConfig:
     recipe: str = "tapo"  # a published system: grpo, tora, cir, autocode or tapo
     preset: str = "tiny"  # tiny (minutes on a CPU), tiny-moe, probe (seconds, learns next to
-    # nothing), small (15M parameters), gpu (107M)
+    # nothing), small (15M parameters), gpu (107M), smollm2 (for a pretrained --init: its default)
     out: str = ""  # run folder; by default runs/RECIPE-PRESET-NUMBER
     seed: Seed = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, plain (generated,
-    # in one phrasing for each family), gsm8k:PATH, math:PATH or jsonl:PATH
+    # in one phrasing for each family), gsm8k:PATH, math:PATH, svamp:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
     too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
     problems: Count = 16000  # training problems, each demonstrated once; a file may hold fewer
@@ -50,7 +51,8 @@ class RunConfig:
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
     # the answer as well)
-    init: str = ""  # start from this run's weights and tokenizer instead of random ones
+    init: str = ""  # start from this run's weights and tokenizer instead of random ones, or from
+    # those of a pretrained model, a Hugging Face folder
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
@@ -160,6 +162,32 @@ PRESETS = {
         "rl.micro_batch_tokens": 32768,
         "eval.problems": 500,
     },
+    # A pretrained model of 135M parameters on GSM8K, in ten minutes of one GPU.
+    "smollm2": {
+        "device": "cuda",
+        "save_every": 100,
+        "teacher.quality": 1.0,
+        "sft.steps": 467,  # two epochs
+        "sft.batch_size": 32,
+        "sft.micro_batch_tokens": 16384,
+        "sft.muon": False,
+        "sft.adam_lr": 5e-4,
+        "sft.bf16": True,
+        "sampler.max_new_tokens": 256,
+        "sampler.max_calls": 8,
+        "sampler.max_rows": 512,
+        "sampler.bf16": True,
+        "reward.max_completion_len": 256,
+        "reward.soft_punish_cache": 64,
+        "rl.steps": 30,
+        "rl.problems": 64,
+        "rl.refills": 0,
+        "rl.lr": 2e-5,
+        "rl.bf16": True,
+        "rl.micro_batch_tokens": 16384,
+        "rl.importance_cap": 2.0,
+        "eval.problems": 1319,
+    },
 }
 
 PATHS = {"out", "init", "resume", "eval_data", "search.path"}
@@ -184,6 +212,8 @@ def parse(arguments=None) -> RunConfig:
     given = vars(parser.parse_args(arguments))
     with one_line("train.py"):
         check_given(given)
+        if is_pretrained(given.get("init", "")):
+            given.setdefault("preset", "smollm2")
         preset = PRESETS[given.get("preset", "tiny")]
         recipe = RECIPES.get(given.get("recipe", "tapo"))
         return build({**getattr(recipe, "SETTINGS", {}), **preset, **given})

@@ -86,7 +86,10 @@ class Generation:
         self.cache = self.new_cache(len(self.slots), self.capacity(prompts))
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        dtype = self.model.embed.weight.dtype
+        # Under autocast keys and values are made in its dtype, and are kept in it.
+        dtype, kind = self.model.embed.weight.dtype, self.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         return KVCache(self.model.config, batch, capacity, self.device, dtype)
 
     def capacity(self, prompts) -> int:
@@ -194,7 +197,7 @@ class Generation:
         self.append(row, row.tool or "text", [id], 1, [logp])
         row.written += 1
         full = row.written >= self.config.max_new_tokens or self.room(row) < 0
-        if id == self.tokenizer.end_id:
+        if id in self.tokenizer.end_ids:
             self.end(row, full)
         elif full:
             self.finish(row, "length")  # an open block stays open and is not run

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 CHUNKED_FROM = 16384  # vocabulary from which on logits are made chunk by chunk
 CHUNK = 64  # rows of logits held at a time; for 32,768 ids they still fit in a core's cache
+CHUNK_ON_GPU = 2048  # which must be kept busy
 
 
 def autocast(device: torch.device, bf16: bool):
@@ -111,12 +112,14 @@ class ChunkedLogps(torch.autograd.Function):
         autocasting = torch.is_autocast_enabled(device)
         ctx.dtype = torch.get_autocast_dtype(device) if autocasting else hidden.dtype
         ctx.temperature = temperature
+        ctx.chunk = CHUNK if device == "cpu" else CHUNK_ON_GPU
+        cast = weight.to(ctx.dtype)  # once for all chunks
         logps, entropies, lse = torch.zeros(
             3, len(ids), dtype=full(hidden).dtype, device=hidden.device
         )
-        for start in range(0, len(ids), CHUNK):
-            at = slice(start, start + CHUNK)
-            logits = scaled_logits(ctx, hidden[at], weight, banned)  # (n, V)
+        for start in range(0, len(ids), ctx.chunk):
+            at = slice(start, start + ctx.chunk)
+            logits = scaled_logits(ctx, hidden[at], cast, banned)  # (n, V)
             logps[at] = logits.gather(-1, ids[at, None])[:, 0]
             lse[at] = logits.logsumexp(-1)
             if entropy:
@@ -133,9 +136,10 @@ class ChunkedLogps(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=lse.dtype)  # not bf16: a sum of many chunks
         g = torch.zeros_like(lse) if grad_logps is None else grad_logps
         g = g[:, None] / ctx.temperature  # (N, 1)
-        for start in range(0, len(ids), CHUNK):
-            at = slice(start, start + CHUNK)
-            p = scaled_logits(ctx, hidden[at], weight, banned).sub_(lse[at, None]).exp_()  # (n, V)
+        cast = weight.to(ctx.dtype)
+        for start in range(0, len(ids), ctx.chunk):
+            at = slice(start, start + ctx.chunk)
+            p = scaled_logits(ctx, hidden[at], cast, banned).sub_(lse[at, None]).exp_()  # (n, V)
             slope = None
             if grad_entropies is not None:
                 slope = torch.special.entr(p) - p * entropies[at, None]
@@ -144,7 +148,7 @@ class ChunkedLogps(torch.autograd.Function):
             grad = (grad if slope is None else grad.add_(slope)).to(ctx.dtype)
 
             # Hand the chunk's gradient on to the hidden states and to the head.
-            grad_hidden[at] = grad @ weight.to(ctx.dtype)
+            grad_hidden[at] = grad @ cast
             if ctx.dtype == lse.dtype:
                 grad_weight.addmm_(grad.T, hidden[at].to(ctx.dtype))
             else:
@@ -153,5 +157,5 @@ class ChunkedLogps(torch.autograd.Function):
 
 
 def scaled_logits(ctx, hidden, weight, banned) -> Tensor:
-    logits = full(hidden.to(ctx.dtype) @ weight.to(ctx.dtype).T)  # (n, V)
+    logits = full(hidden.to(ctx.dtype) @ weight.T)  # (n, V)
     return logits.index_fill_(-1, banned, float("-inf")).div_(ctx.temperature)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from nanotir.checks import one_of
 from nanotir.demonstrate import corpus
+from nanotir.huggingface import add_tags, is_pretrained, load_pretrained
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.problems.sources import is_generated
@@ -281,6 +282,23 @@ def open_tools(config: dict) -> list[Tool]:
     for name in names:
         one_of("tool", name, TOOLS)
     return [TOOLS[name](**config.get(name, {})) for name in names]
+
+
+def make_policy(
+    config, problems: list[Problem], tools: list[Tool]
+) -> tuple[Tokenizer, Transformer]:
+    """What is trained: new, or of the run or the Hugging Face folder that it starts from.
+
+    A pretrained model gets nanotir's tags as new ids, unless calls are written as text.
+    """
+    if is_pretrained(config.init) and not config.resume:
+        model, tokenizer = load_pretrained(config.init)
+        return (tokenizer, model) if config.format == "text" else add_tags(tokenizer, model, TOOLS)
+    tokenizer, shape = make_tokenizer(config, problems, tools)
+    model = Transformer(shape, config.seed)
+    if config.init and not config.resume:
+        load_state(Path(config.init) / "checkpoint", model)
+    return tokenizer, model
 
 
 def make_tokenizer(

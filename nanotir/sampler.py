@@ -68,14 +68,16 @@ class Sampler:
     def banned_ids(self) -> list[int]:
         """All tags that the model has no business to write, which are masked at the logits.
 
-        It cannot forge a tool's result, or a turn of the user, because it cannot open one.
+        It cannot forge a tool's result, or a turn of the user, because it cannot open one. Ids that
+        stand for no text at all, as the heads of some pretrained models have, are masked too.
         """
         tags = self.tokenizer.tags
-        allowed = {self.tokenizer.end_id, *self.openers, *self.closers.values()}
-        allowed |= {tags[tag] for tag in THOUGHT}
+        allowed = {*self.tokenizer.end_ids, *self.openers, *self.closers.values()}
+        allowed |= {tags[tag] for tag in THOUGHT if tag in tags}
         if self.config.forge:
             allowed |= {tags[tag] for tag in self.format.delimiters("output")}
-        return sorted(set(tags.values()) - allowed)
+        phantoms = set(range(self.model.config.vocab_size)) - self.tokenizer.ids
+        return sorted(set(tags.values()) - allowed | phantoms)
 
     @torch.inference_mode()
     def generate(
@@ -89,9 +91,8 @@ class Sampler:
         prompt that leaves no room to answer.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
-        generation = Generation(self, ids, n, seed, watch, tuple(force))
-        with autocast(generation.device, self.config.bf16):
-            return generation.run(stop)
+        with autocast(self.model.embed.weight.device, self.config.bf16):
+            return Generation(self, ids, n, seed, watch, tuple(force)).run(stop)
 
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):
         """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.

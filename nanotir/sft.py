@@ -23,6 +23,7 @@ class SFTConfig:
     micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
     lr: Amount = 0.01  # Muon's, for the blocks' matrices
     adam_lr: Amount = 6e-3  # AdamW's, for embeddings and norms
+    muon: bool = True  # false: AdamW for the matrices as well, as pretrained models are used to
     warmup: Whole = 20  # steps of linear warm-up
     decay: Share = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
     grad_clip: Positive = 1.0  # largest gradient norm
@@ -37,7 +38,9 @@ class SFTConfig:
 def train(run, demonstrations: list[Trajectory], phase: str = "sft"):
     """Imitate the demonstrations for run.config.sft.steps steps, going on where the run stands."""
     model, config = run.model, run.config.sft
-    optimizers = optim.muon_and_adamw(model, config.lr, config.adam_lr)
+    optimizers = [optim.adamw(model.parameters(), config.adam_lr)]
+    if config.muon:
+        optimizers = optim.muon_and_adamw(model, config.lr, config.adam_lr)
     model.train()
     if config.observations == "learned":
         demonstrations = [demonstration.unmasked() for demonstration in demonstrations]

@@ -41,7 +41,7 @@ def show(trajectory: Trajectory, tokenizer: Tokenizer, colour: bool | None = Non
     for span in trajectory.spans:
         if span.kind != "prompt":
             ids = trajectory.ids[span.start : span.end]
-            text = tokenizer.decode([id for id in ids if id != tokenizer.end_id])
+            text = tokenizer.decode([id for id in ids if id not in tokenizer.end_ids])
             parts.append(paint(span.kind, text, colour))
     return "".join(parts)
 
@@ -69,7 +69,7 @@ class Stream:
         self.ids += ids
         # A character may need several ids. So decode the span from its start, and wait while its
         # end is not yet a whole character.
-        text = self.tokenizer.decode([id for id in self.ids if id != self.tokenizer.end_id])
+        text = self.tokenizer.decode([id for id in self.ids if id not in self.tokenizer.end_ids])
         if text.startswith(self.printed) and not text.endswith("\ufffd"):
             new = paint(kind, text[len(self.printed) :], self.colour)
             print(new, end="", file=self.out, flush=True)

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
+from nanotir.turns import ASSISTANT, END, PAD, USER, Turns, end_tokens, read_json, read_turns
+
 THOUGHT = ("<think>", "</think>", "<answer>", "</answer>")  # how a model may divide its own words
 FENCE_END = "\n```\n"
 
@@ -29,18 +30,27 @@ def tags_of(tools: Iterable[str]) -> list[str]:
 
 
 class Tokenizer:
-    """Ids of text and text of ids. `tags` maps every tag to its id; `end_id` ends a row."""
+    """Ids of text and text of ids.
 
-    def __init__(self, trusted: tokenizers.Tokenizer):
+    `tags` maps every tag, and every special token of a pretrained model, to its id. The ids `user`
+    and `assistant` stand around a question. `end_id` ends an answer, as does any of `end_ids`.
+    """
+
+    def __init__(self, trusted: tokenizers.Tokenizer, turns: Turns | None = None, ends=()):
         self._trusted = trusted
+        self.turns = turns or Turns()
         state = json.loads(trusted.to_str())
         self.tags: dict[str, int] = {
             token["content"]: token["id"] for token in state["added_tokens"]
         }
-        state["added_tokens"] = []
-        self._untrusted = tokenizers.Tokenizer.from_str(json.dumps(state))
-        self.pad_id = self.tags[PAD]
-        self.end_id = self.tags[END]
+        self._untrusted = without_tags(state)
+        self.user, self.assistant, end = map(self.encode, vars(self.turns).values())
+        if len(end) != 1:
+            raise ValueError(f"the end of a turn, {self.turns.end}, is no token of the tokenizer")
+        self.end_id = end[0]
+        self.end_ids = {self.end_id, *ends}
+        self.pad_id = self.tags.get(PAD, self.end_id)
+        self.ids = set(trusted.get_vocab().values())
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, tools=("python", "search")) -> Tokenizer:
@@ -72,12 +82,39 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read tokenizer.json from a folder."""
-        return cls(tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json")))
+        """Read what `save` has written to a folder."""
+        folder = Path(folder)
+        trusted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        own = read_json(folder / "turns.json")
+        return cls(trusted, Turns(*own["turns"]), own["ends"]) if own else cls(trusted)
+
+    @classmethod
+    def pretrained(cls, folder: str | Path) -> Tokenizer:
+        """The tokenizer of a Hugging Face folder, with the turns of its model.
+
+        ValueError if it is missing or damaged.
+        """
+        path = Path(folder) / "tokenizer.json"
+        try:
+            trusted = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the tokenizers package raises nothing narrower
+            raise ValueError(f"no readable tokenizer in '{path}': {error}") from None
+        return cls(trusted, read_turns(folder), end_tokens(folder, trusted.get_vocab()))
+
+    def with_tags(self, tools: Iterable[str]) -> Tokenizer:
+        """The same with nanotir's tags as new ids, but for those of turns, which it has itself."""
+        trusted = tokenizers.Tokenizer.from_str(self._trusted.to_str())
+        tags = [tag for tag in tags_of(tools)[4:] if tag not in self.tags]
+        trusted.add_special_tokens([AddedToken(tag, normalized=False) for tag in tags])
+        return Tokenizer(trusted, self.turns, self.end_ids)
 
     def save(self, folder: str | Path):
+        """Write tokenizer.json and, of a pretrained model, turns.json."""
         text = self._trusted.to_str(pretty=True)
         (Path(folder) / "tokenizer.json").write_text(text, encoding="utf-8")
+        if self.turns != Turns():
+            own = {"turns": list(vars(self.turns).values()), "ends": sorted(self.end_ids)}
+            (Path(folder) / "turns.json").write_text(json.dumps(own), encoding="utf-8")
 
     def __len__(self) -> int:
         return self._trusted.get_vocab_size()
@@ -93,6 +130,20 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, tags written out. For reading only: it is never encoded again."""
         return self._trusted.decode(list(ids), skip_special_tokens=False)
+
+
+def without_tags(state: dict) -> tokenizers.Tokenizer:
+    """The same tokenizer without its added tokens: whatever a text says, it has other ids.
+
+    Some pretrained ones have their special tokens in the vocabulary of ordinary text as well.
+    """
+    special = {token["content"] for token in state["added_tokens"]}
+    model = state["model"]
+    if isinstance(model.get("vocab"), dict):
+        vocabulary = {word: id for word, id in model["vocab"].items() if word not in special}
+        model = model | {"vocab": vocabulary, "unk_token": None}
+    plain = state | {"added_tokens": [], "model": model, "post_processor": None}
+    return tokenizers.Tokenizer.from_str(json.dumps(plain))
 
 
 def _unicode(text: str) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nanotir.checks import one_of
-from nanotir.tokenizer import ASSISTANT, END, FENCE_END, USER, Tokenizer
+from nanotir.tokenizer import FENCE_END, Tokenizer
 from nanotir.tools.tool import ToolResult
 
 STYLES = ("tags", "fences", "grammar")
@@ -90,7 +90,8 @@ class Trajectory:
         return replace(self, mask=mask)
 
     def text_of(self, span: Span, tokenizer: Tokenizer) -> str:
-        return tokenizer.decode(self.ids[span.start : span.end]).removesuffix(END)
+        ids = self.ids[span.start : span.end]
+        return tokenizer.decode(ids[:-1] if ids[-1] in tokenizer.end_ids else ids)
 
     def completion(self, tokenizer: Tokenizer) -> str:
         """The words that the model wrote, its turns joined by newlines: no code, no tool output."""
@@ -136,7 +137,7 @@ class Format:
     def prompt(self, tokenizer: Tokenizer, question: str) -> list[int]:
         """<|user|>question<|assistant|>. The question is untrusted: it cannot contain a tag."""
         words = tokenizer.encode_untrusted(question.strip())
-        return [tokenizer.tags[USER], *words, tokenizer.tags[ASSISTANT]]
+        return [*tokenizer.user, *words, *tokenizer.assistant]
 
     def block(self, tokenizer: Tokenizer, kind: str, words: list[int]) -> list[int]:
         opener, closer = self.delimiters(kind)
@@ -176,7 +177,7 @@ class Format:
             author = "text" if kind in ("think", "answer") else kind
             trajectory.append(author, ids, 1)
         if end:
-            trajectory.append("text", [tokenizer.tags[END]], 1)
+            trajectory.append("text", [tokenizer.end_id], 1)
         return trajectory
 
 
@@ -213,14 +214,15 @@ def grammar_error(trajectory: Trajectory, tokenizer: Tokenizer) -> str | None:
 
 def symbols(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
     """What the grammar is made of: tags, the words between them, calls and outputs."""
-    names = {id: tag for tag, id in tokenizer.tags.items()}
+    names = {id: tag for tag, id in tokenizer.tags.items() if id not in tokenizer.end_ids}
     for span in trajectory.spans:
         ids = trajectory.ids[span.start : span.end]
         if span.kind == "text":
-            for tag, run in groupby(ids, names.get):
+            words = [id for id in ids if id not in tokenizer.end_ids]
+            for tag, run in groupby(words, names.get):
                 if tag is None and tokenizer.decode(run).strip():
                     yield "words"
-                elif tag not in (None, END):
+                elif tag is not None:
                     yield from [tag for _ in run]
         elif span.kind == "output":
             yield "output"

@@ -127,7 +127,15 @@ def test_without_tools_no_block_can_be_opened(tokenizer):
 
 
 def banned(tokenizer, style, forge):
-    return set(sampler_of(None, tokenizer, [Spy()], style, forge=forge).banned)
+    model = small_model(len(tokenizer))
+    return set(sampler_of(model, tokenizer, [Spy()], style, forge=forge).banned)
+
+
+def test_ids_that_stand_for_no_text_are_banned(tokenizer):
+    model = small_model(len(tokenizer))
+    model.config.vocab_size += 3
+    phantoms = set(range(len(tokenizer), len(tokenizer) + 3))
+    assert phantoms < set(sampler_of(model, tokenizer).banned)
 
 
 @pytest.mark.parametrize("style", ["tags", "fences"])

@@ -1,7 +1,8 @@
-"""Problems from files of JSON lines: GSM8K, MATH, and a plain format of our own.
+"""Problems from files: GSM8K, MATH, SVAMP, and a plain format of our own.
 
 A reader turns the record of one line into a Problem. To support another format, write a reader and
-add it to READERS. An invalid line raises a ValueError that names the file and the line.
+add it to READERS. An invalid line raises a ValueError that names the file and the line. A
+file may also be one JSON array of records.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ def read_lines(reader: Callable, path: str) -> list:
 
 
 def _read_rows(reader: Callable, file, path: str) -> Iterator:
+    if file.read(1) == "[":  # one array of records, as SVAMP.json is
+        yield from _read_array(reader, "[" + file.read(), path)
+        return
+    file.seek(0)
     for number in count(1):
         # No more is read than fits: a file without newlines may be larger than the memory.
         line = file.readline(MAX_LINE + 1)
@@ -54,6 +59,15 @@ def _read_rows(reader: Callable, file, path: str) -> Iterator:
             raise ValueError(f"{where}: a line of more than {MAX_LINE:,} characters")
         if line.strip():
             yield _read_line(reader, line, where)
+
+
+def _read_array(reader: Callable, text: str, path: str) -> Iterator:
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON array: {error}") from None
+    for number, record in enumerate(records, 1):
+        yield _read_line(reader, json.dumps(record), f"{path}[{number}]")
 
 
 def _read_line(reader: Callable, line: str, where: str):
@@ -178,4 +192,10 @@ def jsonl(record: dict) -> Problem:
     )
 
 
-READERS = {"gsm8k": gsm8k, "math": math, "jsonl": jsonl}
+def svamp(record: dict) -> Problem:
+    """{"Body", "Question", "Answer"} (Patel et al. 2021)."""
+    question = f"{text_field(record, 'Body')} {text_field(record, 'Question')}"
+    return Problem(question=question, answer=text_field(record, "Answer"), family="svamp")
+
+
+READERS = {"gsm8k": gsm8k, "math": math, "jsonl": jsonl, "svamp": svamp}

@@ -270,3 +270,24 @@ def test_every_mark_of_the_real_gsm8k_becomes_a_call(real_gsm8k):
 def test_the_splits_of_the_real_gsm8k_share_no_question(real_gsm8k):
     train, test = real_gsm8k
     assert not {p.question for p in train} & {p.question for p in test}
+
+
+def test_svamp_is_read_from_its_array(tmp_path):
+    row = {"Body": "He has 3 sticks.", "Question": "How many are left?", "Answer": 51.0}
+    path = write(tmp_path / "a.json", json.dumps([row, row], indent=1))
+    first, _ = load(f"svamp:{path}")
+    assert first.question == "He has 3 sticks. How many are left?"
+    assert first.answer == "51.0"
+
+
+def test_a_record_of_an_array_is_named_by_its_number(tmp_path):
+    path = write(tmp_path / "a.json", json.dumps([PLAIN, {"question": "q"}]))
+    with pytest.raises(ValueError, match=r"a.json\[2\]: no field 'answer'"):
+        load(f"jsonl:{path}")
+
+
+@pytest.mark.parametrize("text", ["[{", "[" * 100_000])
+def test_a_damaged_array_is_one_line(tmp_path, text):
+    path = write(tmp_path / "a.json", text)
+    with pytest.raises(ValueError, match="a.json: not a JSON array"):
+        load(f"jsonl:{path}")

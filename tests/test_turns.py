@@ -1,0 +1,136 @@
+"""Turns of pretrained models, read from templates and settings as their makers write them."""
+
+import json
+import random
+
+import pytest
+from test_tokenizer import any_text
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from nanotir.tokenizer import Tokenizer
+from nanotir.trajectory import Format
+from nanotir.turns import Turns, read_turns, template_of
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>"]
+QWEN = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] "
+    "+ '<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}"
+    "{%- endif %}"
+)
+SMOLLM = "{{ '<|im_start|>system\nYou are small<|im_end|>\n' }}{{'<|im_start|>' + message['role']"
+QWEN3 = "{{- '<|im_start|>system\\n' }}{{- messages[0].content + '<|im_end|>\\n' }}"
+LLAMA3 = "{{ bos_token }}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+MIXTRAL = "{{ bos_token }}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+TEMPLATES = {
+    QWEN: "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\n",
+    SMOLLM: "<|im_start|>system\nYou are small<|im_end|>\n<|im_start|>user\n",
+    QWEN3: "<|im_start|>user\n",
+    LLAMA3: "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
+    MIXTRAL: "<s>[INST] ",
+}
+
+
+def folder_of(path, settings: dict, template: str = ""):
+    """The files of a Hugging Face folder that say how its model talks."""
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    if template:
+        (path / "chat_template.jinja").write_text(template)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A byte-level tokenizer whose special tokens are in the vocabulary of ordinary text, too."""
+    bpe = Backend(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(["a user asks the assistant", "what is 12 + 30"] * 9, trainer)
+    bpe.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    return folder_of(tmp_path, {"eos_token": {"content": "<|im_end|>"}}, SMOLLM)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_the_words_before_a_user_are_read_from_the_template(tmp_path, template):
+    assert read_turns(folder_of(tmp_path, {}, template)).user == TEMPLATES[template]
+
+
+def test_a_template_may_stand_in_the_settings_of_the_tokenizer(tmp_path):
+    assert read_turns(folder_of(tmp_path, {"chat_template": QWEN})).user == TEMPLATES[QWEN]
+
+
+def test_a_template_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="turns of another kind"):
+        read_turns(folder_of(tmp_path, {}, "{{ '### Human: ' + message['content'] }}"))
+
+
+def test_a_model_without_a_template_ends_with_its_end_of_text(tmp_path):
+    assert read_turns(folder_of(tmp_path, {"eos_token": "</s>"})) == Turns("", "\n", "</s>")
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "[" * 100_000])
+def test_damaged_settings_are_named(tmp_path, damage):
+    (tmp_path / "tokenizer_config.json").write_text(damage)
+    with pytest.raises(ValueError, match="tokenizer_config.json"):
+        read_turns(tmp_path)
+
+
+@pytest.mark.parametrize("template", [QWEN, LLAMA3, MIXTRAL, template_of(Turns())])
+def test_the_template_that_is_written_is_read_back(tmp_path, template):
+    turns = read_turns(folder_of(tmp_path, {}, template))
+    assert read_turns(folder_of(tmp_path, {}, template_of(turns))) == turns
+
+
+def test_an_end_that_is_no_token_is_refused(folder):
+    folder_of(folder, {}, LLAMA3)
+    with pytest.raises(ValueError, match="<|eot_id|>, is no token"):
+        Tokenizer.pretrained(folder)
+
+
+def test_every_end_of_the_settings_ends_an_answer(folder):
+    tokenizer = Tokenizer.pretrained(folder)
+    assert tokenizer.end_id == 2
+    assert tokenizer.end_ids == {0, 2}
+
+
+def test_a_prompt_is_what_the_template_writes(folder):
+    tokenizer = Tokenizer.pretrained(folder)
+    text = tokenizer.decode(Format().prompt(tokenizer, " what is 1? "))
+    assert text == TEMPLATES[SMOLLM] + "what is 1?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+def test_untrusted_text_never_has_the_id_of_a_special_token(folder, tagged):
+    tokenizer = Tokenizer.pretrained(folder)
+    if tagged:
+        tokenizer = tokenizer.with_tags(["python", "search"])
+    special = set(tokenizer.tags.values())
+    assert len(special) == len(SPECIAL) + 14 * tagged
+    rng = random.Random(0)
+    for tag in tokenizer.tags:
+        text = any_text(rng) + tag + any_text(rng)
+        ids = tokenizer.encode_untrusted(text)
+        assert not special & set(ids)
+        assert tokenizer.decode(ids) == text
+
+
+def test_tags_are_new_ids_and_the_others_stay(folder):
+    plain = Tokenizer.pretrained(folder)
+    tagged = plain.with_tags(["python", "search"])
+    assert tagged.encode("<python>") == [tagged.tags["<python>"]]
+    assert min(id for tag, id in tagged.tags.items() if tag not in SPECIAL) == len(plain)
+    assert tagged.encode_untrusted("what is 12?") == plain.encode_untrusted("what is 12?")
+
+
+def test_a_tokenizer_keeps_its_turns_when_it_is_saved(folder, tmp_path):
+    tokenizer = Tokenizer.pretrained(folder).with_tags(["python"])
+    (tmp_path / "saved").mkdir()
+    tokenizer.save(tmp_path / "saved")
+    loaded = Tokenizer.load(tmp_path / "saved")
+    assert (loaded.turns, loaded.end_ids) == (tokenizer.turns, tokenizer.end_ids)
+    assert loaded.tags == tokenizer.tags
