@@ -31,6 +31,10 @@ class ModelConfig:
     max_seq_len: Count = 512  # longest row, in ids
     token_shifts: Whole = 3  # so many ids before it are mixed into each id's embedding
     rope_theta: Positive = 1e8  # longest rotary wavelength / 2 pi
+    rope_factor: Positive = 1.0  # long wavelengths are longer by this factor (Llama 3.1); 1: none
+    rope_low_freq: Positive = 1.0  # long: at most so many turns in rope_original_len ids
+    rope_high_freq: Positive = 4.0  # short, and kept: at least so many turns; between, a mixture
+    rope_original_len: Count = 8192  # the longest row that the model saw before it was stretched
     norm_eps: Positive = 1e-6  # added to the mean square in RMSNorm
     qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
     qk_norm: bool = True  # RMSNorm on every query and key head (Qwen3)
@@ -52,6 +56,8 @@ class ModelConfig:
         self.d_head = self.d_head or self.d_model // self.n_heads
         if self.d_head % 2:
             raise ValueError(f"d_head ({self.d_head}) must be even: RoPE rotates pairs of numbers")
+        if self.rope_high_freq <= self.rope_low_freq:
+            raise ValueError("rope_high_freq must be above rope_low_freq")
         if self.n_experts:
             if self.n_experts_per_token > self.n_experts:
                 raise ValueError("n_experts_per_token must lie between 1 and n_experts")
@@ -71,11 +77,25 @@ class RMSNorm(nn.Module):
         return (x * scale).to(x.dtype) * self.weight
 
 
-def rope_angles(positions: Tensor, d_head: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and sin of position * theta^(-2i/D), each (B, T, 1, D/2) (Su et al. 2021, eq. 15)."""
-    frequencies = theta ** (-torch.arange(0, d_head, 2, device=positions.device) / d_head)
+    exponents = -torch.arange(0, config.d_head, 2, device=positions.device) / config.d_head
+    frequencies = config.rope_theta**exponents
+    if config.rope_factor != 1:
+        frequencies = stretched(frequencies, config)
     angles = positions[..., None, None] * frequencies
     return angles.cos(), angles.sin()
+
+
+def stretched(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """Low frequencies divided by rope_factor, high ones as they are, and a mixture between them.
+
+    Llama 3.1 so reads rows longer than those of its pretraining.
+    """
+    low, high = config.rope_low_freq, config.rope_high_freq
+    turns = frequencies * config.rope_original_len / (2 * torch.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (kept + (1 - kept) / config.rope_factor)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -297,5 +317,5 @@ class Transformer(nn.Module):
             width = cache.extend(ids, positions)
             slots = torch.arange(width, device=ids.device)
             visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
-        rope = rope_angles(positions, self.config.d_head, self.config.rope_theta)
+        rope = rope_angles(positions, self.config)
         return Layout(positions, *rope, cache, visible)

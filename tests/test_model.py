@@ -19,6 +19,7 @@ VARIANTS = [
     {"token_shifts": 0},
     {"token_shifts": 5},
 ]
+ROPE = ModelConfig(d_head=4, rope_theta=100.0)
 
 
 def assert_close(a, b):
@@ -224,14 +225,14 @@ def test_attention_takes_rows_however_its_kernel_lays_them_out(monkeypatch):
 
 def test_rope_leaves_position_zero_and_all_lengths_as_they_are():
     x = normal(1, 3, 2, 4)
-    turned = rotate(x, *rope_angles(torch.arange(3)[None], 4, 100.0))
+    turned = rotate(x, *rope_angles(torch.arange(3)[None], ROPE))
     assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert_close(turned[:, 0], x[:, 0])
 
 
 def test_rope_turns_each_pair_by_its_own_angle():
     x = normal(1, 3, 2, 4)
-    turned = rotate(x, *rope_angles(torch.arange(3)[None], 4, 100.0))
+    turned = rotate(x, *rope_angles(torch.arange(3)[None], ROPE))
     # The second pair of position 2 turns by 2 * 100^(-2/4) = 0.2.
     a, b = x[0, 2, 0, 1], x[0, 2, 0, 3]
     assert_close(turned[0, 2, 0, 1], a * math.cos(0.2) - b * math.sin(0.2))
