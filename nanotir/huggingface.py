@@ -6,10 +6,12 @@ Every tensor of a folder must have its place in the model, and every place its t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import tokenizers
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from nanotir.layouts import LAYOUTS, Layout, layout_for, read_config, tensor_names, write_config
@@ -17,6 +19,7 @@ from nanotir.model import ModelConfig, Transformer
 from nanotir.run_files import reading, write_json
 from nanotir.safetensors import read_safetensors, write_safetensors
 from nanotir.tokenizer import Tokenizer
+from nanotir.turns import end_tokens, read_json, read_turns, template_of
 
 
 def load_pretrained(folder: str | Path) -> tuple[Transformer, Tokenizer]:
@@ -27,9 +30,7 @@ def load_pretrained(folder: str | Path) -> tuple[Transformer, Tokenizer]:
     folder = Path(folder)
     with reading(folder / "config.json"):
         layout, config = read_config(json.loads((folder / "config.json").read_text()))
-    tokenizer = foreign_tokenizer(folder)
-    with reading(folder / "tokenizer.json"):
-        check_tokenizer(tokenizer, config.vocab_size)
+    tokenizer = read_tokenizer(folder, config.vocab_size)
     tensors = read_tensors(folder)
     with reading(folder):
         return filled(config, layout, tensors), tokenizer
@@ -46,17 +47,47 @@ def save_pretrained(model: Transformer, tokenizer: Tokenizer, folder: str | Path
     write_safetensors(folder / "model.safetensors", pieces(model, LAYOUTS[name]))
     tokenizer.save(folder)
 
-    ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": tokenizer.end_id}
+    ids = {"pad_token_id": tokenizer.pad_id, "eos_token_id": sorted(tokenizer.end_ids)}
     dtype = {"torch_dtype": str(model.embed.weight.dtype).removeprefix("torch.")}
     write_json(folder / "config.json", write_config(model.config, name) | dtype | ids)
     write_json(folder / "generation_config.json", ids)
     tokens = {
+        "chat_template": template_of(tokenizer.turns),
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": tokenizer.decode([tokenizer.pad_id]),
         "eos_token": tokenizer.decode([tokenizer.end_id]),
         "model_max_length": model.config.max_seq_len,
     }
     write_json(folder / "tokenizer_config.json", tokens)
+
+
+def is_pretrained(folder: str | Path) -> bool:
+    """Whether a folder is one of Hugging Face's: its config names a kind of model."""
+    path = Path(folder) / "config.json"
+    return bool(folder) and path.exists() and "model_type" in read_json(path)
+
+
+@torch.no_grad()
+def add_tags(
+    tokenizer: Tokenizer, model: Transformer, tools: Iterable[str]
+) -> tuple[Tokenizer, Transformer]:
+    """The tokenizer with nanotir's tags, and the model with their rows, the mean of the others.
+
+    The tags take the rows that the tokenizer leaves unused. The model gets more where they end.
+    """
+    tagged = tokenizer.with_tags(tools)
+    known = torch.tensor(sorted(tokenizer.ids))
+    new = torch.tensor(sorted(tagged.ids - tokenizer.ids))
+    rows = max(model.config.vocab_size, 1 + max(tagged.ids))
+    model.config.vocab_size = rows
+    for layer in (model.embed, model.head):
+        wider = layer.weight.new_zeros(rows, model.config.d_model)  # (V, d)
+        wider[: len(layer.weight)] = layer.weight
+        wider[new] = layer.weight[known].mean(0)
+        layer.weight = nn.Parameter(wider)
+    if model.config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    return tagged, model
 
 
 # Weights.
@@ -131,14 +162,16 @@ def check_places(tensors: dict[str, Tensor], places: dict[str, Tensor]):
 # Tokenizers.
 
 
-def foreign_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a folder, with the turns and the end tokens of its model."""
     path = folder / "tokenizer.json"
     with reading(path):
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        trusted = tokenizers.Tokenizer.from_file(str(path))
+        check_tokenizer(trusted, vocab_size)
         # A file may ask for rows of one length, whatever the text.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-    return tokenizer
+        trusted.no_truncation()
+        trusted.no_padding()
+    return Tokenizer(trusted, read_turns(folder), end_tokens(folder, trusted.get_vocab()))
 
 
 def check_tokenizer(tokenizer: tokenizers.Tokenizer, vocab_size: int):

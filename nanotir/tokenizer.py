@@ -15,7 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
-from nanotir.turns import ASSISTANT, END, PAD, USER, Turns, end_tokens, read_json, read_turns
+from nanotir.turns import ASSISTANT, END, PAD, USER, Turns, read_json
 
 THOUGHT = ("<think>", "</think>", "<answer>", "</answer>")  # how a model may divide its own words
 FENCE_END = "\n```\n"
@@ -87,19 +87,6 @@ class Tokenizer:
         trusted = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         own = read_json(folder / "turns.json")
         return cls(trusted, Turns(*own["turns"]), own["ends"]) if own else cls(trusted)
-
-    @classmethod
-    def pretrained(cls, folder: str | Path) -> Tokenizer:
-        """The tokenizer of a Hugging Face folder, with the turns of its model.
-
-        ValueError if it is missing or damaged.
-        """
-        path = Path(folder) / "tokenizer.json"
-        try:
-            trusted = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the tokenizers package raises nothing narrower
-            raise ValueError(f"no readable tokenizer in '{path}': {error}") from None
-        return cls(trusted, read_turns(folder), end_tokens(folder, trusted.get_vocab()))
 
     def with_tags(self, tools: Iterable[str]) -> Tokenizer:
         """The same with nanotir's tags as new ids, but for those of turns, which it has itself."""

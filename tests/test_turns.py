@@ -8,6 +8,7 @@ from test_tokenizer import any_text
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from nanotir.huggingface import read_tokenizer
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Format
 from nanotir.turns import Turns, read_turns, template_of
@@ -89,24 +90,24 @@ def test_the_template_that_is_written_is_read_back(tmp_path, template):
 def test_an_end_that_is_no_token_is_refused(folder):
     folder_of(folder, {}, LLAMA3)
     with pytest.raises(ValueError, match="<|eot_id|>, is no token"):
-        Tokenizer.pretrained(folder)
+        read_tokenizer(folder, 1000)
 
 
 def test_every_end_of_the_settings_ends_an_answer(folder):
-    tokenizer = Tokenizer.pretrained(folder)
+    tokenizer = read_tokenizer(folder, 1000)
     assert tokenizer.end_id == 2
     assert tokenizer.end_ids == {0, 2}
 
 
 def test_a_prompt_is_what_the_template_writes(folder):
-    tokenizer = Tokenizer.pretrained(folder)
+    tokenizer = read_tokenizer(folder, 1000)
     text = tokenizer.decode(Format().prompt(tokenizer, " what is 1? "))
     assert text == TEMPLATES[SMOLLM] + "what is 1?<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("tagged", [False, True])
 def test_untrusted_text_never_has_the_id_of_a_special_token(folder, tagged):
-    tokenizer = Tokenizer.pretrained(folder)
+    tokenizer = read_tokenizer(folder, 1000)
     if tagged:
         tokenizer = tokenizer.with_tags(["python", "search"])
     special = set(tokenizer.tags.values())
@@ -120,7 +121,7 @@ def test_untrusted_text_never_has_the_id_of_a_special_token(folder, tagged):
 
 
 def test_tags_are_new_ids_and_the_others_stay(folder):
-    plain = Tokenizer.pretrained(folder)
+    plain = read_tokenizer(folder, 1000)
     tagged = plain.with_tags(["python", "search"])
     assert tagged.encode("<python>") == [tagged.tags["<python>"]]
     assert min(id for tag, id in tagged.tags.items() if tag not in SPECIAL) == len(plain)
@@ -128,7 +129,7 @@ def test_tags_are_new_ids_and_the_others_stay(folder):
 
 
 def test_a_tokenizer_keeps_its_turns_when_it_is_saved(folder, tmp_path):
-    tokenizer = Tokenizer.pretrained(folder).with_tags(["python"])
+    tokenizer = read_tokenizer(folder, 1000).with_tags(["python"])
     (tmp_path / "saved").mkdir()
     tokenizer.save(tmp_path / "saved")
     loaded = Tokenizer.load(tmp_path / "saved")
