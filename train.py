@@ -46,7 +46,7 @@ def train(config: RunConfig):
 
         # A tokenizer that spells the problems well, and the policy: a transformer with random
         # weights. Or those of the run, or of the Hugging Face folder, that we start from.
-        tokenizer, model = runs.make_policy(config, problems, tools)
+        model, tokenizer = runs.make_policy(config, problems, tools)
         config.model = model.to(device).config
 
         # Problems must leave room for an answer: better to know it now than after hours.

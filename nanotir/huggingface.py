@@ -69,8 +69,8 @@ def is_pretrained(folder: str | Path) -> bool:
 
 @torch.no_grad()
 def add_tags(
-    tokenizer: Tokenizer, model: Transformer, tools: Iterable[str]
-) -> tuple[Tokenizer, Transformer]:
+    model: Transformer, tokenizer: Tokenizer, tools: Iterable[str]
+) -> tuple[Transformer, Tokenizer]:
     """The tokenizer with nanotir's tags, and the model with their rows, the mean of the others.
 
     The tags take the rows that the tokenizer leaves unused. The model gets more where they end.
@@ -87,7 +87,7 @@ def add_tags(
         layer.weight = nn.Parameter(wider)
     if model.config.tie_embeddings:
         model.head.weight = model.embed.weight
-    return tagged, model
+    return model, tagged
 
 
 # Weights.

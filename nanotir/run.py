@@ -286,19 +286,19 @@ def open_tools(config: dict) -> list[Tool]:
 
 def make_policy(
     config, problems: list[Problem], tools: list[Tool]
-) -> tuple[Tokenizer, Transformer]:
+) -> tuple[Transformer, Tokenizer]:
     """What is trained: new, or of the run or the Hugging Face folder that it starts from.
 
     A pretrained model gets nanotir's tags as new ids, unless calls are written as text.
     """
     if is_pretrained(config.init) and not config.resume:
         model, tokenizer = load_pretrained(config.init)
-        return (tokenizer, model) if config.format == "text" else add_tags(tokenizer, model, TOOLS)
+        return (model, tokenizer) if config.format == "text" else add_tags(model, tokenizer, TOOLS)
     tokenizer, shape = make_tokenizer(config, problems, tools)
     model = Transformer(shape, config.seed)
     if config.init and not config.resume:
         load_state(Path(config.init) / "checkpoint", model)
-    return tokenizer, model
+    return model, tokenizer
 
 
 def make_tokenizer(
