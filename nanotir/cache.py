@@ -26,6 +26,7 @@ class KVCache:
         self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (L, 2, B, K, S, D)
         self.ids = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)  # (B, S)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
+        self.width = None  # how many slots are read, where it is fixed beforehand
 
     @property
     def capacity(self) -> int:
@@ -34,7 +35,7 @@ class KVCache:
     def extend(self, ids: Tensor, positions: Tensor) -> int:
         """Store ids (B, T) at positions (B, T). Returns how many slots the longest row now has."""
         self.lengths.copy_(torch.maximum(self.lengths, positions.amax(1) + 1))
-        width = int(self.lengths.max())
+        width = int(self.lengths.max()) if self.width is None else self.width
         assert width <= self.capacity, f"position {width - 1}, capacity {self.capacity}"
         rows = torch.arange(len(ids), device=ids.device)[:, None]  # (B, 1)
         self.ids[rows, positions] = ids
@@ -48,9 +49,11 @@ class KVCache:
         values[rows, :, positions] = v.to(values.dtype)
         return keys[:, :, :width].transpose(1, 2), values[:, :, :width].transpose(1, 2)
 
-    def first(self, n: int) -> KVCache:
+    def first(self, n: int, width: int | None = None) -> KVCache:
         """The first n rows, as a view: writing to it writes here."""
-        return self._with(self.kv[:, :, :n], self.ids[:n], self.lengths[:n])
+        first = self._with(self.kv[:, :, :n], self.ids[:n], self.lengths[:n])
+        first.width = width
+        return first
 
     def take(self, rows, capacity: int | None = None) -> KVCache:
         """A copy of some rows, in the order given, or of their first `capacity` positions."""

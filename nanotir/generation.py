@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from nanotir.draws import uniforms
+from nanotir.graphs import decoder
 from nanotir.model import KVCache
 from nanotir.tools.calls import Calls, Pending
 from nanotir.tools.tool import ToolResult
@@ -84,6 +85,7 @@ class Generation:
         self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
         self.calls = Calls(sampler.tools, self.config.sessions)
         self.cache = self.new_cache(len(self.slots), self.capacity(prompts))
+        self.step = decoder(self.model, self.cache, self.config.graphs)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         # Under autocast keys and values are made in its dtype, and are kept in it.
@@ -171,9 +173,9 @@ class Generation:
         if not rows:
             return
         histories = [row.trajectory.ids if row else [0] for row in self.slots[: self.live]]
-        last = torch.tensor([ids[-1] for ids in histories], device=self.device)[:, None]
-        positions = torch.tensor([len(ids) - 1 for ids in histories], device=self.device)[:, None]
-        logits = self.model(last, positions, self.cache.first(self.live))  # (live, 1, V)
+        last = [ids[-1] for ids in histories]
+        positions = [len(ids) - 1 for ids in histories]
+        logits = self.step(last, positions)  # (live, 1, V)
         logits = logits[[row.slot for row in rows], -1]  # (B, V)
 
         lengths = [len(row.trajectory.ids) for row in rows]

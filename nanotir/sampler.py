@@ -35,6 +35,7 @@ class SamplerConfig:
     last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
     forge: bool = False  # let the model write the delimiters of tool output: for ablations
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
+    graphs: bool = True  # on a GPU, replay decoding steps as CUDA graphs; not for experts
 
     def __post_init__(self):
         check_settings(self, "sampler")

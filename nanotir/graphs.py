@@ -1,0 +1,85 @@
+"""Decoding steps as CUDA graphs. (Skip it at first reading.)
+
+A step launches about a thousand kernels, too small to keep a GPU busy: the time goes into launching
+them. A graph records the launches once and replays them all at once. It is bound to its shapes and
+to its memory, so numbers of rows and of slots are rounded up, and each pair has a graph of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nanotir.cache import KVCache
+
+ROWS, SLOTS = 32, 128  # multiples of these
+
+
+def decoder(model, cache: KVCache, graphs: bool) -> Callable:
+    """What makes a decoding step of the first B rows of `cache`.
+
+    Given an id and its position for each, it returns logits (B, 1, V). Experts are left out of
+    graphs, because the router waits for its counts.
+    """
+    device = cache.kv.device
+    if graphs and device.type == "cuda" and not model.config.n_experts:
+        return DecodeGraphs(model, cache)
+
+    def step(ids: list[int], positions: list[int]) -> Tensor:
+        inputs = torch.tensor([ids, positions], device=device)[..., None]  # (2, B, 1)
+        return model(inputs[0], inputs[1], cache.first(len(ids)))
+
+    return step
+
+
+class DecodeGraphs:
+    """A decoder, by graphs where there is a GPU. The next step reuses the memory of the logits."""
+
+    def __init__(self, model, cache: KVCache):
+        self.model, self.cache = model, cache
+        self.device = cache.kv.device
+        self.steps: dict[tuple[int, int], tuple[Tensor, Callable]] = {}
+        self.pool = None  # memory that all graphs share
+
+    def __call__(self, ids: list[int], positions: list[int]) -> Tensor:
+        rows = min(round_up(len(ids), ROWS), len(self.cache.lengths))
+        slots = min(round_up(max(positions) + 1, SLOTS), self.cache.capacity)
+        if (rows, slots) not in self.steps:
+            self.steps[rows, slots] = self.record(rows, slots)
+        inputs, step = self.steps[rows, slots]
+
+        # Rows that only fill up the shape are padding, at position -1.
+        padding = rows - len(ids)
+        values = [ids + [0] * padding, positions + [-1] * padding]
+        inputs.copy_(torch.tensor(values)[..., None])
+        return step()[: len(ids)]
+
+    def record(self, rows: int, slots: int) -> tuple[Tensor, Callable]:
+        """(what the step reads: ids and positions, (2, rows, 1); the step, which gives logits)."""
+        inputs = torch.zeros(2, rows, 1, dtype=torch.long, device=self.device)
+        inputs[1] = -1
+        cache = self.cache.first(rows, slots)
+
+        def forward():
+            return self.model(inputs[0], inputs[1], cache)
+
+        if self.device.type != "cuda":
+            return inputs, forward
+        if not self.steps:
+            forward()  # what libraries do once only must not be recorded
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            logits = forward()
+        self.pool = graph.pool()
+
+        def replay():
+            graph.replay()
+            return logits
+
+        return inputs, replay
+
+
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
