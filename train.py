@@ -18,11 +18,12 @@ from nanotir import run as runs
 from nanotir import sft
 from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse, use_device
-from nanotir.evaluate import evaluate_run, table
+from nanotir.evaluate import evaluate_run
 from nanotir.huggingface import is_pretrained
 from nanotir.problems import load
 from nanotir.room import demonstrations_with_room, problems_with_room
 from nanotir.run_files import check_free, saved_runs
+from nanotir.scores import table
 from nanotir.trajectory import Format, Trajectory
 
 NOTHING = (

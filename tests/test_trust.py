@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from nanotir.evaluate import statistics
 from nanotir.problems import Problem
+from nanotir.scores import statistics
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Format
 from nanotir.trust import doubt, measure

@@ -1,0 +1,169 @@
+"""The numbers of an evaluation: shares and their intervals, pass@k, maj@k, and tables of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from nanotir.answers import equivalent, extract_answer
+from nanotir.metrics import mean
+from nanotir.problems import Problem
+from nanotir.trajectory import Trajectory
+from nanotir.trust import measure
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The probability that one of k answers is right, given c right ones among n.
+
+    1 - C(n-c, k) / C(n, k), which is unbiased (Chen et al. 2021, eq. 1).
+    """
+    if not 0 < k <= n:
+        raise ValueError(f"pass@{k} needs k from 1 to the {n} samples there are")
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def maj_at_k(answers: list[str | None], gold: str, k: int) -> float:
+    """1 if the most frequent of the first k answers is right, else 0.
+
+    Equal answers are one, however they are written. None is no vote. Of answers equally frequent,
+    the one that came first wins.
+    """
+    votes: dict[str, int] = {}
+    for answer in answers[:k]:
+        if answer is None:
+            continue
+        same = next((other for other in votes if equivalent(answer, other)), answer)
+        votes[same] = votes.get(same, 0) + 1
+    return float(bool(votes) and equivalent(max(votes, key=votes.get), gold))
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share (Wilson 1927), which is honest at 0 and 1 too."""
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z * z / (2 * n)
+    spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def answer_of(trajectory: Trajectory, tokenizer) -> str | None:
+    return extract_answer(trajectory.completion(tokenizer))
+
+
+def is_right(answer: str | None, problem: Problem) -> bool:
+    return answer is not None and equivalent(answer, problem.answer)
+
+
+def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
+    """What there is to say about n trajectories for each problem.
+
+    The interval is over problems, each counted by its share of right answers.
+    """
+    answers = [[answer_of(t, tokenizer) for t in group] for group in groups]
+    right = [[is_right(a, problem) for a in row] for problem, row in zip(problems, answers)]
+    shares = [mean(row) for row in right]
+    trajectories = [t for group in groups for t in group]
+    calls = [call for t in trajectories for call in t.calls]
+    n_right = sum(map(sum, right))
+    low, high = wilson_interval(sum(shares), len(shares))
+    kinds = [problem.kind or problem.family for problem in problems]
+    return {
+        "accuracy": mean(shares),
+        "low": low,
+        "high": high,
+        "n": len(problems),
+        "samples": len(groups[0]),
+        "by_family": breakdown([problem.family for problem in problems], shares, groups),
+        "by_kind": breakdown(kinds, shares, groups),
+        "calls_per_problem": len(calls) / len(trajectories),
+        "calls_per_correct": len(calls) / n_right if n_right else None,
+        "call_status": shares_of(call.result.status for call in calls),
+        "program_accuracy": program_accuracy(problems, groups),
+        "mean_new_tokens": mean([t.new_tokens for t in trajectories]),
+        "finish": dict(Counter(t.finish_reason for t in trajectories)),
+        "pass@k": {k: mean([pass_at_k(len(row), sum(row), k) for row in right]) for k in ks},
+        "maj@k": {k: mean_maj_at_k(answers, problems, k) for k in ks},
+        # Of one greedy answer to each problem. Drawn answers have other log-probs.
+        "trust": measure(trajectories, sum(right, []), tokenizer) if len(groups[0]) == 1 else None,
+    }
+
+
+def shares_of(names) -> dict[str, float]:
+    counts = Counter(names)
+    return {name: count / counts.total() for name, count in counts.items()}
+
+
+def mean_maj_at_k(answers, problems, k: int) -> float:
+    return mean([maj_at_k(row, problem.answer, k) for row, problem in zip(answers, problems)])
+
+
+def program_accuracy(problems, groups) -> float:
+    """The share of answers whose last call's output is the gold answer."""
+    found = []
+    for problem, group in zip(problems, groups):
+        for t in group:
+            found.append(bool(t.calls) and says(t.calls[-1].result.output, problem.answer))
+    return mean(found)
+
+
+def says(output: str, gold: str) -> bool:
+    """Whether a tool's output is the gold answer: as it stands, or, on one line, in words.
+
+    "[-1, 5]" is how Python writes -1, 5, if the answer is no interval.
+    """
+    output = output.strip()
+    readings = [output]
+    if "\n" not in output:
+        readings.append(extract_answer(f"The answer is {output}") or "")
+        if gold[:1] not in ("[", "("):
+            readings.append(output.removeprefix("[").removesuffix("]"))
+    return any(equivalent(reading, gold) for reading in readings)
+
+
+def breakdown(labels: list[str], shares: list[float], groups) -> dict:
+    """Accuracy, number of problems, calls per answer and the tools called, for each label."""
+    members: dict[str, list] = {label: [] for label in sorted(set(labels))}
+    for label, share, group in zip(labels, shares, groups):
+        members[label].append((share, group))
+    return {label: breakdown_row(rows) for label, rows in members.items()}
+
+
+def breakdown_row(rows: list) -> dict:
+    trajectories = [t for _, group in rows for t in group]
+    calls = [call for t in trajectories for call in t.calls]
+    return {
+        "accuracy": mean([share for share, _ in rows]),
+        "n": len(rows),
+        "calls_per_problem": mean([len(t.calls) for t in trajectories]),
+        "calls_by_tool": dict(Counter(call.tool for call in calls)),
+    }
+
+
+def table(evaluations: dict) -> str:
+    """One line for each evaluation and mode. Of several samples, pass@k and maj@k are shown too."""
+    width = max(map(len, evaluations), default=0)
+    head = (
+        f"{'':{width}} {'mode':8} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"
+    )
+    heads, lines = "", []
+    for name, modes in evaluations.items():
+        for mode, s in modes.items():
+            interval = f"{s['low']:.1%} .. {s['high']:.1%}"
+            numbers = f"{s['calls_per_problem']:>6.2f} {s['mean_new_tokens']:>7.1f}"
+            line = f"{name:{width}} {mode:8} {s['accuracy']:>9.1%} {interval:>16} {numbers}"
+            heads, cells = of_samples(s)
+            lines.append(line + cells)
+    return "\n".join([head + heads, *lines])
+
+
+def of_samples(s: dict) -> tuple[str, str]:
+    """pass@k and maj@k: the heads of their columns, and the cells of one line."""
+    heads, cells = "", ""
+    for k in s["pass@k"] if s["samples"] > 1 else ():
+        for name in ("pass", "maj"):
+            head = f" {name}@{k}".rjust(8)
+            heads += head
+            cells += f"{s[f'{name}@k'][k]:.1%}".rjust(len(head))
+    return heads, cells
