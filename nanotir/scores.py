@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from nanotir.answers import equivalent, extract_answer
+from nanotir.answers import equivalent, extract_answer, likely_answers
 from nanotir.metrics import mean
 from nanotir.problems import Problem
 from nanotir.trajectory import Trajectory
@@ -56,10 +56,25 @@ def is_right(answer: str | None, problem: Problem) -> bool:
     return answer is not None and equivalent(answer, problem.answer)
 
 
+def lenient_share(problem: Problem, group, answers, right, tokenizer) -> float:
+    """The share of a group that is right, or that names no answer but ends in the gold one."""
+    unnamed = [t for t, answer in zip(group, answers) if answer is None]
+    likely = [likely_answers(t.completion(tokenizer)) for t in unnamed]
+    stated = sum(any(is_right(a, problem) for a in candidates) for candidates in likely)
+    return (sum(right) + stated) / len(group)
+
+
+def share_right(shares: list[float]) -> dict[str, float]:
+    """The mean of the problems' shares of right answers, with its interval."""
+    low, high = wilson_interval(sum(shares), len(shares))
+    return {"accuracy": mean(shares), "low": low, "high": high}
+
+
 def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
     """What there is to say about n trajectories for each problem.
 
-    The interval is over problems, each counted by its share of right answers.
+    The interval is over problems, each counted by its share of right answers. An answer
+    counts where it is named, as demonstrations do. `lenient` also counts one that is only stated.
     """
     answers = [[answer_of(t, tokenizer) for t in group] for group in groups]
     right = [[is_right(a, problem) for a in row] for problem, row in zip(problems, answers)]
@@ -67,12 +82,12 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
     trajectories = [t for group in groups for t in group]
     calls = [call for t in trajectories for call in t.calls]
     n_right = sum(map(sum, right))
-    low, high = wilson_interval(sum(shares), len(shares))
+    rows = zip(problems, groups, answers, right)
+    lenient = [lenient_share(*row, tokenizer) for row in rows]
     kinds = [problem.kind or problem.family for problem in problems]
     return {
-        "accuracy": mean(shares),
-        "low": low,
-        "high": high,
+        **share_right(shares),
+        "lenient": share_right(lenient),
         "n": len(problems),
         "samples": len(groups[0]),
         "by_family": breakdown([problem.family for problem in problems], shares, groups),
@@ -147,6 +162,7 @@ def table(evaluations: dict) -> str:
     head = (
         f"{'':{width}} {'mode':8} {'accuracy':>9} {'95% interval':>16} {'calls':>6} {'tokens':>7}"
     )
+    differs = any(leniently(s) > s["accuracy"] for m in evaluations.values() for s in m.values())
     heads, lines = "", []
     for name, modes in evaluations.items():
         for mode, s in modes.items():
@@ -154,8 +170,15 @@ def table(evaluations: dict) -> str:
             numbers = f"{s['calls_per_problem']:>6.2f} {s['mean_new_tokens']:>7.1f}"
             line = f"{name:{width}} {mode:8} {s['accuracy']:>9.1%} {interval:>16} {numbers}"
             heads, cells = of_samples(s)
+            if differs and len(head + heads) <= 92:
+                heads, cells = heads + "  lenient", cells + f"{leniently(s):>9.1%}"
             lines.append(line + cells)
     return "\n".join([head + heads, *lines])
+
+
+def leniently(s: dict) -> float:
+    """The lenient accuracy; older runs have recorded none."""
+    return s.get("lenient", s)["accuracy"]
 
 
 def of_samples(s: dict) -> tuple[str, str]:

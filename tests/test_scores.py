@@ -100,6 +100,53 @@ def test_accuracy_is_the_mean_share_of_right_answers_with_its_interval(found):
     assert (found["n"], found["samples"]) == (3, 2)
 
 
+SAID = {  # (right where it is named, right wherever it is said) of the gold answer 12
+    "The answer is \\boxed{12}.": (1, 1),
+    "It is 12.": (0, 1),
+    "The answer is 13. It is 12.": (0, 0),  # what is named counts
+    "<think>12</think>": (0, 0),
+    "12 of 13": (0, 0),
+    "": (0, 0),
+}
+
+
+@pytest.mark.parametrize("text", SAID)
+def test_a_lenient_accuracy_counts_what_is_said_where_no_answer_is_named(tokenizer, text):
+    found = statistics([Problem("q", "12")], [[answer(tokenizer, text)]], tokenizer, [1])
+    assert (found["accuracy"], found["lenient"]["accuracy"]) == SAID[text]
+
+
+def test_what_a_tool_has_printed_is_not_said(tokenizer):
+    pieces = [("text", "I multiply."), ("python", "3*4"), ("output", "12")]
+    silent = Format().trajectory(tokenizer, "q", pieces)
+    found = statistics([Problem("q", "12")], [[silent]], tokenizer, [1])
+    assert found["lenient"]["accuracy"] == 0
+
+
+def test_a_lenient_accuracy_has_the_interval_of_its_own_shares(tokenizer):
+    texts = [["It is 12.", "It is 13."], ["\\boxed{12}", "12"], ["", "1"]]
+    groups = [[answer(tokenizer, text) for text in group] for group in texts]
+    found = statistics([Problem("q", "12")] * 3, groups, tokenizer, [1])
+    low, high = wilson_interval(1.5, 3)
+    assert found["lenient"] == {"accuracy": 0.5, "low": low, "high": high}
+    assert found["accuracy"] == pytest.approx(1 / 6)
+
+
+def test_no_answer_is_right_where_it_is_named_and_wrong_leniently(tokenizer):
+    parts = (
+        "It is 12.",
+        "\\boxed{12}",
+        "\\boxed{1",
+        "the answer is 12",
+        "<answer>12</answer>",
+        "7",
+    )
+    for a, b in itertools.product(parts, repeat=2):
+        groups = [[answer(tokenizer, f"{a} {b}")]]
+        found = statistics([Problem("q", "12")], groups, tokenizer, [1])
+        assert found["accuracy"] <= found["lenient"]["accuracy"]
+
+
 def test_pass_and_majority_are_means_over_problems(found):
     assert found["pass@k"] == {1: 0.5, 2: pytest.approx(2 / 3)}
     assert found["maj@k"] == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3)}
@@ -159,6 +206,21 @@ def test_a_table_of_several_samples_shows_pass_and_majority(found):
 def test_a_table_of_one_sample_does_not(tokenizer, groups):
     found = statistics(PROBLEMS, [group[:1] for group in groups], tokenizer, [1])
     assert "pass@" not in table({"": {"tools": found}})
+
+
+def test_a_table_shows_lenient_accuracies_if_one_differs_and_there_is_room(tokenizer, groups):
+    strict, lenient = (
+        statistics([Problem("q", "1")], [[answer(tokenizer, text)]], tokenizer, [1])
+        for text in ("\\boxed{1}", "It is 1.")
+    )
+    older = {key: value for key, value in strict.items() if key != "lenient"}
+    assert "lenient" not in table({"": {"tools": strict, "text": older}})
+    head, first, second = table({"after_sft": {"tools": older, "text": lenient}}).splitlines()
+    assert [row.split()[-1] for row in (head, first, second)] == ["lenient", "100.0%", "100.0%"]
+    assert len(head) == len(first) == len(second) <= 100
+    many = lenient | {"samples": 2, "pass@k": dict.fromkeys((1, 4, 16), 1.0)}
+    crowded = table({"": {"tools": many | {"maj@k": many["pass@k"]}}})
+    assert "lenient" not in crowded and max(map(len, crowded.splitlines())) <= 100
 
 
 def test_three_k_fit_on_a_line(found):

@@ -4,4 +4,5 @@ README.md in this folder says what is read and how it is decided.
 """
 
 from nanotir.answers.extract import extract_answer as extract_answer
+from nanotir.answers.extract import likely_answers as likely_answers
 from nanotir.answers.verdict import equivalent as equivalent

@@ -5,6 +5,7 @@ import re
 from nanotir.answers.text import unit_name
 
 MAX_SENTENCE = 2000  # characters in which a named answer is looked for
+MAX_UNNAMED = 200  # characters of a sentence that may hold an answer without naming it
 # A tag in backticks is only mentioned.
 TAG = re.compile(r"(?<!`)<(/?)(think|python|output|code|result|tool_call|tool_response)>")
 CUT_OFF = ("think", "python", "tool_call")  # blocks that may be the last, and not be closed
@@ -26,6 +27,7 @@ REASON = re.compile(
     r"|\sa\b|,\s(?:not|that)\b|;\s(?=[a-z]{2})|\s\((?=\$|[^()]*[a-z]{2})"
 )
 CASES = re.compile(r"\b(?:or|otherwise|else)\b|\band\b.*\b(?:for|if|when)\b")
+NUMBER = r"(?<![\w.])(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?)"
 PROSE = re.compile(
     r"((?:\\?\$)?-?(?:\\?\$)?\d[\d,.]*%? ([a-z]+))(?! (?:or|per|and|to|out|of)\b)[a-z ]+"
 )
@@ -33,7 +35,7 @@ PROSE = re.compile(
 
 def extract_answer(text: str) -> str | None:
     """Return the last closed box, else what the last "the answer is" or "####" names, else None."""
-    text = FENCE.sub(" ", without_blocks(text))
+    text = words_of(text)
     # Where there is an <answer> tag, only what it holds counts.
     _, tag, tagged = text.rpartition("<answer>")
     tagged = tagged.partition("</answer>")[0].strip() if tag else ""
@@ -46,6 +48,23 @@ def extract_answer(text: str) -> str | None:
     if starts:
         return named_answer(text[starts[-1] : starts[-1] + MAX_SENTENCE])
     return tagged or None
+
+
+def likely_answers(text: str) -> list[str]:
+    """Return what may be the answer where none is named, at most two candidates.
+
+    The end of the last sentence, after its last "is", and the last number or formula.
+    """
+    text = words_of(text).strip()[-MAX_SENTENCE:]
+    sentence = re.split(r"(?<=[.!?])\s+|\n", text)[-1]
+    *_, last = [None, *re.finditer(f"{FORMULA.pattern}|{NUMBER}", text)]
+    found = [named_answer(sentence)] if len(sentence) <= MAX_UNNAMED else []
+    return found + ([last.expand(f"{INSIDE}\\5").strip(",")] if last else [])
+
+
+def words_of(text: str) -> str:
+    """Return the text without thoughts, code, and what a tool printed."""
+    return FENCE.sub(" ", without_blocks(text))
 
 
 def without_blocks(text: str) -> str:

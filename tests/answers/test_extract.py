@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from nanotir.answers import extract_answer
+from nanotir.answers import extract_answer, likely_answers
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,26 @@ from nanotir.answers import extract_answer
 )
 def test_the_final_answer_is_the_last_one_given(text, answer):
     assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text, likely",
+    [
+        ("", [""]),
+        ("The product is 12.", ["12", "12"]),
+        ("I add 5. It is odd.", ["odd", "5"]),
+        ("5 + 7 = 12", ["12", "12"]),
+        ("So the derivative is 12x^2 + 5.", ["12x^2 + 5", "5"]),
+        ("We get $\\frac{1}{2}$.", ["We get \\frac{1}{2}", "\\frac{1}{2}"]),
+        ("It costs 1,234, plus tax.", ["It costs 1,234, plus tax", "1,234"]),
+        ("from 5-3 to -1/2", ["from 5-3 to -1/2", "-1/2"]),
+        ("<think>7</think> 5\n```python\n8\n```", ["5", "5"]),
+        ("v1.2 x2", ["v1.2 x2"]),
+        ("7 " + "long " * 100, ["7"]),
+    ],
+)
+def test_where_no_answer_is_named_it_may_be_the_end_or_the_last_number(text, likely):
+    assert likely_answers(text) == likely
 
 
 @pytest.mark.parametrize(
@@ -80,4 +100,5 @@ def test_a_box_in_code_or_in_its_output_is_no_answer(block):
 def test_extraction_takes_linear_time(piece):
     start = time.perf_counter()
     extract_answer(piece * 200_000)
+    likely_answers(piece * 200_000)
     assert time.perf_counter() - start < 5
