@@ -19,9 +19,9 @@ import torch
 
 from nanotir.checks import Count, Seed
 from nanotir.commands import Parser, number, one_line
+from nanotir.policy import load_run
 from nanotir.problems.sources import is_generated
-from nanotir.run import load_run
-from nanotir.run_files import latest_run, read_evaluations, reading
+from nanotir.run_files import latest_run, read_best, read_evaluations, reading
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import Stream, colours_wanted, paint, show
 from nanotir.trust import doubt
@@ -52,6 +52,8 @@ def main(arguments=None):
         config, sampler = make_sampler(folder, options)
         mode = "text" if options.no_tools else "tools"
         score, lowest = read_score(folder, mode, sampler.config.temperature)
+        if options.best:
+            score, lowest = read_best_score(folder), None  # log-probs differ from the last weights'
         if question:
             answer(sampler, question, options, lowest)
             say(score)
@@ -69,6 +71,7 @@ def make_parser() -> Parser:
     parser.epilog = f"questions for a model that is trained on generated problems:\n{EXAMPLES}"
     parser.add_argument("question", nargs="*", help="without one: a prompt loop")
     parser.add_argument("--run", help="run folder (default: the latest in runs/)")
+    parser.add_argument("--best", action="store_true", help="its best weights, with --eval.every")
     parser.add_argument("--n", type=number(Count), default=1, help="answers to each question")
     greedy = "0 is greedy (default: 0 for one answer, 1 for several)"
     parser.add_argument("--temperature", type=float, help=greedy)
@@ -80,7 +83,7 @@ def make_parser() -> Parser:
 
 def make_sampler(folder, options) -> tuple[dict, Sampler]:
     """The run's config, and a sampler of its model."""
-    config, model, tokenizer, format, tools = load_run(folder, data=str)
+    config, model, tokenizer, format, tools = load_run(folder, best=options.best, data=str)
     torch.set_num_threads(config["threads"])
     temperature = options.temperature
     if temperature is None:
@@ -105,6 +108,14 @@ def read_score(folder, mode: str, temperature: float) -> tuple[str, float | None
         # At other temperatures, log-probs are on another scale than the evaluation's.
         lowest = trust.get("lowest") if temperature in (0, 1) else None
     return f"{folder}{when}: {', '.join(shares)}, of {n} held-out questions", lowest
+
+
+def read_best_score(folder) -> str:
+    best = read_best(folder)
+    when = f"at step {best['step']} of {best['phase']}"
+    return (
+        f"{folder}/best: {best['accuracy']:.1%} with tools {when}, of {best['problems']} questions"
+    )
 
 
 def say(text: str):

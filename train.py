@@ -14,15 +14,15 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
-from nanotir import run as runs
-from nanotir import sft
+from nanotir import policy, sft
 from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse, use_device
 from nanotir.evaluate import evaluate_run
 from nanotir.huggingface import is_pretrained
 from nanotir.problems import load
 from nanotir.room import demonstrations_with_room, problems_with_room
-from nanotir.run_files import check_free, saved_runs
+from nanotir.run import Run
+from nanotir.run_files import check_free, read_config, read_evaluations, reading, saved_runs
 from nanotir.scores import table
 from nanotir.trajectory import Format, Trajectory
 
@@ -43,11 +43,11 @@ def train(config: RunConfig):
 
     with ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
-        tools = [stack.enter_context(tool) for tool in runs.open_tools(asdict(config))]
+        tools = [stack.enter_context(tool) for tool in policy.open_tools(asdict(config))]
 
         # A tokenizer that spells the problems well, and the policy: a transformer with random
         # weights. Or those of the run, or of the Hugging Face folder, that we start from.
-        model, tokenizer = runs.make_policy(config, problems, tools)
+        model, tokenizer = policy.make_policy(config, problems, tools)
         config.model = model.to(device).config
 
         # Problems must leave room for an answer: better to know it now than after hours.
@@ -55,7 +55,7 @@ def train(config: RunConfig):
         room = (tokenizer, format, config.model.max_seq_len, config.too_long)
         problems, held_out = (problems_with_room(rows, *room) for rows in (problems, held_out))
 
-        run = runs.Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
+        run = Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
         stack.callback(run.close)
         if config.resume:
             run.resume()
@@ -77,16 +77,16 @@ def train(config: RunConfig):
     report(run)
 
 
-def taught(run: runs.Run) -> list[Trajectory]:
+def taught(run: Run) -> list[Trajectory]:
     """The demonstrations of a recipe, unless imitation is over, or not wanted."""
     if not run.config.sft.steps or run.is_done("sft"):
         return []
     return demonstrations_with_room(run, RECIPES[run.config.recipe].demonstrations(run))
 
 
-def report(run: runs.Run):
+def report(run: Run):
     """What to print at the end: the evaluations, and where to look."""
-    print(table(runs.read_evaluations(run.out)))
+    print(table(read_evaluations(run.out)))
     if run.config.rl.steps and nothing_learned(run.out / "metrics.jsonl"):
         print(NOTHING)
     print(where_to_look(run.out))
@@ -96,8 +96,8 @@ def resolved(config: RunConfig) -> RunConfig:
     """The config of the run that is resumed, or this one with a folder that is new."""
     if config.resume:
         folder = config.resume
-        settings = runs.read_config(folder)
-        with runs.reading(f"{folder}/config.json"):
+        settings = read_config(folder)
+        with reading(f"{folder}/config.json"):
             config = build(settings | {"resume": folder, "out": folder})
         return config
     config.out = config.out or new_folder(config)
@@ -109,7 +109,7 @@ def resolved(config: RunConfig) -> RunConfig:
 def check_init(config: RunConfig):
     """A run can only start from one that writes its calls in the same way."""
     if config.init and not is_pretrained(config.init):
-        style = runs.read_config(config.init).get("format")
+        style = read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"
             raise ValueError(f"{differs}: add --format {style}")

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
-from nanotir.checks import Count, Seed, check_settings, one_of
+from nanotir.checks import Count, Seed, Whole, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
+from nanotir.held_out import at_the_end, generate_with_bar
+from nanotir.policy import load_run
 from nanotir.problems import Problem, load
 from nanotir.room import has_room, problems_with_room
-from nanotir.run import Run, load_run, read_evaluations
+from nanotir.run import Run, read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.scores import answer_of, is_right, statistics, table
 from nanotir.scores import maj_at_k as maj_at_k
@@ -34,6 +35,8 @@ class EvalConfig:
     samples: Count = 1  # answers to each; one is greedy, several are drawn
     k: str = "1"  # pass@k and maj@k for these k, as 1,4,16
     modes: str = "tools,text"  # tools: as trained; text: without tools, so by itself
+    every: Whole = 0  # steps of training between two measurements on 64 held-out problems, by
+    # which the best weights are kept as well; 0: none
 
     def __post_init__(self):
         check_settings(self, "eval")
@@ -69,17 +72,6 @@ def evaluations(
         found = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
         yield mode, found, groups
     model.train(was_training)
-
-
-def generate_with_bar(sampler, problems, n: int, seed: int, desc: str) -> list[Trajectory]:
-    bar = tqdm(total=len(problems) * n, desc=desc, leave=False, dynamic_ncols=True)
-
-    def watch(row, kind, ids):
-        if kind == "finish":
-            bar.update()
-
-    with bar:
-        return sampler.generate([problem.question for problem in problems], n, seed, watch)
 
 
 def evaluate_run(run: Run, name: str) -> dict:
@@ -120,12 +112,6 @@ def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
             yield name, problems
 
 
-def at_the_end(sampling: SamplerConfig, budgets: str) -> SamplerConfig:
-    """A run's settings of sampling when it ends: with the last of rl.budgets, if there are any."""
-    last = budgets.rpartition(",")[2]
-    return replace(sampling, max_calls=int(last)) if last else sampling
-
-
 def trace(run: Run, name: str, mode: str, problem: Problem, trajectory: Trajectory):
     """Write down an answer. The same problems are asked every time, so answers can be compared."""
     row = {"phase": "eval", "step": 0, "name": name, "mode": mode, **problem.summary()}
@@ -139,6 +125,8 @@ USED = {"eval": dict, "eval_data": str, "level": int, "rl": dict}  # of a run's 
 def make_parser() -> Parser:
     parser = Parser("python -m nanotir.evaluate", "Evaluate a trained run on held-out problems.")
     parser.add_argument("--run", required=True, help="run folder")
+    best = "its best weights, with --eval.every: chosen by the first 64 of its problems"
+    parser.add_argument("--best", action="store_true", help=best)
     parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's)")
     count, seed = number(Count), number(Seed)
     parser.add_argument("--problems", type=count, help="how many (default: the run's own number)")
@@ -154,7 +142,7 @@ def make_parser() -> Parser:
 def main(arguments=None):
     with one_line("evaluate"):
         options = make_parser().parse_args(arguments)
-        config, model, tokenizer, format, tools = load_run(options.run, **USED)
+        config, model, tokenizer, format, tools = load_run(options.run, best=options.best, **USED)
         torch.set_num_threads(config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)

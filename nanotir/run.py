@@ -2,6 +2,7 @@
 
     config.json  metrics.jsonl  traces.jsonl  eval.json
     checkpoint/  tokenizer.json  state.pt
+    best/        the same without optimizers, and best.json, with eval.every
 
 Every random draw of a run is keyed by (seed, what it is for, step), so the step is all the random
 state there is. The generators of PyTorch and Python are seeded and saved all the same. Whenever a
@@ -17,43 +18,35 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from nanotir.checks import one_of
-from nanotir.demonstrate import corpus
-from nanotir.huggingface import add_tags, is_pretrained, load_pretrained
-from nanotir.model import ModelConfig, Transformer
+from nanotir.held_out import watch
+from nanotir.model import Transformer
 from nanotir.problems import Problem
-from nanotir.problems.sources import is_generated
 from nanotir.run_files import (
     check_finite,
     check_free,
     check_types,
     checksum,
     load_state,
-    load_tokenizer,
     lock,
-    read_config,
     read_evaluations,
-    read_model_config,
     reading,
     save_state,
     write_atomically,
     write_json,
     write_lines,
 )
-from nanotir.sampler import SamplerConfig
 from nanotir.tokenizer import Tokenizer
-from nanotir.tools import TOOLS, Tool
+from nanotir.tools import Tool
 from nanotir.trajectory import Format, Trajectory
 
-# What a checkpoint holds beside the weights, and what it takes to use a run, as its config has it.
+# What a checkpoint holds beside the weights.
 STATE = {"done": list, "phase": str | None, "step": int, "optimizers": list, "rng": dict}
-USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
 
 
 class Stopped(KeyboardInterrupt):
@@ -181,6 +174,7 @@ class Run:
         for name, value in metrics.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise self.spoiled(f"{name} is {value}")
+        metrics = metrics | watch(self, step, last)
         seconds = round(time.time() - self.started, 2)
         self.log({"phase": phase, "step": step, **metrics, "time": seconds})
         if last:
@@ -274,62 +268,3 @@ class Run:
 def _tuples(value):
     """Python's generator wants tuples where torch.save keeps lists."""
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
-
-
-def open_tools(config: dict) -> list[Tool]:
-    """The tools that a run's config (as a dict) names, in its order, each with its settings."""
-    names = [name.strip() for name in config["tools"].split(",") if name.strip()]
-    for name in names:
-        one_of("tool", name, TOOLS)
-    return [TOOLS[name](**config.get(name, {})) for name in names]
-
-
-def make_policy(
-    config, problems: list[Problem], tools: list[Tool]
-) -> tuple[Transformer, Tokenizer]:
-    """What is trained: new, or of the run or the Hugging Face folder that it starts from.
-
-    A pretrained model gets nanotir's tags as new ids, unless calls are written as text.
-    """
-    if is_pretrained(config.init) and not config.resume:
-        model, tokenizer = load_pretrained(config.init)
-        return (model, tokenizer) if config.format == "text" else add_tags(model, tokenizer, TOOLS)
-    tokenizer, shape = make_tokenizer(config, problems, tools)
-    model = Transformer(shape, config.seed)
-    if config.init and not config.resume:
-        load_state(Path(config.init) / "checkpoint", model)
-    return model, tokenizer
-
-
-def make_tokenizer(
-    config, problems: list[Problem], tools: list[Tool]
-) -> tuple[Tokenizer, ModelConfig]:
-    """A tokenizer that spells the problems well, and the config of a model that fits it.
-
-    A run that goes on with another, or starts from it, has those of that run.
-    """
-    if folder := config.resume or config.init:
-        return load_tokenizer(folder), read_model_config(folder)
-    documents = []
-    if is_generated(config.data) or config.search.path:  # about what is searched, too
-        for tool in tools:
-            documents += getattr(tool, "documents", [])
-    texts = corpus(problems, documents)
-    tokenizer = Tokenizer.train(texts, config.model.vocab_size, tools=TOOLS)
-    return tokenizer, replace(config.model, vocab_size=len(tokenizer))
-
-
-def load_run(folder, device: str = "cpu", **used):
-    """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools).
-
-    `used` are more keys of the config that the caller reads, and their types.
-    """
-    config = read_config(folder)
-    tokenizer = load_tokenizer(folder)
-    model = Transformer(read_model_config(folder)).to(device).eval()
-    with reading(Path(folder) / "config.json"):
-        check_types(config, USED | used)
-        format, tools = Format(config["format"]), open_tools(config)
-        SamplerConfig(**config["sampler"])
-    load_state(Path(folder) / "checkpoint", model)
-    return config, model, tokenizer, format, tools

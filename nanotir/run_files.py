@@ -111,11 +111,23 @@ def read_evaluations(out) -> dict:
         return {name: dict(modes) for name, modes in json.loads(path.read_text()).items()}
 
 
-def load_tokenizer(folder) -> Tokenizer:
+def read_best(folder) -> dict:
+    """What is known of the best weights of a run. ValueError if it has kept none."""
+    path = Path(folder) / "best" / "best.json"
+    if not path.exists():
+        mend = "train with --eval.every 50, say, or leave out --best"
+        raise ValueError(f"'{folder}' has kept no best weights: {mend}")
+    with reading(path):
+        best = json.loads(path.read_text())
+        check_types(best, {"phase": str, "step": int, "problems": int, "accuracy": float})
+    return best
+
+
+def load_tokenizer(folder, part: str = "checkpoint") -> Tokenizer:
     try:
-        return Tokenizer.load(Path(folder) / "checkpoint")
+        return Tokenizer.load(Path(folder) / part)
     except Exception as error:  # the tokenizers package raises nothing narrower
-        raise ValueError(f"no readable tokenizer in '{folder}/checkpoint': {error}") from None
+        raise ValueError(f"no readable tokenizer in '{folder}/{part}': {error}") from None
 
 
 def save_state(state: dict, path: Path):

@@ -21,8 +21,8 @@ from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
 from nanotir.generation import Generation, Status
 from nanotir.model import ModelConfig, Transformer
+from nanotir.policy import load_run
 from nanotir.problems import load
-from nanotir.run import load_run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import colours_wanted, paint
 from nanotir.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ import torch.nn as nn
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: run kernels in Python
 
-from nanotir import config, run
+from nanotir import config, policy
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import load
@@ -57,7 +57,7 @@ def shared_tools(python, search):
     tools = {"python": python, "search": search}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            run,
+            policy,
             "open_tools",
             lambda config: [tools[name] for name in config["tools"].split(",") if name],
         )

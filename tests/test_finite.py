@@ -9,8 +9,9 @@ from conftest import small_model
 
 import train
 from nanotir import optim, rl, sft
+from nanotir.policy import load_run
 from nanotir.rl import Drawing, RLConfig, rescore
-from nanotir.run import Run, load_run
+from nanotir.run import Run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.trajectory import Trajectory
 

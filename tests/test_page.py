@@ -12,7 +12,7 @@ import torch
 import nanotir
 from nanotir.model import ModelConfig, Transformer
 from nanotir.page import pictures, records, svg, timeline
-from nanotir.page.__main__ import POINTS, main, thin
+from nanotir.page.__main__ import POINTS, lines_of, main, page, thin
 
 HOSTILE = "<script>alert(1)</script>\" onload='x' \u202e\u0000\u001b[0m\ud800"
 
@@ -297,6 +297,15 @@ def test_a_folder_that_is_no_run_is_an_error(tmp_path, capsys):
 def test_three_runs_are_an_error(make_run, capsys):
     folder = make_run()
     assert "one run or two" in error_of(capsys, folder, folder, folder)
+
+
+@pytest.mark.parametrize("phase", ["sft", "rl"])
+def test_held_out_accuracy_is_a_curve_of_the_steps_that_have_it(make_run, phase):
+    rows = [metric(step, phase) | {"held_out/accuracy": step / 4} for step in (2, 4)]
+    folder = make_run(metrics=[metric(1, phase), rows[0], metric(3, phase), rows[1]])
+    (line,) = lines_of([records.read_run(folder)], phase, "held_out/accuracy")
+    assert line.points == [(2, 0.5), (4, 1.0)]
+    assert 'aria-label="held_out/accuracy"' in page([records.read_run(folder)])
 
 
 def test_the_pictures_are_written_and_well_formed(make_run, tmp_path, tokenizer):

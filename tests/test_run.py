@@ -17,10 +17,10 @@ import train
 from nanotir import evaluate
 from nanotir.config import parse, use_device
 from nanotir.model import ModelConfig, Transformer
+from nanotir.policy import load_run
 from nanotir.run import (
     Run,
     Stopped,
-    load_run,
     load_state,
     read_config,
     write_atomically,

@@ -10,7 +10,8 @@ import torch
 import sample
 import train
 from nanotir import evaluate
-from nanotir.run import Run, load_run
+from nanotir.policy import load_run
+from nanotir.run import Run
 from nanotir.run_files import read_model_config
 
 pytestmark = pytest.mark.usefixtures("shared_tools")

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -269,6 +270,39 @@ def test_log_probs_are_compared_with_those_of_the_evaluation(doubts, arguments, 
 def test_a_run_of_an_older_version_trusts_every_log_prob(doubts, scored):
     scored(final={"tools": {"accuracy": 0.5, "n": 4}})
     assert doubts() is None
+
+
+@pytest.fixture
+def best(folder):
+    """The weights of the first run as the best ones of the second, the latest."""
+    part = folder / "runs" / "tapo-probe-2" / "best"
+    shutil.copytree(folder / "runs" / "tapo-probe-1" / "checkpoint", part)
+    found = {"phase": "rl", "step": 20, "problems": 64, "accuracy": 0.75}
+    (part / "best.json").write_text(json.dumps(found))
+    yield part
+    shutil.rmtree(part)
+
+
+def test_the_best_weights_answer_if_asked_to(ask, best):
+    other = ask("What is 384 * 927?", "--run", "runs/tapo-probe-1")
+    assert ask("What is 384 * 927?", "--best") == other != ask("What is 384 * 927?")
+
+
+def test_the_best_weights_have_a_score_of_their_own(scored, best, capsys):
+    scored(final=make_evaluation())
+    sample.main(["What is 1+1?", "--best"])
+    line = "75.0% with tools at step 20 of rl, of 64 questions"
+    assert capsys.readouterr().err == f"runs/tapo-probe-2/best: {line}\n"
+
+
+def test_the_best_weights_are_not_measured_by_the_log_probs_of_the_last(doubts, best):
+    assert doubts("--best") is None
+
+
+def test_a_run_that_has_kept_no_best_weights_is_one_line(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    said = refused(capsys, "1?", "--best")
+    assert "'runs/tapo-probe-2' has kept no best weights: train with --eval.every" in said
 
 
 HINT = "(not to be trusted: the call failed)"

@@ -12,7 +12,7 @@ import pytest
 
 import train
 from nanotir.config import RunConfig
-from nanotir.run import load_run
+from nanotir.policy import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = (
@@ -150,7 +150,7 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(desk, capsys, monkeypa
     def interrupt(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.runs, "make_tokenizer", interrupt)
+    monkeypatch.setattr(train.policy, "make_policy", interrupt)
     with pytest.raises(SystemExit) as stopped:
         train.main([*SHORT])
     out, err = capsys.readouterr()

@@ -8,9 +8,9 @@ from conftest import ScriptedModel, follow
 import train
 from nanotir.config import build, parse
 from nanotir.demonstrate import corpus
+from nanotir.policy import load_run, make_tokenizer, open_tools
 from nanotir.problems import Problem, load
 from nanotir.problems.generate import documents
-from nanotir.run import load_run, make_tokenizer, open_tools
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import TOOLS, SearchTool, Tool, ToolResult

@@ -8,8 +8,8 @@ from nanotir import optim
 from nanotir.config import RunConfig, build
 from nanotir.demonstrate import demonstrate
 from nanotir.model import Transformer
+from nanotir.policy import load_run, make_tokenizer, open_tools
 from nanotir.problems import load
-from nanotir.run import load_run, make_tokenizer, open_tools
 from nanotir.sampler import Sampler
 from nanotir.sft import imitate
 from nanotir.tokenizer import Tokenizer

@@ -15,10 +15,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nanotir import run, sft
+from nanotir import policy, run, sft
 from nanotir.config import RECIPES, RunConfig, build, use_device
 from nanotir.evaluate import evaluate
-from nanotir.model import Transformer
 from nanotir.problems import load
 from nanotir.rewards import is_correct
 from nanotir.sampler import Sampler
@@ -58,11 +57,9 @@ def make_run(config: RunConfig) -> Iterator[run.Run]:
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
     with ExitStack() as stack:
-        tools = [stack.enter_context(tool) for tool in run.open_tools(asdict(config))]
-        tokenizer, config.model = run.make_tokenizer(config, problems, tools)
-        model = Transformer(config.model, config.seed).to(device)
-        if config.init:
-            run.load_state(Path(config.init) / "checkpoint", model)
+        tools = [stack.enter_context(tool) for tool in policy.open_tools(asdict(config))]
+        model, tokenizer = policy.make_policy(config, problems, tools)
+        config.model = model.to(device).config
         given = (config, model, tokenizer, Format(config.format), tools, problems, held_out)
         yield stack.enter_context(run.Run(config.out, *given).create())
 

@@ -29,13 +29,16 @@ NOTE = (
 )
 
 # (metrics of one chart, their unit, what they say)
+HELD_OUT = ("held_out/accuracy", "share", "Right greedy answers to at most 64 held-out problems.")
 IMITATION = (
     ("loss", "nats per id", "How unlikely the model finds the teacher's ids. It should fall."),
     ("grad_norm", "norm", "Length of the gradient before it is clipped."),
+    HELD_OUT,
 )
 RL = (
     ("reward", "mean of a trajectory", "What the recipe pays for a trajectory. It should rise."),
     ("accuracy", "share", "Sampled trajectories with a right answer."),
+    HELD_OUT,
     ("calls", "per trajectory", "Tool calls, whether they help or not."),
     ("calls_by_kind", "per trajectory", "The same by kind of problem; the table above names them."),
     ("call_status", "calls", "How the calls of a step ended."),

@@ -66,6 +66,7 @@ HOUSE = {
         "kernels.py": "log-probs in Triton",
         "metrics.py": "what to watch while it learns",
         "evaluate.py": "accuracy and its intervals",
+        "held_out.py": "accuracy while training",
         "scores.py": "pass@k, maj@k, statistics",
         "trust.py": "which answers are doubtful",
         "cache.py": "the model's KV cache",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from nanotir.run import load_run
+from nanotir.policy import load_run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools.tool import Tool, ToolResult
 

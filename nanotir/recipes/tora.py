@@ -72,6 +72,7 @@ def improve(run):
 def retrain(run, shown: list[Trajectory]):
     if run.state["phase"] != "retrain":
         run.model.load_state_dict(run.state["base"])
+        run.state.pop("peak", None)  # that held-out accuracy falls now is no collapse
     sft.train(run, shown, phase="retrain")
 
 

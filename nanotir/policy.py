@@ -1,0 +1,92 @@
+"""What a run trains and uses: its tokenizer, its model and its tools, made anew or loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from nanotir.checks import one_of
+from nanotir.demonstrate import corpus
+from nanotir.huggingface import add_tags, is_pretrained, load_pretrained
+from nanotir.model import ModelConfig, Transformer
+from nanotir.problems import Problem
+from nanotir.problems.sources import is_generated
+from nanotir.run_files import (
+    check_types,
+    load_state,
+    load_tokenizer,
+    read_best,
+    read_config,
+    read_model_config,
+    reading,
+)
+from nanotir.sampler import SamplerConfig
+from nanotir.tokenizer import Tokenizer
+from nanotir.tools import TOOLS, Tool
+from nanotir.trajectory import Format
+
+# What it takes to use a run, as its config has it.
+USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
+
+
+def open_tools(config: dict) -> list[Tool]:
+    """The tools that a run's config (as a dict) names, in its order, each with its settings."""
+    names = [name.strip() for name in config["tools"].split(",") if name.strip()]
+    for name in names:
+        one_of("tool", name, TOOLS)
+    return [TOOLS[name](**config.get(name, {})) for name in names]
+
+
+def make_policy(
+    config, problems: list[Problem], tools: list[Tool]
+) -> tuple[Transformer, Tokenizer]:
+    """What is trained: new, or of the run or the Hugging Face folder that it starts from.
+
+    A pretrained model gets nanotir's tags as new ids, unless calls are written as text.
+    """
+    if is_pretrained(config.init) and not config.resume:
+        model, tokenizer = load_pretrained(config.init)
+        return (model, tokenizer) if config.format == "text" else add_tags(model, tokenizer, TOOLS)
+    tokenizer, shape = make_tokenizer(config, problems, tools)
+    model = Transformer(shape, config.seed)
+    if config.init and not config.resume:
+        load_state(Path(config.init) / "checkpoint", model)
+    return model, tokenizer
+
+
+def make_tokenizer(
+    config, problems: list[Problem], tools: list[Tool]
+) -> tuple[Tokenizer, ModelConfig]:
+    """A tokenizer that spells the problems well, and the config of a model that fits it.
+
+    A run that goes on with another, or starts from it, has those of that run.
+    """
+    if folder := config.resume or config.init:
+        return load_tokenizer(folder), read_model_config(folder)
+    documents = []
+    if is_generated(config.data) or config.search.path:  # about what is searched, too
+        for tool in tools:
+            documents += getattr(tool, "documents", [])
+    texts = corpus(problems, documents)
+    tokenizer = Tokenizer.train(texts, config.model.vocab_size, tools=TOOLS)
+    return tokenizer, replace(config.model, vocab_size=len(tokenizer))
+
+
+def load_run(folder, device: str = "cpu", best: bool = False, **used):
+    """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools).
+
+    With the last weights, or the best. `used` are more keys of the config that the caller reads,
+    and their types.
+    """
+    config = read_config(folder)
+    if best:
+        read_best(folder)
+    part = "best" if best else "checkpoint"
+    tokenizer = load_tokenizer(folder, part)
+    model = Transformer(read_model_config(folder)).to(device).eval()
+    with reading(Path(folder) / "config.json"):
+        check_types(config, USED | used)
+        format, tools = Format(config["format"]), open_tools(config)
+        SamplerConfig(**config["sampler"])
+    load_state(Path(folder) / part, model)
+    return config, model, tokenizer, format, tools
