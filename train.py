@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nanotir import policy, sft
 from nanotir.commands import one_line
-from nanotir.config import RECIPES, RunConfig, build, parse, use_device
+from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run
 from nanotir.huggingface import is_pretrained
 from nanotir.problems import load
@@ -35,7 +35,7 @@ NOTHING = (
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
     config = resolved(config)
-    device = use_device(config.device, config.threads)
+    device = policy.use_device(config.device, config.threads)
 
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)

@@ -14,8 +14,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-import torch
-
 from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of, range_of
 from nanotir.commands import Parser, dashed, one_line
 from nanotir.demonstrate import TeacherConfig
@@ -295,17 +293,3 @@ def boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise argparse.ArgumentTypeError(f"'{text}' is neither true nor false")
     return text.lower() in ("true", "1", "yes")
-
-
-def use_device(name: str, threads: int = 1) -> torch.device:
-    """The device, made ready. ValueError if it is not here."""
-    here = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    one_of("device here named", name, [device for device in here if here[device]])
-    torch.set_num_threads(threads)
-    # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device(name)

@@ -14,10 +14,11 @@ import torch
 from nanotir.checks import Count, Seed, Whole, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
 from nanotir.held_out import at_the_end, generate_with_bar
-from nanotir.policy import load_run
+from nanotir.policy import load_run, use_device
 from nanotir.problems import Problem, load
 from nanotir.room import has_room, problems_with_room
-from nanotir.run import Run, read_evaluations
+from nanotir.run import Run
+from nanotir.run_files import read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.scores import answer_of, is_right, statistics, table
 from nanotir.scores import maj_at_k as maj_at_k
@@ -135,6 +136,7 @@ def make_parser() -> Parser:
     parser.add_argument("--modes", default="tools,text")
     own = "of problems and samples (default: the run's own, so the problems of its eval.json)"
     parser.add_argument("--seed", type=seed, help=own)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print all statistics as JSON")
     return parser
 
@@ -142,7 +144,9 @@ def make_parser() -> Parser:
 def main(arguments=None):
     with one_line("evaluate"):
         options = make_parser().parse_args(arguments)
-        config, model, tokenizer, format, tools = load_run(options.run, best=options.best, **USED)
+        device = use_device(options.device)
+        given = {"device": device, "best": options.best, **USED}
+        config, model, tokenizer, format, tools = load_run(options.run, **given)
         torch.set_num_threads(config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from nanotir.checks import one_of
 from nanotir.demonstrate import corpus
 from nanotir.huggingface import add_tags, is_pretrained, load_pretrained
@@ -27,6 +29,20 @@ from nanotir.trajectory import Format
 
 # What it takes to use a run, as its config has it.
 USED = {"sampler": dict, "tools": str, "format": str, "threads": int, "seed": int}
+
+
+def use_device(name: str, threads: int = 1) -> torch.device:
+    """The device, made ready. ValueError if it is not here."""
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    one_of("device here named", name, [device for device in here if here[device]])
+    torch.set_num_threads(threads)
+    # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return torch.device(name)
 
 
 def open_tools(config: dict) -> list[Tool]:

@@ -12,9 +12,10 @@ import train
 from nanotir import evaluate, held_out
 from nanotir.config import build, parse
 from nanotir.held_out import PROBLEMS, graded, has_collapsed
+from nanotir.policy import load_run
 from nanotir.problems import Problem
 from nanotir.recipes import tora
-from nanotir.run import Run, Stopped, load_run
+from nanotir.run import Run, Stopped
 from nanotir.run_files import read_best
 from nanotir.scores import share_right
 from nanotir.trajectory import Format

@@ -9,7 +9,7 @@ from nanotir import evaluate
 from nanotir.config import parse
 from nanotir.problems import Problem
 from nanotir.room import demonstrations_with_room, problems_with_room
-from nanotir.run import read_config
+from nanotir.run_files import read_config
 from nanotir.trajectory import Format
 
 pytestmark = pytest.mark.usefixtures("shared_tools")

@@ -15,18 +15,17 @@ import torch
 
 import train
 from nanotir import evaluate
-from nanotir.config import parse, use_device
+from nanotir.config import parse
 from nanotir.model import ModelConfig, Transformer
-from nanotir.policy import load_run
-from nanotir.run import (
-    Run,
-    Stopped,
+from nanotir.policy import load_run, use_device
+from nanotir.run import Run, Stopped
+from nanotir.run_files import (
+    latest_run,
     load_state,
     read_config,
     write_atomically,
     write_json,
 )
-from nanotir.run_files import latest_run
 
 TINY = (
     "--preset probe --problems 60 --data plain:itself,cancel --sft.steps 60 --sft.batch_size 8 "

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from nanotir import policy, run, sft
-from nanotir.config import RECIPES, RunConfig, build, use_device
+from nanotir.config import RECIPES, RunConfig, build
 from nanotir.evaluate import evaluate
 from nanotir.problems import load
 from nanotir.rewards import is_correct
@@ -53,7 +53,7 @@ QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
 @contextmanager
 def make_run(config: RunConfig) -> Iterator[run.Run]:
     """An open Run in a new folder, set up as train.py does it."""
-    device = use_device(config.device, config.threads)
+    device = policy.use_device(config.device, config.threads)
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
     with ExitStack() as stack:
