@@ -47,8 +47,8 @@ class RunConfig:
     problems: Count = 16000  # training problems, each demonstrated once; a file may hold fewer
     level: Count = 1  # ceiling of generated problems: numbers of up to level + 4 digits
     tools: str = "python,search"  # what the model may call
-    format: str = "tags"  # how calls are written: tags, fences, or grammar (tags for thoughts and
-    # the answer as well)
+    format: str = "tags"  # how calls are written: tags, fences, text (fences in plain text), or
+    # grammar (tags for thoughts and the answer as well)
     init: str = ""  # start from this run's weights and tokenizer instead of random ones, or from
     # those of a pretrained model, a Hugging Face folder
     resume: str = ""  # go on with this run folder, by its own settings
@@ -80,6 +80,7 @@ class RunConfig:
                 "--rl.observations learned needs --sampler.forge true: the model must be able to "
                 "write what it learns to write"
             )
+        check_text(self)
         sampling = self.sampler
         narrowed = sampling.top_p < 1 or sampling.top_k or not sampling.temperature
         if self.rl.steps and narrowed:
@@ -87,6 +88,19 @@ class RunConfig:
                 "RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must "
                 "know the probability of what was sampled"
             )
+
+
+def check_text(config: RunConfig):
+    """ValueError for settings that go with text blocks alone, or with all formats but them."""
+    needs_tags = {
+        "--recipe autocode": config.recipe == "autocode",
+        "--reward.grammar": config.reward.grammar > 0,
+    }
+    if config.format == "text":
+        for flag in [flag for flag, is_set in needs_tags.items() if is_set]:
+            raise ValueError(f"{flag} needs tags, which --format text does not write")
+    elif config.sampler.stop_string:
+        raise ValueError("--sampler.stop-string needs --format text: tags are matched exactly")
 
 
 RECIPES = {"grpo": grpo, "tora": tora, "cir": cir, "autocode": autocode, "tapo": tapo}

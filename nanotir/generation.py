@@ -18,6 +18,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from nanotir.blocks import Blocks
 from nanotir.draws import uniforms
 from nanotir.graphs import decoder
 from nanotir.model import KVCache
@@ -42,6 +43,7 @@ class Row:
     index: int
     prompt: tuple[int, ...]
     tool_room: int  # ids that tool output may still take
+    blocks: Blocks | None  # finds tool blocks in style text
     trajectory: Trajectory = field(default_factory=Trajectory)
     status: Status = Status.WAITING
     slot: int = -1  # where it sits in the cache
@@ -74,7 +76,7 @@ class Generation:
         room = self.config.max_tool_tokens
         prompts = [tuple(prompt) for prompt in prompts]
         copies = [prompt for prompt in prompts for _ in range(n)]
-        self.rows = [Row(index, prompt, room) for index, prompt in enumerate(copies)]
+        self.rows = [Row(i, prompt, room, sampler.blocks()) for i, prompt in enumerate(copies)]
         for row in self.rows:
             row.trajectory.append("prompt", list(row.prompt), 0)
 
@@ -197,13 +199,18 @@ class Generation:
             row.tool = self.sampler.openers[id]
             row.block_start = len(row.trajectory.ids) + 1
         self.append(row, row.tool or "text", [id], 1, [logp])
+        closes = row.tool and not opens and id == self.sampler.closers.get(row.tool)
+        if row.blocks:
+            row.tool, closes = row.blocks.read(row.trajectory)
         row.written += 1
         full = row.written >= self.config.max_new_tokens or self.room(row) < 0
         if id in self.tokenizer.end_ids:
             self.end(row, full)
         elif full:
             self.finish(row, "length")  # an open block stays open and is not run
-        elif row.tool and not opens and id == self.sampler.closers[row.tool]:
+        elif row.tool == "output":
+            self.finish(row, "forged")
+        elif closes:
             self.call(row)
 
     def append(self, row: Row, kind: str, ids: list[int], mask: int, logps=None):
@@ -219,8 +226,9 @@ class Generation:
         return min(row.tool_room, self.room(row))
 
     def no_room(self, row: Row) -> bool:
-        """Whether output between its two tags has no room for a single id."""
-        return self.tool_room(row) < 3
+        """Whether output between its delimiters has no room for a single id."""
+        empty = self.sampler.format.output_ids(self.tokenizer, "", room=0)
+        return self.tool_room(row) <= len(empty)
 
     def end(self, row: Row, full: bool):
         """Finish a row that ended itself, unless it may answer again.
@@ -285,7 +293,8 @@ class Generation:
     def append_result(self, row: Row, result: ToolResult):
         room = self.tool_room(row)
         # No id stands for 64 characters. What cannot fit need not be tokenised, which takes long.
-        ids = self.sampler.format.output_ids(self.tokenizer, result.output[: 64 * room], room)
+        output, last = result.output[: 64 * room], row.trajectory.ids[-1]
+        ids = self.sampler.format.output_ids(self.tokenizer, output, room, last)
         if row.tool:  # otherwise the harness says something
             row.trajectory.calls.append(Call(row.tool, self.code(row), result))
         self.append(row, "output", ids, 0)
@@ -294,7 +303,8 @@ class Generation:
         row.status = Status.DECODING
 
     def code(self, row: Row) -> str:
-        return self.tokenizer.decode(row.trajectory.ids[row.block_start : -1])
+        ids = row.trajectory.ids[row.block_start : -1]
+        return row.blocks.code if row.blocks else self.tokenizer.decode(ids)
 
     # Any status -> finished.
 

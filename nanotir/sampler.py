@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanotir.blocks import Blocks
 from nanotir.checks import Amount, Count, Part, Whole, check_settings
 from nanotir.draws import draw, precise, truncate
 from nanotir.generation import Generation
@@ -34,6 +35,8 @@ class SamplerConfig:
     sessions: bool = False  # the calls of one row share their variables
     last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
     forge: bool = False  # let the model write the delimiters of tool output: for ablations
+    stop_string: bool = False  # close a block of format text where an id ends in ```, and not
+    # where a line begins with it: what CIR advises against
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
     graphs: bool = True  # on a GPU, replay decoding steps as CUDA graphs; not for experts
 
@@ -57,7 +60,8 @@ class Sampler:
         self.format = format or Format()
         self.tools = {tool.name: tool for tool in tools}
         self.openers, self.closers = {}, {}  # {id: tool}, {tool: id}
-        for name in self.tools:
+        in_text = self.format.style == "text"  # then no single id opens or closes a block
+        for name in () if in_text else self.tools:
             opener, closer = self.format.delimiters(name)
             if opener not in tokenizer.tags:
                 cure = f"train it with tools=['{name}', ..]"
@@ -75,10 +79,17 @@ class Sampler:
         tags = self.tokenizer.tags
         allowed = {*self.tokenizer.end_ids, *self.openers, *self.closers.values()}
         allowed |= {tags[tag] for tag in THOUGHT if tag in tags}
-        if self.config.forge:
+        if self.config.forge and self.format.style != "text":
             allowed |= {tags[tag] for tag in self.format.delimiters("output")}
         phantoms = set(range(self.model.config.vocab_size)) - self.tokenizer.ids
         return sorted(set(tags.values()) - allowed | phantoms)
+
+    def blocks(self) -> Blocks | None:
+        """What finds a row's blocks in style text, where forged output ends the row instead."""
+        if self.format.style != "text":
+            return None
+        forged = () if self.config.forge else ("output",)
+        return Blocks(self.tokenizer, {*self.tools, *forged}, self.config.stop_string)
 
     @torch.inference_mode()
     def generate(
@@ -88,8 +99,9 @@ class Sampler:
 
         `force` are the first ids of every answer, whatever the model prefers; their log-probs are
         the model's. watch(row, kind, ids) is told of all that is appended and, as ("finish", []),
-        of a row's end. Once stop() is true, unfinished rows end as "cancelled". ValueError for a
-        prompt that leaves no room to answer.
+        of a row's end. (In format text it is told of a fence's ids before they are one, as words.)
+        Once stop() is true, unfinished rows end as "cancelled". ValueError for a prompt that leaves
+        no room to answer.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
         with autocast(self.model.embed.weight.device, self.config.bf16):

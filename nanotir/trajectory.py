@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nanotir import blocks
 from nanotir.checks import one_of
 from nanotir.tokenizer import FENCE_END, Tokenizer
 from nanotir.tools.tool import ToolResult
 
-STYLES = ("tags", "fences", "grammar")
+STYLES = ("tags", "fences", "grammar", "text")
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Span:
 @dataclass
 class Call:
     tool: str
-    code: str  # exactly the text between the tags
+    code: str  # exactly the text between the delimiters
     result: ToolResult
 
 
@@ -46,7 +47,8 @@ class Trajectory:
     """One answer to one problem, in the making or finished.
 
     finish_reason is "stop" (it ended itself), "length" (out of ids), "budget" (it wanted one call
-    too many) or "cancelled" (the caller stopped it).
+    too many), "forged" (in style text, it began to write a tool's output) or "cancelled" (the
+    caller stopped it).
     """
 
     ids: list[int] = field(default_factory=list)
@@ -67,6 +69,14 @@ class Trajectory:
             self.spans[-1].end = len(self.ids)
         else:
             self.spans.append(Span(kind, start, len(self.ids)))
+
+    def relabel(self, n: int, kind: str):
+        """Give the last n ids, all of the last span, to another author."""
+        start = len(self.ids) - n
+        last = self.spans.pop()
+        if last.start < start:
+            self.spans.append(Span(last.kind, last.start, start))
+        self.spans.append(Span(kind, start, len(self.ids)))
 
     @property
     def new_tokens(self) -> int:
@@ -119,9 +129,11 @@ class Format:
     tags      <python>1+1</python><output>2</output>
     fences    the same as Markdown code blocks
     grammar   tags, and the model's words are in <think> and <answer>: see grammar_error
+    text      Markdown code blocks as plain text, which any tokenizer can spell: see blocks.py
 
-    In all styles the delimiters are single ids of the tokenizer. So a block opens and closes at an
-    id, never inside one, and tool output, which is untrusted text, cannot contain them.
+    In all styles but text the delimiters are single ids of the tokenizer. So a block opens and
+    closes at an id, never inside one, and tool output, which is untrusted text, cannot contain
+    them.
     """
 
     def __init__(self, style: str = "tags"):
@@ -130,7 +142,7 @@ class Format:
 
     def delimiters(self, kind: str) -> tuple[str, str]:
         """The tags around a block: a tool's name, "output", "think" or "answer"."""
-        if self.style == "fences" and kind not in ("think", "answer"):
+        if self.style in ("fences", "text") and kind not in ("think", "answer"):
             return f"```{kind}\n", FENCE_END
         return f"<{kind}>", f"</{kind}>"
 
@@ -143,8 +155,16 @@ class Format:
         opener, closer = self.delimiters(kind)
         return [tokenizer.tags[opener], *words, tokenizer.tags[closer]]
 
-    def output_ids(self, tokenizer: Tokenizer, output: str, room: int | None = None) -> list[int]:
-        """A tool's output between its delimiters, cut to fit `room` ids, but always closed."""
+    def output_ids(
+        self, tokenizer: Tokenizer, output: str, room: int | None = None, last: int | None = None
+    ) -> list[int]:
+        """A tool's output between its delimiters, cut to fit `room` ids, but always closed.
+
+        `last` is the id before it. In style text, output that does not follow a newline begins
+        with one.
+        """
+        if self.style == "text":
+            return blocks.output_ids(tokenizer, output, room, last)
         ids = tokenizer.encode_untrusted(output)
         if room is not None and len(ids) > room - 2:
             marker = tokenizer.encode_untrusted("...")
@@ -163,17 +183,22 @@ class Format:
 
         Kinds are "text", a tool's name, "output", "think" and "answer". The texts are untrusted:
         only a piece's kind opens and closes a block. Continues a copy of `start`, if it is given.
+        ValueError for a program that style text cannot hold.
         """
+        if self.style == "text":
+            pieces = blocks.with_fences(pieces)
         trajectory = copy.deepcopy(start) or Trajectory()
         trajectory.finish_reason = "stop" if end else "length"
         if start is None:
             trajectory.append("prompt", self.prompt(tokenizer, question), 0)
         for kind, text in pieces:
             if kind == "output":
-                trajectory.append("output", self.output_ids(tokenizer, text), 0)
+                ids = self.output_ids(tokenizer, text, last=trajectory.ids[-1])
+                trajectory.append("output", ids, 0)
                 continue
             words = tokenizer.encode_untrusted(text)
-            ids = words if kind == "text" else self.block(tokenizer, kind, words)
+            is_written = kind == "text" or self.style == "text"
+            ids = words if is_written else self.block(tokenizer, kind, words)
             author = "text" if kind in ("think", "answer") else kind
             trajectory.append(author, ids, 1)
         if end:

@@ -58,6 +58,7 @@ HOUSE = {
     },
     "Supporting modules": {
         "tools": "Python in a sandbox, search",
+        "blocks.py": "tool calls as plain Markdown",
         "problems": "generated families, files",
         "answers": "extract an answer, compare two",
         "demonstrate.py": "the scripted teacher",

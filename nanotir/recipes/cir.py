@@ -13,8 +13,10 @@
 What the paper finds to matter, and where it is here: masked outputs (`rl.observations`; in its code
 a regular expression over decoded text, here the spans), the budget (`rl.budgets`), clip-higher
 (`rl.epsilon_high`), no KL (`rl.beta`), no entropy bonus (`rl.entropy_coef`). The paper also finds
-that blocks must be matched exactly, not by a stop string. Here fences are single ids, for which
-there is nothing to match. +1/-1 or 1/0 makes no difference: whitening undoes any scale and shift.
+that blocks must be matched exactly, not by a stop string. By default fences are single ids, for
+which there is nothing to match. `--format text` writes them as plain text and matches them to the
+character (blocks.py), and with it `--sampler.stop-string true` stops at any ``` instead. +1/-1 or
+1/0 makes no difference: whitening undoes any scale and shift.
 
 The paper: 128 problems x 16, 300 steps, learning rate 1e-6, 4,096 ids on Qwen2.5-Math-7B, the
 budget raised at steps 100 and 200 by hand.
