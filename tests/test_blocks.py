@@ -194,6 +194,7 @@ def test_what_an_id_has_behind_the_closing_fence_stays_before_the_result(foreign
     foreign = Tokenizer(tokenizers.Tokenizer.from_str(foreign._trusted.to_str()))
     foreign._trusted.add_tokens([fused])
     (last,) = foreign.encode(end)
+    foreign.ids.add(last)
     written = [*foreign.encode_untrusted("I add.\n```python\n6*7"), last]
     result = output_ids(foreign, "<6*7>", None, last)
     tool = Spy()
