@@ -266,13 +266,21 @@ class Generation:
         self.park(row, Pending(answer))
 
     def collect(self):
-        """Append the results that have come in. Wait for one only if no row can decode."""
+        """Append the results that have come in. Wait for one only if no row can decode.
+
+        A pass costs about as much as a step. So results wait for others, and decoding goes on,
+        until they are an eighth of the rows that decode.
+        """
         parked = self.seated(Status.PARKED)
-        if parked and len(parked) == len(self.seated()):
+        decoding = len(self.seated()) - len(parked)
+        if parked and not decoding:
             # Not for ever: the caller may want to stop.
             running = [row.call.future for row in parked]
             wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
-        results = {row: self.calls.result(row.call) for row in parked if row.call.future.done()}
+        done = [row for row in parked if row.call.future.done()]
+        if 8 * len(done) < decoding:
+            return
+        results = {row: self.calls.result(row.call) for row in done}
         ready = [row for row, result in results.items() if result]
         if not ready:
             return
@@ -327,7 +335,8 @@ class Generation:
         decoding = self.seated(Status.DECODING)
         rows = decoding + self.seated(Status.PARKED)
         self.live = len(decoding)
-        self.cache.put(range(len(rows)), self.cache.take([row.slot for row in rows]))
+        width = max((len(row.trajectory.ids) for row in rows), default=0)
+        self.cache.put(range(len(rows)), self.cache.take([row.slot for row in rows], width))
         self.slots[:] = rows + [None] * (len(self.slots) - len(rows))
         for slot, row in enumerate(rows):
             row.slot = slot

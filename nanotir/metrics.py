@@ -23,6 +23,8 @@ def update_metrics(terms, low_hit, high_hit, kl=None, entropy=None) -> dict[str,
         "kl": torch.zeros_like(ratio) if kl is None else kl,  # estimate of the KL to the reference
         "zero_advantage": terms.A == 0,  # share of ids from which nothing is learned
     }
+    if terms.weights is not None:
+        means["importance_weight"] = terms.weights  # trainer's probability / sampler's, capped
     if entropy is not None:
         means["entropy"] = entropy  # of the policy at this update, where the ids stand, in nats
 
@@ -84,11 +86,22 @@ def rollout_metrics(samples, kept, group_size: int) -> dict:
         "new_tokens": mean([t.new_tokens for t in trajectories]),  # tool output is not counted
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
     }
+    for name in samples[0].parts:
+        found[f"reward/{name}"] = mean([sample.parts[name] for sample in samples])
     if right:
         found["new_tokens_right"] = mean(right)
     if wrong:
         found["new_tokens_wrong"] = mean(wrong)
     return found
+
+
+def largest_gap(trajectories: list) -> float:
+    """The largest difference of trainer's and sampler's log-prob of a sampled id; nan if one is."""
+    gaps = [0.0]
+    for row in trajectories:
+        pairs = zip(row.old_logps, row.logps, row.mask)
+        gaps += [abs(old - logp) for old, logp, sampled in pairs if sampled]
+    return torch.tensor(gaps).max().item()
 
 
 def share_without_spread(samples, group_size: int) -> float:

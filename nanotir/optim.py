@@ -96,8 +96,12 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     tall = len(matrix) > matrix.shape[1]
     x = matrix.T if tall else matrix  # (k, l) with k <= l
     x = x / matrix.norm().clamp(min=1e-7)  # singular values are at most 1
+    gram = x @ x.T  # (k, k), and all steps but the last product are as small
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(steps):
-        gram = x @ x.T  # (k, k)
         polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
-        x = torch.addmm(x, polynomial, x, beta=a)  # a x + (b G + c G^2) x
+        polynomial.diagonal().add_(a)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial  # polynomials of one matrix commute
+    x = product @ x
     return x.T if tall else x

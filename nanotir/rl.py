@@ -3,9 +3,9 @@
     problems -> G samples each -> rewards -> advantages -> micro-batches -> policy loss -> step
 
 GRPO and its relatives differ in settings only. Sampler and trainer share weights and code, so they
-agree on the log-prob of every sampled id up to float noise. `rescore` checks that on every rollout
-(`logp_gap`, about 1e-5) and computes the log-probs that the loss compares with, so the ratios of
-the first update after a rollout are 1.
+agree on the log-prob of every sampled id up to float noise (`logp_gap`, about 1e-5). The loss
+compares with the trainer's: the first update after a rollout with its own, so its ratios are 1, and
+later ones with what `rescore` computes before the first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import copy
 import random
 import time
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,13 +28,13 @@ from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import (
     combine_metrics,
     first_loss_explained,
-    mean,
+    largest_gap,
     rollout_metrics,
     step_metrics,
 )
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
-from nanotir.sampler import Sampler
+from nanotir.sampler import Drawing, Sampler, drawing_of
 from nanotir.trajectory import Batch, Trajectory, micro_batches
 
 
@@ -100,21 +99,6 @@ class RLConfig:
         return LossOptions(**options, max_completion_length=max_completion_length)
 
 
-class Drawing(NamedTuple):
-    """How ids were drawn, which a trainer must know to recompute their log-probs."""
-
-    temperature: float
-    banned: list[int]  # ids masked at the logits
-    pad_id: int
-    max_new_tokens: int
-
-
-def drawing_of(sampler: Sampler) -> Drawing:
-    config = sampler.config
-    pad_id = sampler.tokenizer.pad_id
-    return Drawing(config.temperature, sampler.banned, pad_id, config.max_new_tokens)
-
-
 def train(run):
     """Improve run.model for run.config.rl.steps steps, going on where the run stands."""
     model, config, settings = run.model, run.config, run.config.rl
@@ -132,25 +116,25 @@ def train(run):
         rollout = collect(sampler, run.problems, settings, config.reward, config.seed, step)
         check_tools(rollout, results)
 
-        # 3. Compute the trainer's log-probs of all that was sampled.
+        # 3. Compute the trainer's log-probs of what the updates after the first learn from.
         sampled = time.perf_counter()
         how = drawing_of(sampler)
-        logp_gap = rescore(model, [s.trajectory for s in rollout.samples], settings, how)
-        trajectories = learned_from(model, rollout, settings, how)
+        trajectories = learned_from(rollout, settings)
+        shares = split(list(range(len(trajectories))), settings.updates, config.seed, step)
+        rescore(model, [trajectories[row] for row in sum(shares[1:], [])], settings, how)
 
         # 4. Advantages. 5. The loss and 6. an optimiser step, for each share of the rows.
         advantages = advantages_of(rollout.kept, trajectories, settings)
         updates = []
-        for rows in split(list(range(len(trajectories))), settings.updates, config.seed, step):
+        for rows in shares:
             batch = [trajectories[row] for row in rows]
             A = advantages[rows]
             updates.append(update(model, optimizer, batch, A, settings, how, reference))
 
         # 7. Log, and save when it is time.
         metrics = rollout_metrics(rollout.samples, rollout.kept, settings.group_size)
-        for name in rollout.samples[0].parts:
-            metrics[f"reward/{name}"] = mean([sample.parts[name] for sample in rollout.samples])
-        metrics |= {"logp_gap": logp_gap} | step_metrics(updates)
+        metrics["logp_gap"] = largest_gap([sample.trajectory for sample in rollout.kept])
+        metrics |= step_metrics(updates)
         ended = time.perf_counter()
         metrics |= {"seconds_rollout": sampled - started, "seconds_update": ended - sampled}
         if updates and not explained:
@@ -169,28 +153,30 @@ def make_sampler(run, **changes) -> Sampler:
 
 @torch.no_grad()
 def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Drawing) -> float:
-    """Fill in old_logps, the trainer's. Returns the largest difference from the sampler's.
+    """Fill in old_logps, the trainer's. Returns their largest_gap from the sampler's.
 
     They do not depend on which rows happened to share a batch while tools were slow. The sampler's
     do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
-    gaps = [torch.zeros((), device=device)]
     for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
         with autocast(device, settings.bf16):
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
-        gaps.append((logps - micro.logps).abs().max())  # both are 0 off the mask
-        for row, values in zip(micro.rows, logps.tolist()):
-            trajectories[row].old_logps = values[: len(trajectories[row].ids)]
-    return torch.stack(gaps).max().item()  # nan if one is nan
+        keep(trajectories, micro, logps)
+    return largest_gap(trajectories)
 
 
-def learned_from(model, rollout: Rollout, settings: RLConfig, how: Drawing) -> list[Trajectory]:
+def keep(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
+    """Write down a micro-batch's log-probs as old_logps, in place: unmasked copies share them."""
+    for row, values in zip(micro.rows, logps.tolist()):
+        trajectories[row].old_logps[:] = values[: len(trajectories[row].ids)]
+
+
+def learned_from(rollout: Rollout, settings: RLConfig) -> list[Trajectory]:
     """The trajectories to learn from: with their tool output, if that is learned as well."""
     trajectories = [sample.trajectory for sample in rollout.kept]
     if settings.observations == "learned":
-        trajectories = [trajectory.unmasked() for trajectory in trajectories]
-        rescore(model, trajectories, settings, how)
+        return [trajectory.unmasked() for trajectory in trajectories]
     return trajectories
 
 
@@ -222,16 +208,16 @@ def update(
     for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
         routing = Routing() if model.config.n_experts else None
         with autocast(device, settings.bf16):
-            ref_logps = reference_logps(reference, micro, how)
             logps, entropy = policy_logps(model, micro, settings, how, routing)
+            old_logps = logps_before(trajectories, micro, logps)
             micro_loss, metrics = policy_loss(
                 logps,
-                micro.old_logps,
+                old_logps,
                 advantages[micro.rows].to(device),
                 micro.mask,
                 entropy=entropy,
-                ref_logps=ref_logps,
-                importance_weights=importance_weights(micro, settings),
+                ref_logps=reference_logps(reference, micro, how),
+                importance_weights=importance_weights(old_logps, micro, settings),
                 num_active_tokens=num_active_tokens,
                 num_rows=len(trajectories),
                 **vars(settings.loss_options(how.max_new_tokens)),
@@ -246,6 +232,17 @@ def update(
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
     metrics = {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)}
     return metrics | ({"router_aux": router_aux} if model.config.n_experts else {})
+
+
+def logps_before(trajectories: list[Trajectory], micro: Batch, logps: Tensor) -> Tensor:
+    """The trainer's log-probs (B, T) before this update.
+
+    Those of rescore. Where there are none, as in the first update after a rollout, these are they.
+    """
+    if all(trajectories[row].old_logps for row in micro.rows):
+        return micro.old_logps
+    keep(trajectories, micro, logps)
+    return logps.detach()
 
 
 def active_tokens(trajectories: list[Trajectory], settings: RLConfig) -> int:
@@ -274,11 +271,11 @@ def reference_logps(reference, micro: Batch, how: Drawing) -> Tensor | None:
     return logps
 
 
-def importance_weights(micro: Batch, settings: RLConfig) -> Tensor | None:
+def importance_weights(old_logps: Tensor, micro: Batch, settings: RLConfig) -> Tensor | None:
     """The trainer's probability of each id over the sampler's, at most rl.importance_cap."""
     if not settings.importance_cap:
         return None
-    return (micro.old_logps - micro.logps).exp().clamp(max=settings.importance_cap)
+    return (old_logps - micro.logps).exp().clamp(max=settings.importance_cap)
 
 
 def budget(settings: RLConfig, step: int, otherwise: int) -> int:

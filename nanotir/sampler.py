@@ -7,6 +7,7 @@ How rows share the model and wait for their tools is in generation.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ class SamplerConfig:
     max_new_tokens: Count = 128  # ids that the model may write in a row
     max_calls: Whole = 4  # tool calls in a row; closing one more block ends it
     max_tool_tokens: Whole = 128  # ids of tool output in a row; a result that does not fit is cut
-    max_rows: Count = 64  # rows decoded at the same time
+    max_rows: Count = 128  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
     last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
     forge: bool = False  # let the model write the delimiters of tool output: for ablations
@@ -128,3 +129,18 @@ class Sampler:
         if forced is not None:
             ids = torch.where(forced >= 0, forced, ids)
         return ids, logps.gather(-1, ids[:, None])[:, 0]
+
+
+class Drawing(NamedTuple):
+    """How ids were drawn, which a trainer must know to recompute their log-probs."""
+
+    temperature: float
+    banned: list[int]  # ids masked at the logits
+    pad_id: int
+    max_new_tokens: int
+
+
+def drawing_of(sampler: Sampler) -> Drawing:
+    config = sampler.config
+    pad_id = sampler.tokenizer.pad_id
+    return Drawing(config.temperature, sampler.banned, pad_id, config.max_new_tokens)

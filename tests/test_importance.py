@@ -123,6 +123,7 @@ def test_where_sampler_and_trainer_agree_the_gradient_is_the_same_bit_for_bit(
     policy = moved(model)
     without, gradient_without = gradient(policy, rows, **settings)
     weighted, gradient_weighted = gradient(policy, rows, importance_cap=2.0, **settings)
+    assert weighted.pop("importance_weight") == 1
     assert torch.equal(gradient_without, gradient_weighted) and weighted == without
     assert gradient_without.abs().max() > 0
 
