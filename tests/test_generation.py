@@ -355,6 +355,19 @@ def test_others_decode_while_a_call_is_running(tokenizer):
     assert called.finish_reason == talked.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("others, waits", [(0, False), (8, False), (9, True)])
+def test_a_result_waits_while_it_is_less_than_an_eighth_of_the_rows_that_decode(
+    tokenizer, others, waits
+):
+    texts = {"a": [CALLS[0], "x<|end|>"]} | {f"b{i}": [TALK] for i in range(others)}
+    tool = HeldTool()
+    tool.future.set_result(ToolResult("1"))
+    generation = start(tokenizer, texts, [tool], max_new_tokens=12)
+    statuses = [row[0] for row in observe(generation, status)]
+    assert (statuses.count(PARKED) > 1) == waits
+    assert generation.rows[0].trajectory.finish_reason == "stop"
+
+
 def test_each_distinct_prompt_is_prefilled_once(tokenizer):
     model = scripted(tokenizer, "hello<|end|>")
     sampler = sampler_of(model, tokenizer, temperature=0, max_rows=64)

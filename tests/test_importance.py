@@ -116,6 +116,16 @@ def test_the_cap_bounds_the_weights(rows, model):
     assert not torch.allclose(low, high, rtol=1e-2) and torch.equal(high, higher)
 
 
+@pytest.mark.parametrize("micro_batch_tokens", [30, 10_000])
+def test_the_mean_weight_of_the_chosen_ids_is_logged(rows, model, micro_batch_tokens):
+    rows = disturbed(rows)
+    settings = {"importance_cap": 1.5, "micro_batch_tokens": micro_batch_tokens}
+    metrics, _ = gradient(model, rows, **settings)
+    batch = collate(rows, HOW.pad_id)
+    weights = (batch.old_logps - batch.logps).exp().clamp(max=1.5)[batch.mask]
+    assert metrics["importance_weight"] == pytest.approx(weights.mean().item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{}, {"micro_batch_tokens": 30}, {"fused": True}])
 def test_where_sampler_and_trainer_agree_the_gradient_is_the_same_bit_for_bit(
     model, rows, settings

@@ -128,6 +128,18 @@ def test_in_the_first_update_ratios_are_one_and_nothing_is_clipped(first_update)
     assert metrics["clip_low"] == metrics["clip_high"] == 0
 
 
+@pytest.mark.parametrize("settings", [{}, {"micro_batch_tokens": 40}, {"fused": True}])
+def test_a_first_update_takes_old_log_probs_from_its_own_forward_pass(sampled, settings):
+    rescored = copy.deepcopy(sampled)
+    rescore(rescored[0], rescored[2], RLConfig(), sampled[1])
+    metrics = step(sampled, randn(12), **settings)
+    assert metrics["ratio_mean"] == metrics["ratio_max"] == 1
+    step(rescored, randn(12), **settings)
+    assert_same_weights(sampled[0], rescored[0])
+    for found, wanted in zip(sampled[2], rescored[2]):
+        assert found.old_logps == pytest.approx(wanted.old_logps, abs=1e-5)
+
+
 def test_the_first_loss_is_minus_the_mean_advantage_over_all_ids(first_update):
     trajectories, advantages, metrics = first_update
     tokens = torch.tensor([t.new_tokens for t in trajectories], dtype=torch.float32)
@@ -426,6 +438,31 @@ def test_a_run_learns_from_tool_output_only_if_told_to_and_logs_the_same(
         assert [int(logp != 0) for logp in row.old_logps] == row.mask
     assert run.metrics[0]["new_tokens"] == sum(row.new_tokens for row in rows) / 4
     assert run.metrics[0]["ratio_mean"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_a_rollout_is_rescored_but_for_what_its_first_update_learns_from(
+    monkeypatch, tokenizer, updates
+):
+    rescored, learned = [], []
+
+    def recorded(model, trajectories, *rest):
+        rescored.extend(map(id, trajectories))
+        return rescore(model, trajectories, *rest)
+
+    def updated(model, optimizer, trajectories, *rest):
+        learned.append(list(map(id, trajectories)))
+        return update(model, optimizer, trajectories, *rest)
+
+    rows = with_outputs(tokenizer, 6)
+    monkeypatch.setattr(rl, "collect", lambda *_: rollout_of(rows))
+    monkeypatch.setattr(rl, "rescore", recorded)
+    monkeypatch.setattr(rl, "update", updated)
+    settings = {"steps": 1, "updates": updates, "group_size": 2}
+    train(run_of(small_model(len(tokenizer)), tokenizer, PROBLEMS, **settings))
+    assert rescored == sum(learned[1:], [])
+    assert sorted(sum(learned, [])) == sorted(map(id, rows))
+    assert all(len(row.old_logps) == len(row.ids) for row in rows)
 
 
 def test_the_reference_is_a_frozen_copy_of_the_policy_that_rl_starts_from(tokenizer):
