@@ -11,47 +11,20 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from nanotir.blocks import Blocks
 from nanotir.draws import uniforms
 from nanotir.graphs import decoder
 from nanotir.model import KVCache
+from nanotir.rows import Row, Status
 from nanotir.tools.calls import Calls, Pending
 from nanotir.tools.tool import ToolResult
 from nanotir.trajectory import Call, Trajectory, grammar_error
 
 NO_CALLS_LEFT = "No calls left: answer now."
-
-
-class Status(Enum):
-    WAITING = "waiting"  # for a slot
-    DECODING = "decoding"
-    PARKED = "parked"  # in its slot, while its tool runs
-    FINISHED = "finished"
-
-
-@dataclass(eq=False)
-class Row:
-    """A trajectory in the making."""
-
-    index: int
-    prompt: tuple[int, ...]
-    tool_room: int  # ids that tool output may still take
-    blocks: Blocks | None  # finds tool blocks in style text
-    trajectory: Trajectory = field(default_factory=Trajectory)
-    status: Status = Status.WAITING
-    slot: int = -1  # where it sits in the cache
-    tool: str | None = None  # the tool whose block is open
-    block_start: int = 0  # where the open block's text begins
-    written: int = 0  # ids by the model
-    call: Pending | None = None  # the running call, while parked
-    told: bool = False  # the harness has told it once what is wrong
 
 
 class Generation:

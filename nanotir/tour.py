@@ -19,10 +19,11 @@ from nanotir import advantages, demonstrate, draws, logps, losses, optim, reward
 from nanotir.answers import extract_answer
 from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
-from nanotir.generation import Generation, Status
+from nanotir.generation import Generation
 from nanotir.model import ModelConfig, Transformer
 from nanotir.policy import load_run
 from nanotir.problems import load
+from nanotir.rows import Status
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import colours_wanted, paint
 from nanotir.tokenizer import Tokenizer
