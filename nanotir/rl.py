@@ -133,8 +133,9 @@ def train(run):
 
         # 7. Log, and save when it is time.
         metrics = rollout_metrics(rollout.samples, rollout.kept, settings.group_size)
-        metrics["logp_gap"] = largest_gap([sample.trajectory for sample in rollout.kept])
-        metrics |= step_metrics(updates)
+        if updates:
+            metrics["logp_gap"] = largest_gap([sample.trajectory for sample in rollout.kept])
+            metrics |= step_metrics(updates)
         ended = time.perf_counter()
         metrics |= {"seconds_rollout": sampled - started, "seconds_update": ended - sampled}
         if updates and not explained:

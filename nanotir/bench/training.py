@@ -24,9 +24,9 @@ def rl_step(policy: Policy) -> dict:
     optimizer = optim.adamw(policy.model.parameters(), lr=0.0)
     how = drawing_of(sampler)
 
-    def learn(rows, rewards, number):
+    def learn(rows, rewards, parts):
         advantages = group_advantages(rewards, 8)
-        for part in split(list(range(len(rows))), config.updates, seed=0, step=number):
+        for part in parts:
             chosen = [rows[row] for row in part]
             update(policy.model, optimizer, chosen, advantages[part], config, how)
 
@@ -38,8 +38,10 @@ def rl_step(policy: Policy) -> dict:
 
         rollout, rows = timed(sampler.generate, questions, 8, number)
         reward, (rewards, _) = timed(score, rows, asked, policy.tokenizer, policy.config.reward)
-        rescored, _ = timed(rescore, policy.model, rows, config, how)
-        updated, _ = timed(learn, rows, rewards, number)
+        parts = split(list(range(len(rows))), config.updates, seed=0, step=number)
+        later = [rows[row] for part in parts[1:] for row in part]
+        rescored, _ = timed(rescore, policy.model, later, config, how)
+        updated, _ = timed(learn, rows, rewards, parts)
         return {
             "seconds": rollout + reward + rescored + updated,
             "rollout": rollout,
