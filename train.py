@@ -19,6 +19,7 @@ from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run
 from nanotir.huggingface import is_pretrained
+from nanotir.memory import check_memory
 from nanotir.problems import load
 from nanotir.room import demonstrations_with_room, problems_with_room
 from nanotir.run import Run
@@ -59,6 +60,7 @@ def train(config: RunConfig):
         stack.callback(run.close)
         if config.resume:
             run.resume()
+        print(check_memory(run))  # this, too, is better known now
 
         # What to imitate: a scripted teacher calls the real tools.
         run.demonstrations = taught(run)
@@ -101,6 +103,8 @@ def resolved(config: RunConfig) -> RunConfig:
             config = build(settings | {"resume": folder, "out": folder})
         return config
     config.out = config.out or new_folder(config)
+    if config.lora:  # which is needed again when the run is resumed, or used
+        config.init = str(Path(config.init).resolve())
     check_free(config.out)
     check_init(config)
     return config

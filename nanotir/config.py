@@ -14,11 +14,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from nanotir.checks import Count, Range, Seed, check_settings, hints_of, one_of, range_of
+from nanotir.checks import Count, Range, Seed, Whole, check_settings, hints_of, one_of, range_of
 from nanotir.commands import Parser, dashed, one_line
 from nanotir.demonstrate import TeacherConfig
 from nanotir.evaluate import EvalConfig
 from nanotir.huggingface import is_pretrained
+from nanotir.lora import WEIGHTS
 from nanotir.model import ModelConfig
 from nanotir.problems.sources import is_generated
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
@@ -51,6 +52,10 @@ class RunConfig:
     # grammar (tags for thoughts and the answer as well)
     init: str = ""  # start from this run's weights and tokenizer instead of random ones, or from
     # those of a pretrained model, a Hugging Face folder
+    lora: Whole = 0  # rank of adapters on the frozen weights of --init; 0: train all weights
+    weights: str = "fp32"  # or bf16: half the memory, for the frozen weights under --lora; weights
+    # that are trained in bf16 lose updates smaller than 1/500 of them
+    gradient_checkpointing: bool = False  # keep one activation a block, and compute the rest twice
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
@@ -71,6 +76,9 @@ class RunConfig:
         check_settings(self)
         one_of("recipe", self.recipe, RECIPES)
         one_of("too_long", self.too_long, TOO_LONG)
+        one_of("precision of --weights", self.weights, WEIGHTS)
+        if self.lora and not self.init:
+            raise ValueError("--lora adapts the weights of another run or model: name it by --init")
         if not self.eval_data and not is_generated(self.data):
             mend = "needs held-out problems as well: name them by --eval-data"
             raise ValueError(f"--data {self.data} {mend}")

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
@@ -233,6 +234,8 @@ class Block(nn.Module):
         x = x + self.attention(self.attention_norm(x), layout, layer)
         if mask is not None:
             x = x[mask][None]  # (B, T, d) -> (1, N, d)
+        if routing is not None and len(routing.logits) > layer:
+            routing = None  # filled in already: this is the second pass of a checkpoint
         h = self.ff_norm(x)
         return x + (self.ff(h, routing) if isinstance(self.ff, MoE) else self.ff(h))
 
@@ -241,6 +244,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0):
         super().__init__()
         self.config = config
+        self.checkpointing = False  # compute each block's activations again in the backward pass
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         shift = partial(nn.Linear, config.d_model, config.d_model, bias=False)
         self.shifts = nn.ModuleList(shift() for _ in range(config.token_shifts))
@@ -287,8 +291,10 @@ class Transformer(nn.Module):
         """
         layout = self.layout(ids, positions, cache)
         x = self.embedded(ids, layout)  # (B, T, d)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
-            x = block(x, layout, layer, routing, mask if block is self.blocks[-1] else None)
+            given = (x, layout, layer, routing, mask if block is self.blocks[-1] else None)
+            x = checkpoint(block, *given, use_reentrant=False) if again else block(*given)
         return self.norm(x)
 
     def embedded(self, ids, layout: Layout) -> Tensor:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from nanotir.lora import is_adapter
+
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
     """The share of the peak learning rate at a step: up linearly, then flat, then down linearly."""
@@ -40,11 +42,12 @@ def step(model, optimizers, grad_clip: float) -> float:
 
 
 def adamw(parameters, lr: float) -> torch.optim.AdamW:
+    parameters = [weight for weight in parameters if weight.requires_grad]
     return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 def muon_and_adamw(model, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for the rest.
+    """Muon for the matrices inside the blocks, AdamW for the rest; AdamW alone for adapters.
 
     On models this small, Muon learns to copy the question's numbers into a call in a third of
     AdamW's steps.
@@ -52,8 +55,10 @@ def muon_and_adamw(model, muon_lr: float, adam_lr: float) -> list[torch.optim.Op
     matrices, rest = [], []
     for name, weight in model.named_parameters():
         inside = name.startswith("blocks.") and weight.dim() == 2
-        (matrices if inside else rest).append(weight)
-    return [Muon(matrices, lr=muon_lr), adamw(rest, adam_lr)]
+        if weight.requires_grad:
+            (matrices if inside and not is_adapter(name) else rest).append(weight)
+    muon = [Muon(matrices, lr=muon_lr)] if matrices else []
+    return [*muon, adamw(rest, adam_lr)]
 
 
 class Muon(torch.optim.Optimizer):

@@ -10,6 +10,7 @@ import torch
 from nanotir.checks import one_of
 from nanotir.demonstrate import corpus
 from nanotir.huggingface import add_tags, is_pretrained, load_pretrained
+from nanotir.lora import WEIGHTS, adapt
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.problems.sources import is_generated
@@ -58,15 +59,21 @@ def make_policy(
 ) -> tuple[Transformer, Tokenizer]:
     """What is trained: new, or of the run or the Hugging Face folder that it starts from.
 
-    A pretrained model gets nanotir's tags as new ids, unless calls are written as text.
+    A pretrained model gets nanotir's tags as new ids, unless calls are written as text. A resumed
+    run needs that folder for what its adapters are added to.
     """
+    from_init = config.init and (config.lora or not config.resume)
     if is_pretrained(config.init) and not config.resume:
         model, tokenizer = load_pretrained(config.init)
-        return (model, tokenizer) if config.format == "text" else add_tags(model, tokenizer, TOOLS)
-    tokenizer, shape = make_tokenizer(config, problems, tools)
-    model = Transformer(shape, config.seed)
-    if config.init and not config.resume:
-        load_state(Path(config.init) / "checkpoint", model)
+        if config.format != "text":
+            model, tokenizer = add_tags(model, tokenizer, TOOLS)
+    else:
+        tokenizer, shape = make_tokenizer(config, problems, tools)
+        model = load_model(config.init) if from_init else Transformer(shape, config.seed)
+    model.to(WEIGHTS[config.weights])
+    model.checkpointing = config.gradient_checkpointing
+    if config.lora:
+        adapt(model, config.lora, config.seed)
     return model, tokenizer
 
 
@@ -88,6 +95,23 @@ def make_tokenizer(
     return tokenizer, replace(config.model, vocab_size=len(tokenizer))
 
 
+def load_model(folder, device="cpu", part: str = "checkpoint") -> Transformer:
+    """The model of a run folder, in the precision that it was trained in, or a pretrained one.
+
+    Adapters are merged into the weights that they began from, which another folder holds.
+    """
+    if is_pretrained(folder):
+        return load_pretrained(folder)[0].to(device)
+    config = read_config(folder)
+    if config.get("lora"):
+        model = load_model(config["init"], device)
+    else:
+        model = Transformer(read_model_config(folder)).to(device)
+    model.to(WEIGHTS[config.get("weights", "fp32")])
+    load_state(Path(folder) / part, model)
+    return model
+
+
 def load_run(folder, device: str = "cpu", best: bool = False, **used):
     """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools).
 
@@ -99,10 +123,9 @@ def load_run(folder, device: str = "cpu", best: bool = False, **used):
         read_best(folder)
     part = "best" if best else "checkpoint"
     tokenizer = load_tokenizer(folder, part)
-    model = Transformer(read_model_config(folder)).to(device).eval()
+    model = load_model(folder, device, part).eval()
     with reading(Path(folder) / "config.json"):
         check_types(config, USED | used)
         format, tools = Format(config["format"]), open_tools(config)
         SamplerConfig(**config["sampler"])
-    load_state(Path(folder) / part, model)
     return config, model, tokenizer, format, tools

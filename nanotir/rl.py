@@ -24,6 +24,7 @@ from nanotir.advantages import BASELINES, SCALES, group_advantages
 from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
+from nanotir.lora import load_weights, weights_of
 from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import (
     combine_metrics,
@@ -294,10 +295,14 @@ def split(rows: list[int], parts: int, seed: int, step: int) -> list[list[int]]:
 
 
 def starting_policy(model, run):
-    """The policy that RL started from, frozen. A checkpoint holds it, for runs that are resumed."""
-    reference = copy.deepcopy(model).requires_grad_(False)
-    run.state.setdefault("reference", reference.state_dict())
-    reference.load_state_dict(run.state["reference"])
+    """The policy that RL started from, frozen. A checkpoint holds it, for runs that are resumed.
+
+    Of a model with adapters, only they are copied: the two share the weights that are frozen.
+    """
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    reference = copy.deepcopy(model, shared).requires_grad_(False)
+    run.state.setdefault("reference", weights_of(reference))
+    load_weights(reference, run.state["reference"])
     return reference
 
 

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from nanotir.held_out import watch
+from nanotir.lora import weights_of
 from nanotir.model import Transformer
 from nanotir.problems import Problem
 from nanotir.run_files import (
@@ -190,7 +191,8 @@ class Run:
         self.state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         self.state["seconds"] = time.time() - self.started
         rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
-        state = {**self.state, "model": self.model.state_dict(), "rng": rng}
+        weights = {"model": weights_of(self.model), "frozen": getattr(self.model, "frozen", 0)}
+        state = {**self.state, **weights, "rng": rng}
         path = self.out / "checkpoint" / "state.pt"
         write_atomically(path, lambda temporary: save_state(state, temporary))
         self.saved = self.position

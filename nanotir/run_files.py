@@ -16,6 +16,7 @@ from typing import TextIO
 
 import torch
 
+from nanotir.lora import OtherWeights, load_weights
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
@@ -151,7 +152,7 @@ def load_state(folder, model: Transformer) -> dict:
             if part := archive.testzip():
                 raise zipfile.BadZipFile(part)
         state = torch.load(path, map_location=model.embed.weight.device, weights_only=True)
-        model.load_state_dict(state.pop("model"))
+        load_weights(model, state.pop("model"), state.pop("frozen", 0))
     except FileNotFoundError:
         mend = "the run stopped before its first one; start anew with another --out"
         raise ValueError(f"no checkpoint in '{folder}': {mend}") from None
@@ -171,6 +172,8 @@ def check_finite(model: Transformer, error_of):
 
 
 def _what_is_wrong(error) -> str:
+    if isinstance(error, OtherWeights):
+        return str(error)
     if "state_dict" not in str(error):
         return "damaged, or no checkpoint of nanotir"
     lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]

@@ -18,6 +18,7 @@ from nanotir.checks import Amount, Count, Part, Whole, check_settings
 from nanotir.draws import draw, precise, truncate
 from nanotir.generation import Generation
 from nanotir.logps import autocast
+from nanotir.lora import merged
 from nanotir.model import Transformer
 from nanotir.tokenizer import THOUGHT, Tokenizer
 from nanotir.tools.tool import Tool
@@ -105,7 +106,7 @@ class Sampler:
         no room to answer.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
-        with autocast(self.model.embed.weight.device, self.config.bf16):
+        with autocast(self.model.embed.weight.device, self.config.bf16), merged(self.model):
             return Generation(self, ids, n, seed, watch, tuple(force)).run(stop)
 
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):

@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from conftest import small_model
 
+from nanotir import model as model_module
 from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend, rope_angles, rotate
+from nanotir.routing import Routing, router_z_loss
 
 V = 50
 VARIANTS = [
@@ -289,3 +291,35 @@ def test_another_seed_gives_other_weights():
 def test_an_impossible_shape_is_named(settings, word):
     with pytest.raises(ValueError, match=word):
         ModelConfig(**settings)
+
+
+# Gradient checkpointing.
+
+
+@pytest.mark.parametrize("experts", [0, 4])
+def test_checkpointing_changes_no_gradient_and_fills_in_the_routing_once(experts):
+    model = small_model(V, n_experts=experts)
+    ids = torch.arange(20).view(2, 10) % V
+    gradients, seen = [], []
+    for model.checkpointing in (False, True):
+        routing = Routing() if experts else None
+        loss = model.hidden(ids, routing=routing).square().sum()
+        if experts:
+            loss = loss + router_z_loss(routing, torch.ones_like(ids, dtype=torch.bool))
+        loss.backward()
+        gradients.append([weight.grad.clone() for weight in model.blocks.parameters()])
+        seen.append(len(routing.logits) if experts else 0)
+        model.zero_grad()
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients))
+    assert seen == [2 * bool(experts)] * 2
+
+
+@pytest.mark.parametrize("training, grad", [(True, True), (False, True), (True, False)])
+def test_checkpointing_is_for_training_alone(training, grad, monkeypatch):
+    made = []
+    monkeypatch.setattr(model_module, "checkpoint", lambda f, *a, **_: made.append(f) or f(*a))
+    model = small_model(V).train(training)
+    model.checkpointing = True
+    with torch.set_grad_enabled(grad):
+        model(torch.zeros(1, 4, dtype=torch.long))
+    assert len(made) == (2 if training and grad else 0)

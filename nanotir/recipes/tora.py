@@ -27,6 +27,7 @@ from pathlib import Path
 from nanotir import sft
 from nanotir.checks import Part, Whole, check_settings
 from nanotir.demonstrate import act_out, answer_sentence, demonstrate
+from nanotir.lora import load_weights, weights_of
 from nanotir.problems import Problem
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
@@ -50,7 +51,7 @@ class ToRAConfig:
 
 def demonstrations(run) -> list[Trajectory]:
     """The corpus. It is made before the weights change, so here they are kept as the base."""
-    run.state.setdefault("base", copy.deepcopy(run.model.state_dict()))
+    run.state.setdefault("base", copy.deepcopy(weights_of(run.model)))
     config = run.config
     covered = run.problems[: round(config.tora.covered * len(run.problems))]
     if not covered:
@@ -71,7 +72,7 @@ def improve(run):
 
 def retrain(run, shown: list[Trajectory]):
     if run.state["phase"] != "retrain":
-        run.model.load_state_dict(run.state["base"])
+        load_weights(run.model, run.state["base"])
         run.state.pop("peak", None)  # that held-out accuracy falls now is no collapse
     sft.train(run, shown, phase="retrain")
 
