@@ -112,7 +112,11 @@ def resolved(config: RunConfig) -> RunConfig:
 
 def check_init(config: RunConfig):
     """A run can only start from one that writes its calls in the same way."""
-    if config.init and not is_pretrained(config.init):
+    if is_pretrained(config.init):
+        if config.lora and config.format != "text":
+            why = "--lora leaves embeddings as they are, so new tags would never be learned"
+            raise ValueError(f"{why}: add --format text")
+    elif config.init:
         style = read_config(config.init).get("format")
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"

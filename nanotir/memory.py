@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nanotir.logps import CHUNK, CHUNKED_FROM, autocast, masked_logps
+from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_logps
 from nanotir.model import ModelConfig
 from nanotir.routing import Routing
 
@@ -33,6 +33,7 @@ class Sizes:
     c: int
     s: int
     rank: int = 0  # of the adapters; 0: all weights are trained
+    chunk: int = CHUNK  # rows of logits that are held at a time, of a large vocabulary
 
 
 def check_memory(run) -> str:
@@ -173,7 +174,7 @@ def largest_batch(model, config, settings, prompt: int) -> tuple[int, int]:
 
 def sampling_parts(model, config, prompt: int) -> dict[str, float]:
     """The parts of decoding. The cache is there twice while rows are moved."""
-    m, itemsize = model.config, model.embed.weight.itemsize
+    m, itemsize = model.config, sizes_of(model, config.sampler.bf16, 0).c
     rows = config.sampler.max_rows
     slots = rows * (longest_row(model, config, prompt) + 1)
     matrices = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2)
@@ -194,7 +195,9 @@ def sizes_of(model, bf16: bool, rank: int) -> Sizes:
     w = model.embed.weight.itemsize
     with autocast(device, bf16):
         c = 2 if torch.is_autocast_enabled(device.type) else w
-    return Sizes(w, c, 4 if device.type == "cpu" else c, rank)
+    if device.type == "cpu":
+        return Sizes(w, c, 4, rank)
+    return Sizes(w, c, c, rank, CHUNK_ON_GPU)
 
 
 def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
@@ -233,7 +236,7 @@ def logits_of(m: ModelConfig, sizes: Sizes, tokens: int, entropy: bool) -> float
     """Bytes of the logits of so many ids and what is made of them; of a chunk, if it is chunked."""
     if m.vocab_size >= CHUNKED_FROM:
         head = 0 if sizes.rank else 4 * m.vocab_size * m.d_model  # the gradient, summed in fp32
-        return 3 * 4 * CHUNK * m.vocab_size + head
+        return 3 * 4 * sizes.chunk * m.vocab_size + head
     return (6 if entropy else 3) * 4 * tokens * m.vocab_size
 
 

@@ -13,7 +13,8 @@ import train
 from nanotir import optim, rl
 from nanotir.config import parse
 from nanotir.lora import SCALE, Adapted, adapt, load_weights, merged, weights_of
-from nanotir.run import Run, Stopped, load_run
+from nanotir.policy import load_run
+from nanotir.run import Run, Stopped
 from nanotir.sampler import Sampler
 
 IDS = torch.arange(24).view(2, 12)

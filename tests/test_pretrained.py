@@ -110,3 +110,23 @@ def test_untouched_a_model_ends_at_any_of_its_own_ends(pretrained):
     rows = Sampler(model, tokenizer, config=settings).generate(["what is 1?"], n=30)
     last = {row.ids[-1] for row in rows if row.finish_reason == "stop"}
     assert last == tokenizer.end_ids
+
+
+def test_adapters_on_a_pretrained_model_need_calls_in_plain_text(pretrained, problems, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        run_of(pretrained, problems, tmp_path, "--lora", "2")
+    assert ended.value.code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_adapters_is_resumed_and_asked_with_the_folder(pretrained, problems, tmp_path):
+    out = run_of(pretrained, problems, tmp_path, "--lora", "2", "--format", "text")
+    saved = torch.load(out / "checkpoint" / "state.pt", weights_only=True)["model"]
+    assert {name[-2:] for name in saved} == {".A", ".B"}
+    train.main(["--resume", str(out)])
+    _, model, _, _, _ = load_run(out)
+    base, _ = load_pretrained(pretrained)
+    assert torch.equal(model.embed.weight, base.embed.weight)
+    assert not torch.equal(
+        model.blocks[0].attention.out.weight, base.blocks[0].attention.out.weight
+    )
