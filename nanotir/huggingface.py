@@ -28,8 +28,11 @@ def load_pretrained(folder: str | Path) -> tuple[Transformer, Tokenizer]:
     ValueError in one line for a folder that is damaged, or whose model nanotir does not have.
     """
     folder = Path(folder)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"'{folder}' is not a Hugging Face folder: it has no config.json")
+    values = read_json(folder / "config.json")
     with reading(folder / "config.json"):
-        layout, config = read_config(json.loads((folder / "config.json").read_text()))
+        layout, config = read_config(values)
     tokenizer = read_tokenizer(folder, config.vocab_size)
     tensors = read_tensors(folder)
     with reading(folder):
@@ -98,8 +101,10 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").exists() or not index.exists():
         return read_safetensors(folder / "model.safetensors")
+    places = read_json(index).get("weight_map")
     with reading(index):
-        places = json.loads(index.read_text())["weight_map"]
+        if not isinstance(places, dict):
+            raise ValueError("it has no 'weight_map'")
         shards = sorted(set(places.values()))
         for shard in shards:
             if Path(shard).name != shard:
@@ -108,7 +113,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     held = {(name, shard) for shard, tensors in found.items() for name in tensors}
     with reading(index):
         for name, shard in sorted(held ^ places.items()):
-            raise ValueError(f"it and '{shard}' disagree about the tensor '{name}'")
+            raise ValueError(f"it and '{shard:.60}' disagree about the tensor '{name:.100}'")
     return {name: found[shard][name] for name, shard in places.items()}
 
 
@@ -150,9 +155,9 @@ def pieces(model: Transformer, layout: Layout) -> dict[str, Tensor]:
 
 def check_places(tensors: dict[str, Tensor], places: dict[str, Tensor]):
     for name in sorted(places.keys() - tensors.keys()):
-        raise ValueError(f"it has no tensor '{name}'")
+        raise ValueError(f"it has no tensor '{name:.100}'")
     for name in sorted(tensors.keys() - places.keys()):
-        raise ValueError(f"its model has no place for the tensor '{name}'")
+        raise ValueError(f"its model has no place for the tensor '{name:.100}'")
     for name, place in places.items():
         if tensors[name].shape != place.shape:
             shapes = f"{list(tensors[name].shape)}, not {list(place.shape)}"
@@ -166,12 +171,21 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer of a folder, with the turns and the end tokens of its model."""
     path = folder / "tokenizer.json"
     with reading(path):
-        trusted = tokenizers.Tokenizer.from_file(str(path))
+        trusted = _from_file(path)
         check_tokenizer(trusted, vocab_size)
         # A file may ask for rows of one length, whatever the text.
         trusted.no_truncation()
         trusted.no_padding()
     return Tokenizer(trusted, read_turns(folder), end_tokens(folder, trusted.get_vocab()))
+
+
+def _from_file(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust code is no Exception
+        raise ValueError(error) from None
 
 
 def check_tokenizer(tokenizer: tokenizers.Tokenizer, vocab_size: int):
@@ -180,6 +194,8 @@ def check_tokenizer(tokenizer: tokenizers.Tokenizer, vocab_size: int):
     if max(vocabulary.values(), default=0) >= vocab_size:
         raise ValueError(f"it has ids beyond those of its model, {vocab_size}")
     state = json.loads(tokenizer.to_str())
+    if state["model"].get("dropout"):
+        raise ValueError("its 'dropout' spells the same text in other ids each time")
     steps = [json.dumps(state[part]) for part in ("pre_tokenizer", "decoder")]
     byte_level = all('"ByteLevel"' in step for step in steps)
     has_bytes = all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))

@@ -97,7 +97,7 @@ LAYOUTS = {
 
 def read_config(config: dict) -> tuple[Layout, ModelConfig]:
     """From a config.json of transformers 4 or 5. ValueError that names what is not understood."""
-    check_known("model_type", config["model_type"], LAYOUTS)
+    check_known("model_type", config.get("model_type"), LAYOUTS)
     layout = LAYOUTS[config["model_type"]]
     check_only(config, ONLY if layout.window_flag else ONLY | {"sliding_window": None})
     for kind in config.get("layer_types") or []:
@@ -140,7 +140,7 @@ def settings(config: dict, keys: dict[str, str]) -> dict:
 
 
 def check_known(key: str, value, known):
-    if value not in known:
+    if str(value) not in known:
         raise ValueError(f"'{key}': {str(value):.60} is not supported, only {', '.join(known)}")
 
 
@@ -160,6 +160,8 @@ def layout_for(config: ModelConfig) -> str:
         if wanted == (layout.qkv_bias, layout.qk_norm, bool(layout.keys)):
             if config.n_experts and not config.norm_topk and "norm_topk" not in layout.keys:
                 raise ValueError("the layout without qk_norm needs norm_topk")
+            if name == "llama" and config.d_model % config.n_heads:
+                raise ValueError("d_model must be a multiple of n_heads without qk_norm")
             return name
     raise ValueError("no layout of transformers has qkv_bias together with qk_norm or n_experts")
 

@@ -245,13 +245,15 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False  # compute each block's activations again in the backward pass
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        numbers = torch.empty(config.vocab_size, config.d_model)  # drawn below
+        self.embed = nn.Embedding.from_pretrained(numbers, freeze=False)
         shift = partial(nn.Linear, config.d_model, config.d_model, bias=False)
         self.shifts = nn.ModuleList(shift() for _ in range(config.token_shifts))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.reset_parameters(seed)
+        if not self.embed.weight.is_meta:  # one without numbers is about to be filled
+            self.reset_parameters(seed)
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
 

@@ -65,6 +65,8 @@ def make_policy(
     from_init = config.init and (config.lora or not config.resume)
     if is_pretrained(config.init) and not config.resume:
         model, tokenizer = load_pretrained(config.init)
+        if tokenizer.end_id < 0:
+            raise ValueError(f"'{config.init}' names no token that ends an answer: no eos_token")
         if config.format != "text":
             model, tokenizer = add_tags(model, tokenizer, TOOLS)
     else:

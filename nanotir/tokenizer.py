@@ -45,11 +45,11 @@ class Tokenizer:
         }
         self._untrusted = without_tags(state)
         self.user, self.assistant, end = map(self.encode, vars(self.turns).values())
-        if len(end) != 1:
+        if len(end) > 1:
             raise ValueError(f"the end of a turn, {self.turns.end}, is no token of the tokenizer")
-        self.end_id = end[0]
-        self.end_ids = {self.end_id, *ends}
-        self.pad_id = self.tags.get(PAD, self.end_id)
+        self.end_ids = {*end, *ends}
+        self.end_id = end[0] if end else min(ends, default=-1)  # -1: nothing ends an answer
+        self.pad_id = self.tags.get(PAD, max(self.end_id, 0))
         self.ids = set(trusted.get_vocab().values())
 
     @classmethod

@@ -48,7 +48,7 @@ def read_turns(folder: str | Path) -> Turns:
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if not template:
-        return Turns("", "\n", token_text(settings.get("eos_token")) or "<|endoftext|>")
+        return Turns("", "\n", token_text(settings.get("eos_token")) or "")
     if template == template_of(Turns()):
         return Turns()
     for sign, turns in FAMILIES.items():

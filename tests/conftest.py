@@ -26,6 +26,10 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--smollm2", metavar="FOLDER", help="SmolLM2-135M-Instruct, with reference.pt")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sources_read_once():
     """The comments of the settings are read once in a session, not for every command line."""
