@@ -47,15 +47,16 @@ def check_memory(run) -> str:
     peaks = predicted_peak(model, config, prompt)
     phase = max(peaks, key=lambda name: sum(peaks[name].values()))
     need, free = sum(peaks[phase].values()), free_memory(model)
-    short = free is not None and need > free
+    short, target = free is not None and need > free, free
     if not short and model.embed.weight.device.type == "cuda" and phase != "sampling":
         try:
             need = real_peak(model, config, prompt, phase)
         except torch.OutOfMemoryError:
-            short, free = True, 0.8 * need  # the formulas said less than there is
+            short, target = True, 0.8 * need  # the formulas said less than it takes
     if short:
-        amounts = f"{need / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are free"
-        raise ValueError(f"{phase} needs about {amounts}: {mend(model, config, prompt, free)}")
+        needs = f"{phase} needs about {need / 1e9:.2f} GB of memory and does not fit into the"
+        mending = mend(model, config, prompt, target)
+        raise ValueError(f"{needs} {free / 1e9:.2f} GB that are free: {mending}")
     parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in peaks[phase].items())
     there = "" if free is None else f" of {free / 1e9:.1f}"
     return f"memory: about {need / 1e9:.2f}{there} GB at the peak, in {phase} ({parts})"

@@ -119,7 +119,9 @@ def test_what_fits_is_shown_and_changes_nothing(run):
 def test_what_does_not_fit_is_refused_with_settings_that_fit(run, monkeypatch):
     need = sum(predicted_peak(run.model, run.config, 30)["RL"].values())
     monkeypatch.setattr(memory, "free_memory", lambda model: need / 2)
-    with pytest.raises(ValueError, match="RL needs about .* GB are free: lower --sft") as caught:
+    with pytest.raises(
+        ValueError, match="RL needs about .* GB that are free: lower --sft"
+    ) as caught:
         check_memory(run)
     assert "--rl.micro-batch-tokens to 512" in str(caught.value)
     settings = {"rl.micro_batch_tokens": 512, "rl.beta": 0.1}

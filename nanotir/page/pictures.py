@@ -71,6 +71,8 @@ HOUSE = {
         "scores.py": "pass@k, maj@k, statistics",
         "trust.py": "which answers are doubtful",
         "cache.py": "the model's KV cache",
+        "lora.py": "low-rank adapters",
+        "memory.py": "what a run needs of memory",
         "routing.py": "mixtures of experts",
         "run.py": "a run, saved and resumed",
         "run_files.py": "what lies in its folder",
