@@ -9,7 +9,8 @@ from test_turns import SMOLLM, SPECIAL, folder, folder_of  # noqa: F401
 
 import sample
 import train
-from nanotir.huggingface import add_tags, load_pretrained, read_tokenizer, save_pretrained
+from nanotir.huggingface import add_tags, load_pretrained, save_pretrained
+from nanotir.huggingface.folder import read_tokenizer
 from nanotir.policy import load_run
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools import TOOLS

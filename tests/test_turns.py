@@ -8,7 +8,7 @@ from test_tokenizer import any_text
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from nanotir.huggingface import read_tokenizer
+from nanotir.huggingface.folder import read_tokenizer
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Format
 from nanotir.turns import Turns, read_turns, template_of

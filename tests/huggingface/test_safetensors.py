@@ -10,7 +10,7 @@ import pytest
 import torch
 from hf_folders import with_header
 
-from nanotir.safetensors import read_safetensors, write_safetensors
+from nanotir.huggingface.safetensors import read_safetensors, write_safetensors
 
 TENSORS = {
     "a": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)),

@@ -28,8 +28,8 @@ from hf_folders import (
 
 from nanotir.cache import KVCache
 from nanotir.huggingface import load_pretrained, save_pretrained
+from nanotir.huggingface.safetensors import read_safetensors
 from nanotir.model import Transformer
-from nanotir.safetensors import read_safetensors
 
 REFERENCE = json.loads(REFERENCES.read_text())
 
@@ -252,7 +252,10 @@ ONE_FILE = {
     "a config that is not text": (write("config.json", b"\xff\xfe\xfd"), "config.json"),
     "a config that is a list": (write("config.json", "[]"), "config.json.*is not a JSON object"),
     "a deep config": (write("config.json", DEEP), "config.json.*is not JSON"),
-    "a long number": (write("config.json", '{"a": 1%s}' % ("0" * 10**6)), "config.json.*is not JSON"),
+    "a long number": (
+        write("config.json", '{"a": 1%s}' % ("0" * 10**6)),
+        "config.json.*is not JSON",
+    ),
     "a config of another model": (change_config(model_type="opt"), "config.json.*model_type"),
     "a config of another layout": (change_config(model_type="qwen2"), "no tensor.*k_proj.bias"),
     "too many layers": (change_config(num_hidden_layers=10**9), "too few for the layers"),

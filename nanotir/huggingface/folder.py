@@ -14,10 +14,17 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from nanotir.layouts import LAYOUTS, Layout, layout_for, read_config, tensor_names, write_config
+from nanotir.huggingface.layouts import (
+    LAYOUTS,
+    Layout,
+    layout_for,
+    read_config,
+    tensor_names,
+    write_config,
+)
+from nanotir.huggingface.safetensors import read_safetensors, write_safetensors
 from nanotir.model import ModelConfig, Transformer
 from nanotir.run_files import reading, write_json
-from nanotir.safetensors import read_safetensors, write_safetensors
 from nanotir.tokenizer import Tokenizer
 from nanotir.turns import end_tokens, read_json, read_turns, template_of
 

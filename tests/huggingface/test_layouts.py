@@ -5,8 +5,8 @@ import torch
 from conftest import small_model
 from hf_folders import LAYOUTS, LLAMA3, NEW, OLD, config_of, shapes_of
 
-from nanotir.layouts import LAYOUTS as KNOWN
-from nanotir.layouts import layout_for, read_config, tensor_names, write_config
+from nanotir.huggingface.layouts import LAYOUTS as KNOWN
+from nanotir.huggingface.layouts import layout_for, read_config, tensor_names, write_config
 from nanotir.model import ModelConfig, Transformer, stretched
 
 
