@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from nanotir.checks import visible
-from nanotir.run import load_tokenizer, read_config, read_evaluations
+from nanotir.run_files import load_tokenizer, read_config, read_evaluations
 
 TRACE_KEYS = "phase step question answer family correct spans calls finish_reason".split()
 
