@@ -57,7 +57,7 @@ class Trajectory:
     spans: list[Span] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     finish_reason: str = ""
-    old_logps: list[float] = field(default_factory=list)  # the trainer's, filled in by rl.rescore
+    old_logps: list[float] = field(default_factory=list)  # the trainer's, filled in by rl.keep
 
     def append(self, kind: str, ids: list[int], mask: int, logps: list[float] | None = None):
         """Add ids by one author. Ids of the same kind as the last span extend it."""
@@ -262,7 +262,7 @@ class Batch:
     ids: Tensor
     mask: Tensor  # True exactly on ids that the model chose
     logps: Tensor  # the sampler's
-    old_logps: Tensor  # the trainer's before an update; until rl.rescore, the sampler's
+    old_logps: Tensor  # the trainer's before an update; until rl.keep, the sampler's
     real: Tensor  # False exactly on padding
     rows: list[int]  # which trajectory each row is
 
