@@ -60,20 +60,21 @@ def train(config: RunConfig):
         stack.callback(run.close)
         if config.resume:
             run.resume()
-        print(check_memory(run))  # this, too, is better known now
+        memory = check_memory(run)  # this, too, is better known now
 
         # What to imitate: a scripted teacher calls the real tools.
         run.demonstrations = taught(run)
 
         # The run folder. From here on Ctrl-C saves, and --resume goes on.
         stack.enter_context(run if config.resume else run.create())
-        print(run)
+        print(f"{run}\n{memory}")
         evaluate_run(run, "before")
 
         # Cold start, then reinforcement learning, or what the recipe does instead.
         if run.demonstrations:
             sft.train(run, run.demonstrations)
-        evaluate_run(run, "after_sft")
+        if config.sft.steps:
+            evaluate_run(run, "after_sft")
         RECIPES[config.recipe].improve(run)
         evaluate_run(run, "final")
     report(run)

@@ -26,7 +26,7 @@ from nanotir.problems import load
 from nanotir.rows import Status
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import colours_wanted, paint
-from nanotir.tokenizer import Tokenizer
+from nanotir.tokenizer import Tokenizer, without_tags
 from nanotir.tools import PythonTool, ToolResult
 from nanotir.trajectory import Format, Trajectory, collate
 
@@ -235,11 +235,11 @@ def trained_walk(folder: str) -> Walk:
 # The question that a file answers, a function in it, and the start of the paragraph to show.
 STOPS = {
     "trajectory": ("What is a rollout?", Trajectory.append, "start ="),
-    "tokenizer": ("How does text become ids?", Tokenizer.__init__, '"] = []'),
+    "tokenizer": ("How does text become ids?", without_tags, "special ="),
     "model": ("What predicts the next id?", Transformer.hidden, "layout ="),
     "draws": ("Where does chance come from?", draws.uniforms, "seeded ="),
     "sampler": ("How is an id drawn?", Sampler.pick, "ids = draw("),
-    "generation": ("What happens while a tool runs?", Generation.accept, "if id =="),
+    "generation": ("What happens while a tool runs?", Generation.accept, "if id in"),
     "tool": ("What is a tool?", ToolResult, "class"),
     "rewards": ("What is an answer worth?", rewards.is_correct, "def"),
     "advantages": ("Is it better than its siblings?", advantages.group_advantages, "groups ="),

@@ -2,7 +2,7 @@
 
 A reader turns the record of one line into a Problem. To support another format, write a reader and
 add it to READERS. An invalid line raises a ValueError that names the file and the line. A
-file may also be one JSON array of records.
+file whose name ends in .json is one array of records, as SVAMP.json is.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ def read_lines(reader: Callable, path: str) -> list:
 
 
 def _read_rows(reader: Callable, file, path: str) -> Iterator:
-    if file.read(1) == "[":  # one array of records, as SVAMP.json is
-        yield from _read_array(reader, "[" + file.read(), path)
+    if path.endswith(".json"):
+        yield from _read_array(reader, file.read(), path)
         return
-    file.seek(0)
     for number in count(1):
         # No more is read than fits: a file without newlines may be larger than the memory.
         line = file.readline(MAX_LINE + 1)
@@ -66,6 +65,8 @@ def _read_array(reader: Callable, text: str, path: str) -> Iterator:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON array: {error}") from None
+    if not isinstance(records, list):
+        raise ValueError(f"{path}: not a JSON array; lines of JSON belong into a .jsonl file")
     for number, record in enumerate(records, 1):
         yield _read_line(reader, json.dumps(record), f"{path}[{number}]")
 
