@@ -41,12 +41,12 @@ from nanotir.trajectory import Batch, Trajectory, micro_batches
 
 @dataclass
 class RLConfig:
-    steps: Whole = 40  # rollouts; 0 skips reinforcement learning
+    steps: Whole = 50  # rollouts; 0 skips reinforcement learning
     problems: Count = 32  # groups that a step learns from
     group_size: Several = 8  # samples of each problem
     refills: Whole = 1  # more rounds of sampling, while groups without spread leave the batch short
     updates: Count = 2  # optimiser steps on each rollout, each on its share of the rows
-    lr: Amount = 4e-4  # AdamW's
+    lr: Amount = 2.5e-4  # AdamW's
     warmup: Whole = 3  # steps of linear warm-up
     decay: Share = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     grad_clip: Positive = 1.0  # largest gradient norm

@@ -19,7 +19,7 @@ from nanotir.trajectory import Trajectory, micro_batches
 @dataclass
 class SFTConfig:
     steps: Whole = 1000  # optimiser steps; 0 skips imitation
-    batch_size: Count = 64  # demonstrations a step
+    batch_size: Count = 48  # demonstrations a step
     micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
     lr: Amount = 0.01  # Muon's, for the blocks' matrices
     adam_lr: Amount = 6e-3  # AdamW's, for embeddings and norms
