@@ -1,6 +1,6 @@
 """From random weights to a model that reasons with tools.
 
-python train.py                        about eleven minutes on two CPU cores
+python train.py                        about nine minutes on two CPU cores
 python train.py --preset probe         seconds: does everything, learns next to nothing
 python train.py --resume runs/tapo-tiny-1
 python train.py --help                 every setting, its default and what it does

@@ -36,7 +36,8 @@ KINDS = {
 }
 COLOURS = {
     "Core modules": "c0",
-    "Supporting modules": "c2",
+    "Supporting: to learn, to measure": "c2",
+    "Supporting: models, runs, commands": "c2",
     "Recipes": "c1",
     "Standing apart": "c5",
 }
@@ -56,7 +57,7 @@ HOUSE = {
         "rollout.py": "sample groups, grade them, keep some",
         "rl.py": "rollout, reward, advantage, loss, step",
     },
-    "Supporting modules": {
+    "Supporting: to learn, to measure": {
         "tools": "Python in a sandbox, search",
         "blocks.py": "tool calls as plain Markdown",
         "problems": "generated families, files",
@@ -65,23 +66,25 @@ HOUSE = {
         "sft.py": "masked imitation",
         "optim.py": "Muon, AdamW, the optimiser step",
         "kernels.py": "log-probs in Triton",
+        "routing.py": "mixtures of experts",
+        "lora.py": "low-rank adapters",
         "metrics.py": "what to watch while it learns",
         "evaluate.py": "accuracy and its intervals",
         "held_out.py": "accuracy while training",
         "scores.py": "pass@k, maj@k, statistics",
         "trust.py": "which answers are doubtful",
+    },
+    "Supporting: models, runs, commands": {
         "cache.py": "the model's KV cache",
         "rows.py": "one row, and how far it is",
         "graphs.py": "decoding steps as CUDA graphs",
         "huggingface": "pretrained models, in and out",
         "turns.py": "how pretrained models talk",
-        "lora.py": "low-rank adapters",
-        "memory.py": "what a run needs of memory",
-        "routing.py": "mixtures of experts",
         "policy.py": "what a run trains and uses",
         "run.py": "a run, saved and resumed",
         "run_files.py": "what lies in its folder",
         "room.py": "what fits into a row",
+        "memory.py": "what a run needs of memory",
         "config.py": "all settings of a run",
         "commands.py": "flags, mistakes, exit codes",
         "checks.py": "checks of settings",
@@ -263,7 +266,8 @@ def clipped_loss(ratio: float, advantage: float, epsilon: float, epsilon_high: f
 
 def house_picture() -> str:
     """The files of the package: what a reader must know, and what stands around it."""
-    columns = (("Core modules",), ("Supporting modules",), ("Recipes", "Standing apart"))
+    core, learning, running, recipes, apart = HOUSE
+    columns = ((core, recipes), (learning,), (running, apart))
     marks, bottom = [], 0
     for x, groups in zip((16, 287, 558), columns):
         y = 70
