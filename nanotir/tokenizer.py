@@ -130,7 +130,23 @@ def without_tags(state: dict) -> tokenizers.Tokenizer:
         vocabulary = {word: id for word, id in model["vocab"].items() if word not in special}
         model = model | {"vocab": vocabulary, "unk_token": None}
     plain = state | {"added_tokens": [], "model": model, "post_processor": None}
+    for part in ("normalizer", "pre_tokenizer"):
+        plain[part] = without_prefix(plain[part])
     return tokenizers.Tokenizer.from_str(json.dumps(plain))
+
+
+def without_prefix(step: dict | None) -> dict | None:
+    """A step of a tokenizer that puts no space before a text, because it may be a piece of a row.
+
+    Some pretrained ones do (Llama 2, Mistral). A fence would then not begin its line.
+    """
+    if step is None or step["type"] == "Prepend":
+        return None
+    changed = {"add_prefix_space": False, "prepend_scheme": "never"}
+    step = step | {key: value for key, value in changed.items() if key in step}
+    for key in step.keys() & {"normalizers", "pretokenizers"}:  # of a sequence
+        step[key] = [kept for kept in map(without_prefix, step[key]) if kept]
+    return step
 
 
 def _unicode(text: str) -> str:

@@ -7,7 +7,7 @@ import tokenizers
 import torch
 from conftest import ScriptedModel
 from doubles import Spy, sampler_of
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from nanotir.blocks import Blocks, output_ids
 from nanotir.tokenizer import ASSISTANT, END, PAD, USER, Tokenizer
@@ -132,9 +132,24 @@ def foreign():
     return Tokenizer(bpe)
 
 
-@pytest.fixture(params=["own", "foreign"])
-def any_tokenizer(request, tokenizer, foreign):
-    return {"own": tokenizer, "foreign": foreign}[request.param]
+@pytest.fixture(scope="module")
+def spaced():
+    """As Llama 2 and Mistral have it: a space stands before every text, and bytes are tokens."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    vocab |= {letter: 256 + i for i, letter in enumerate("\u2581\n`python123456789")}
+    made = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))
+    steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    made.normalizer = normalizers.Sequence(steps)
+    spaces = decoders.Replace("\u2581", " ")
+    steps = [spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    made.decoder = decoders.Sequence(steps)
+    made.add_special_tokens([PAD, END, USER, ASSISTANT])
+    return Tokenizer(made)
+
+
+@pytest.fixture(params=["own", "foreign", "spaced"])
+def any_tokenizer(request):
+    return request.getfixturevalue({"own": "tokenizer"}.get(request.param, request.param))
 
 
 def reciting(tokenizer, prompt: list[int], *parts: list[int]) -> ScriptedModel:
