@@ -43,6 +43,8 @@ def read_turns(folder: str | Path) -> Turns:
     before the answer and its own end of text.
     """
     folder = Path(folder)
+    if own := read_json(folder / "turns.json"):  # saved by nanotir
+        return Turns(*own["turns"])
     settings = read_json(folder / "tokenizer_config.json")
     template = settings.get("chat_template") or ""
     if (folder / "chat_template.jinja").exists():
@@ -62,6 +64,7 @@ def with_system(turns: Turns, template: str) -> Turns:
     """ChatML's turns after the system's words that the template has by default, if it has any."""
     if found := SYSTEM.search(template):
         start, words, end = found.groups()
+        words = words.encode("ascii", "backslashreplace").decode("unicode-escape")  # as Jinja does
         return Turns(f"{start}\n{words}{end}\n{turns.user}", turns.assistant, turns.end)
     return turns
 

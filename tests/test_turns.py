@@ -87,6 +87,21 @@ def test_the_template_that_is_written_is_read_back(tmp_path, template):
     assert read_turns(folder_of(tmp_path, {}, template_of(turns))) == turns
 
 
+def test_the_turns_of_a_model_without_a_template_are_read_back(folder):
+    folder_of(folder, {"eos_token": "<|im_end|>"})
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = read_tokenizer(folder, 1000)
+    tokenizer.save(folder)
+    folder_of(folder, {"chat_template": template_of(tokenizer.turns)})  # as save_pretrained has it
+    assert read_turns(folder) == tokenizer.turns == Turns("", "\n", "<|im_end|>")
+
+
+def test_backslashes_of_the_system_are_read_as_jinja_reads_them(tmp_path):
+    template = r"{{- '<|im_start|>system\nReason within \\boxed{}.<|im_end|>\n' }}"
+    user = read_turns(folder_of(tmp_path, {}, template)).user
+    assert user == "<|im_start|>system\nReason within \\boxed{}.<|im_end|>\n<|im_start|>user\n"
+
+
 def test_an_end_that_is_no_token_is_refused(folder):
     folder_of(folder, {}, LLAMA3)
     with pytest.raises(ValueError, match="<|eot_id|>, is no token"):
