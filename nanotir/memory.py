@@ -70,22 +70,27 @@ def free_memory(model) -> int | None:
     meminfo = Path("/proc/meminfo")
     if device.type != "cpu" or not meminfo.exists():
         return None
-    kilobytes = int(re.search(r"MemAvailable: +(\d+)", meminfo.read_text())[1])
-    return 1024 * kilobytes + bytes_of(model.parameters())
+    kilobytes = re.search(r"MemAvailable: +(\d+)", meminfo.read_text())
+    return 1024 * int(kilobytes[1]) + bytes_of(model.parameters()) if kilobytes else None
 
 
 def mend(model, config, prompt: int, free: float) -> str:
     """Which settings to lower, and to what, for a peak of at most `free` bytes."""
+
+    def fits(phase: str) -> bool:
+        return sum(predicted_peak(model, config, prompt)[phase].values()) <= free
+
     lowered = []
-    for phase, setting in KNOBS.items():
+    for phase in predicted_peak(model, config, prompt):
+        setting = KNOBS[phase]
         section, _, name = setting.partition(".")
         settings = getattr(config, section)
         start = value = getattr(settings, name)
-        while value > 1 and sum(predicted_peak(model, config, prompt)[phase].values()) > free:
+        while value > 1 and not fits(phase):
             value //= 2
             settings = replace(settings, **{name: value})
             config = replace(config, **{section: settings})
-        if value == 1:
+        if not fits(phase):
             return (
                 "take --gradient-checkpointing true, --lora 16 --weights bf16, or a smaller model"
             )

@@ -137,3 +137,23 @@ def test_a_model_that_never_fits_is_told_other_ways(run, monkeypatch):
 def test_where_nothing_says_what_is_free_the_prediction_is_shown(run, monkeypatch):
     monkeypatch.setattr(memory, "free_memory", lambda model: None)
     assert check_memory(run).startswith("memory: about 0.")
+
+
+def test_a_run_without_rl_is_told_what_to_lower_as_well(run, monkeypatch):
+    run.config = build({"rl.steps": 0})
+    need = sum(predicted_peak(run.model, run.config, 30)["sampling"].values())
+    monkeypatch.setattr(memory, "free_memory", lambda model: need - 1)
+    with pytest.raises(ValueError, match="sampling needs .* lower --sampler.max-rows to 64$"):
+        check_memory(run)
+
+
+def test_a_setting_that_is_1_already_is_no_reason_to_give_up(run):
+    run.config = build({"sampler.max_rows": 1})
+    need = sum(predicted_peak(run.model, run.config, 30)["RL"].values())
+    assert "--rl.micro-batch-tokens" in memory.mend(run.model, run.config, 30, need - 1)
+
+
+def test_a_system_that_does_not_say_what_is_available_refuses_nothing(run, tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemFree: 1 kB\n")
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "meminfo")
+    assert memory.free_memory(run.model) is None
