@@ -12,6 +12,7 @@ from functools import partial
 
 from tqdm import tqdm
 
+from nanotir.lora import weights_of
 from nanotir.problems import Problem
 from nanotir.run_files import check_finite, save_state, write_atomically, write_json
 from nanotir.sampler import Sampler, SamplerConfig
@@ -94,6 +95,6 @@ def keep(run):
     folder.mkdir(exist_ok=True)
     for file in (run.out / "checkpoint").glob("*.json"):  # the tokenizer's
         write_atomically(folder / file.name, partial(shutil.copyfile, file))
-    state = {"model": run.model.state_dict()}
+    state = {"model": weights_of(run.model), "frozen": getattr(run.model, "frozen", 0)}
     write_atomically(folder / "state.pt", lambda path: save_state(state, path))
     write_json(folder / "best.json", run.state["best"])

@@ -158,7 +158,7 @@ def test_the_best_is_a_model_without_optimizers_that_can_be_used(run, scores):
         "tokenizer.json",
     }
     saved = torch.load(run.out / "best" / "state.pt", weights_only=True)
-    assert set(saved) == {"model"}
+    assert set(saved) == {"model", "frozen"}
 
 
 def test_weights_that_are_not_finite_are_never_the_best(run, scores):

@@ -10,11 +10,12 @@ import torch.nn as nn
 from conftest import small_model
 
 import train
-from nanotir import optim, rl
+from nanotir import held_out, optim, rl
 from nanotir.config import parse
 from nanotir.lora import SCALE, Adapted, adapt, load_weights, merged, weights_of
 from nanotir.policy import load_run
 from nanotir.run import Run, Stopped
+from nanotir.run_files import load_state
 from nanotir.sampler import Sampler
 
 IDS = torch.arange(24).view(2, 12)
@@ -127,6 +128,16 @@ def test_the_reference_shares_the_frozen_weights_and_keeps_its_own_adapters():
                 weight.add_(0.1)
     assert torch.equal(reference(IDS), expected)
     assert reference.embed.weight is model.embed.weight
+
+
+def test_the_best_weights_of_a_run_with_adapters_are_adapters_that_know_their_weights(tmp_path):
+    run = SimpleNamespace(model=adapted_model(), out=tmp_path, state={"best": {}})
+    held_out.keep(run)
+    load_state(tmp_path / "best", small_model(40))
+    with pytest.raises(ValueError, match="of adapters to other weights"):
+        load_state(tmp_path / "best", small_model(40, seed=1))
+    state = torch.load(tmp_path / "best" / "state.pt", weights_only=True)
+    assert {name[-2:] for name in state["model"]} == {".A", ".B"}
 
 
 def test_saved_adapters_are_merged_into_a_model_without():
