@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from nanotir.logps import full
 from nanotir.lora import is_adapter
 
 
@@ -67,7 +68,7 @@ class Muon(torch.optim.Optimizer):
     weight -= lr * sqrt(max(1, rows / columns)) * orthogonal(Nesterov momentum of the gradient)
 
     torch.optim.Muon does the same in bfloat16 only. A CPU without instructions for that, as in most
-    laptops, is then very slow, so this one computes in the weights' own precision.
+    laptops, is then very slow, so this one computes in fp32.
     """
 
     def __init__(self, matrices: list[Tensor], lr: float, momentum: float = 0.95):
@@ -99,7 +100,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = len(matrix) > matrix.shape[1]
-    x = matrix.T if tall else matrix  # (k, l) with k <= l
+    x = full(matrix.T if tall else matrix)  # (k, l) with k <= l; in bf16 it would not converge
     x = x / matrix.norm().clamp(min=1e-7)  # singular values are at most 1
     gram = x @ x.T  # (k, k), and all steps but the last product are as small
     product = torch.eye(len(x), dtype=x.dtype, device=x.device)
@@ -109,4 +110,4 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
         product = polynomial @ product
         gram = polynomial @ gram @ polynomial  # polynomials of one matrix commute
     x = product @ x
-    return x.T if tall else x
+    return (x.T if tall else x).to(matrix.dtype)

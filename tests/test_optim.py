@@ -61,6 +61,14 @@ def test_every_direction_of_muons_update_is_about_equally_strong_and_none_is_tur
     torch.testing.assert_close(result, strengths.diag(), atol=1e-9, rtol=0)
 
 
+def test_no_direction_explodes_in_bfloat16():
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(64, 4, generator=generator) @ torch.randn(4, 256, generator=generator)
+    result = orthogonal(few.bfloat16())
+    assert result.dtype == torch.bfloat16
+    assert torch.linalg.matrix_norm(result.float(), 2) < 1.3
+
+
 def test_a_matrix_of_zeros_stays_one():
     assert (orthogonal(torch.zeros(4, 8)) == 0).all()
 
