@@ -133,7 +133,9 @@ class ChunkedLogps(torch.autograd.Function):
     def backward(ctx, grad_logps, grad_entropies):
         hidden, weight, ids, banned, lse, entropies = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=lse.dtype)  # not bf16: a sum of many chunks
+        learned = ctx.needs_input_grad[1]  # a head beside adapters is frozen
+        # Not in bf16: it is a sum of many chunks.
+        grad_weight = torch.zeros_like(weight, dtype=lse.dtype) if learned else None
         g = torch.zeros_like(lse) if grad_logps is None else grad_logps
         g = g[:, None] / ctx.temperature  # (N, 1)
         cast = weight.to(ctx.dtype)
@@ -149,11 +151,12 @@ class ChunkedLogps(torch.autograd.Function):
 
             # Hand the chunk's gradient on to the hidden states and to the head.
             grad_hidden[at] = grad @ cast
-            if ctx.dtype == lse.dtype:
+            if learned and ctx.dtype == lse.dtype:
                 grad_weight.addmm_(grad.T, hidden[at].to(ctx.dtype))
-            else:
+            elif learned:
                 grad_weight += grad.T @ hidden[at].to(ctx.dtype)
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None
+        grad_weight = grad_weight.to(weight.dtype) if learned else None
+        return grad_hidden, grad_weight, None, None, None, None
 
 
 def scaled_logits(ctx, hidden, weight, banned) -> Tensor:

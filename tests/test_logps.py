@@ -240,3 +240,17 @@ def test_bfloat16_is_left_alone_on_a_cpu_without_instructions_for_it(
     for bf16, expected in ((True, dtype), (False, torch.float32)):
         with autocast(torch.device("cpu"), bf16):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
+
+
+def test_no_gradient_is_made_of_a_frozen_head(monkeypatch):
+    made, zeros_like = [], torch.zeros_like
+
+    def noted(tensor, **settings):
+        made.append(tensor.shape)
+        return zeros_like(tensor, **settings)
+
+    monkeypatch.setattr(torch, "zeros_like", noted)
+    hidden, weight = torch.randn(2, 5, requires_grad=True), torch.randn(7, 5)
+    given = (torch.tensor([1, 2]), 1.0, torch.tensor([3]), False)
+    ChunkedLogps.apply(hidden, weight, *given)[0].sum().backward()
+    assert weight.shape not in made and hidden.grad.any()
