@@ -181,7 +181,7 @@ def largest_batch(model, config, settings, prompt: int) -> tuple[int, int]:
 def sampling_parts(model, config, prompt: int) -> dict[str, float]:
     """The parts of decoding. The cache is there twice while rows are moved."""
     m, itemsize = model.config, sizes_of(model, config.sampler.bf16, 0).c
-    rows = config.sampler.max_rows
+    rows = most_rows(config)
     slots = rows * (longest_row(model, config, prompt) + 1)
     matrices = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2)
     return {
@@ -189,6 +189,18 @@ def sampling_parts(model, config, prompt: int) -> dict[str, float]:
         "cache": 2 * slots * m.n_layers * 2 * m.n_kv_heads * m.d_head * itemsize,
         "logits": 6 * 4 * rows * m.vocab_size,
     }
+
+
+def most_rows(config) -> int:
+    """Rows decoded at the same time: sampler.max_rows, or fewer if no more are asked for."""
+    asked = [config.eval.problems * config.eval.samples]
+    if config.rl.steps:
+        em = config.recipe == "autocode"
+        each = config.autocode.samples if em else config.rl.group_size
+        asked.append(config.rl.problems * each)
+    if config.recipe == "tora":
+        asked.append(config.problems * config.tora.samples)
+    return min(config.sampler.max_rows, max(asked))
 
 
 def longest_row(model, config, prompt: int) -> int:

@@ -157,3 +157,10 @@ def test_a_system_that_does_not_say_what_is_available_refuses_nothing(run, tmp_p
     (tmp_path / "meminfo").write_text("MemTotal: 1 kB\nMemFree: 1 kB\n")
     monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "meminfo")
     assert memory.free_memory(run.model) is None
+
+
+def test_no_more_rows_are_counted_than_a_run_asks_for(run):
+    few = {"eval.problems": 3, "rl.problems": 2, "rl.group_size": 2}
+    four = total(run, "sampling", **few, **{"sampler.max_rows": 4})
+    assert total(run, "sampling", **few, **{"sampler.max_rows": 512}) == four
+    assert total(run, "sampling", **few, recipe="tora", **{"sampler.max_rows": 512}) > four
