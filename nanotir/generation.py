@@ -273,8 +273,8 @@ class Generation:
 
     def append_result(self, row: Row, result: ToolResult):
         room = self.tool_room(row)
-        # No id stands for 64 characters. What cannot fit need not be tokenised, which takes long.
-        output, last = result.output[: 64 * room], row.trajectory.ids[-1]
+        # What cannot fit need not be tokenised, which takes long.
+        output, last = result.output[: self.tokenizer.longest * room], row.trajectory.ids[-1]
         ids = self.sampler.format.output_ids(self.tokenizer, output, room, last)
         if row.tool:  # otherwise the harness says something
             row.trajectory.calls.append(Call(row.tool, self.code(row), result))

@@ -50,7 +50,9 @@ class Tokenizer:
         self.end_ids = {*end, *ends}
         self.end_id = end[0] if end else min(ends, default=-1)  # -1: nothing ends an answer
         self.pad_id = self.tags.get(PAD, max(self.end_id, 0))
-        self.ids = set(trusted.get_vocab().values())
+        vocabulary = trusted.get_vocab()
+        self.ids = set(vocabulary.values())
+        self.longest = max(64, *map(len, vocabulary))  # no id stands for more characters
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, tools=("python", "search")) -> Tokenizer:

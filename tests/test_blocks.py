@@ -257,6 +257,25 @@ def test_a_call_without_room_for_its_output_ends_the_row(any_tokenizer):
         assert row.finish_reason == reason
 
 
+def test_a_result_of_ids_that_stand_for_many_characters_is_not_cut_before_it_has_to_be():
+    bpe = tokenizers.Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=267,
+        special_tokens=[PAD, END, USER, ASSISTANT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    bpe.train_from_iterator([" " * 128] * 9, trainer)
+    spaces = Tokenizer(bpe)  # an id for up to 128 of them, as Llama 3 has it
+    written = spaces.encode_untrusted("```python\n6*7\n```")
+    result = output_ids(spaces, " " * 12800, None, written[-1])
+    tool = Spy(answer=lambda text: " " * 12800)
+    row = sampled(spaces, written, result, tools=[tool], max_tool_tokens=len(result))
+    span = next(span for span in row.spans if span.kind == "output")
+    assert row.ids[span.start : span.end] == result
+
+
 # Forgeries.
 
 EVIL = [
