@@ -58,9 +58,9 @@ def train(config: RunConfig):
 
         run = Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
         stack.callback(run.close)
+        memory = check_memory(run)  # known now, too, while no checkpoint takes its share
         if config.resume:
             run.resume()
-        memory = check_memory(run)  # this, too, is better known now
 
         # What to imitate: a scripted teacher calls the real tools.
         run.demonstrations = taught(run)

@@ -211,6 +211,14 @@ def test_a_run_with_adapters_is_used_like_any_other(base, unbroken):
     assert changed and all(name.startswith("blocks.") for name in changed)
 
 
+def test_memory_is_checked_before_a_checkpoint_takes_its_share(unbroken, tmp_path, monkeypatch):
+    shutil.copytree(unbroken, tmp_path / "run")
+    held = []
+    monkeypatch.setattr(train, "check_memory", lambda run: held.extend(run.state["optimizers"]))
+    train.train(parse(["--resume", str(tmp_path / "run")]))
+    assert saved(tmp_path / "run")["optimizers"] and not held
+
+
 @pytest.fixture
 def moved(base, unbroken, tmp_path):
     """A copy of the run with adapters, and of the run whose weights it needs."""
