@@ -61,12 +61,13 @@ def _read_rows(reader: Callable, file, path: str) -> Iterator:
 
 
 def _read_array(reader: Callable, text: str, path: str) -> Iterator:
+    fault = f"{path}: not a JSON array; lines of JSON belong into a .jsonl file"
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not a JSON array: {error}") from None
+        raise ValueError(f"{fault} ({error})") from None
     if not isinstance(records, list):
-        raise ValueError(f"{path}: not a JSON array; lines of JSON belong into a .jsonl file")
+        raise ValueError(fault)
     for number, record in enumerate(records, 1):
         yield _read_line(reader, json.dumps(record), f"{path}[{number}]")
 

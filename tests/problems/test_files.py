@@ -286,6 +286,12 @@ def test_a_record_of_an_array_is_named_by_its_number(tmp_path):
         load(f"jsonl:{path}")
 
 
+def test_lines_in_a_file_for_an_array_are_told_where_they_belong(tmp_path):
+    path = write(tmp_path / "a.json", '{"question": "1+1?", "answer": "2"}\n' * 2)
+    with pytest.raises(ValueError, match="lines of JSON belong into a .jsonl file"):
+        load(f"jsonl:{path}")
+
+
 @pytest.mark.parametrize("text", ["[{", "[" * 100_000])
 def test_a_damaged_array_is_one_line(tmp_path, text):
     path = write(tmp_path / "a.json", text)
