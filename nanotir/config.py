@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
 from nanotir.checks import Count, Range, Seed, Whole, check_settings, hints_of, one_of, range_of
@@ -232,7 +233,8 @@ def parse(arguments=None) -> RunConfig:
     given = vars(parser.parse_args(arguments))
     with one_line("train.py"):
         check_given(given)
-        if is_pretrained(given.get("init", "")):
+        init = given.get("init", "")
+        if is_pretrained(init) or init and (Path(init) / "checkpoint" / "turns.json").exists():
             given.setdefault("preset", "smollm2")
         preset = PRESETS[given.get("preset", "tiny")]
         recipe = RECIPES.get(given.get("recipe", "tapo"))

@@ -18,6 +18,7 @@ from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_lo
 from nanotir.model import ModelConfig
 from nanotir.routing import Routing
 
+CONTAINER = Path("/sys/fs/cgroup")
 KNOBS = {  # the setting that the peak of each phase grows with
     "imitation": "sft.micro_batch_tokens",
     "RL": "rl.micro_batch_tokens",
@@ -71,7 +72,13 @@ def free_memory(model) -> int | None:
     if device.type != "cpu" or not meminfo.exists():
         return None
     kilobytes = re.search(r"MemAvailable: +(\d+)", meminfo.read_text())
-    return 1024 * int(kilobytes[1]) + bytes_of(model.parameters()) if kilobytes else None
+    if not kilobytes:
+        return None
+    free = 1024 * int(kilobytes[1])
+    limit = CONTAINER / "memory.max"
+    if limit.exists() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int((CONTAINER / "memory.current").read_text()))
+    return free + bytes_of(model.parameters())
 
 
 def mend(model, config, prompt: int, free: float) -> str:

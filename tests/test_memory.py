@@ -164,3 +164,10 @@ def test_no_more_rows_are_counted_than_a_run_asks_for(run):
     four = total(run, "sampling", **few, **{"sampler.max_rows": 4})
     assert total(run, "sampling", **few, **{"sampler.max_rows": 512}) == four
     assert total(run, "sampling", **few, recipe="tora", **{"sampler.max_rows": 512}) > four
+
+
+def test_the_limit_of_a_container_counts(run, tmp_path, monkeypatch):
+    (tmp_path / "memory.max").write_text("7000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    assert memory.free_memory(run.model) == 6000 + memory.bytes_of(run.model.parameters())

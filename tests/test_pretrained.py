@@ -9,6 +9,7 @@ from test_turns import SMOLLM, SPECIAL, folder, folder_of  # noqa: F401
 
 import sample
 import train
+from nanotir.config import parse
 from nanotir.huggingface import add_tags, load_pretrained, save_pretrained
 from nanotir.huggingface.folder import read_tokenizer
 from nanotir.policy import load_run
@@ -131,3 +132,11 @@ def test_a_run_of_adapters_is_resumed_and_asked_with_the_folder(pretrained, prob
     assert not torch.equal(
         model.blocks[0].attention.out.weight, base.blocks[0].attention.out.weight
     )
+
+
+def test_a_run_from_a_pretrained_run_has_the_settings_for_pretrained_models(
+    pretrained, problems, tmp_path
+):
+    out = run_of(pretrained, problems, tmp_path, "--rl.steps", "0")
+    flags = ["--init", str(out), "--data", problems, "--eval-data", problems]
+    assert not parse(flags).sft.muon
