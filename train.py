@@ -117,6 +117,9 @@ def check_init(config: RunConfig):
         if config.lora and config.format != "text":
             why = "--lora leaves embeddings as they are, so new tags would never be learned"
             raise ValueError(f"{why}: add --format text")
+    elif config.init and not (Path(config.init) / "config.json").exists():
+        why = f"'{config.init}' is not a run folder, nor one of Hugging Face's"
+        raise ValueError(f"{why}: it has no config.json")
     elif config.init:
         style = read_config(config.init).get("format")
         if style != config.format:

@@ -100,15 +100,15 @@ class RunConfig:
 
 
 def check_text(config: RunConfig):
-    """ValueError for settings that go with text blocks alone, or with all formats but them."""
-    needs_tags = {
-        "--recipe autocode": config.recipe == "autocode",
-        "--reward.grammar": config.reward.grammar > 0,
+    """ValueError for settings that only some formats go with."""
+    needs_tags = {  # by flag: whether it is set, and the formats without its tags
+        "--recipe autocode": (config.recipe == "autocode", ("text", "fences")),
+        "--reward.grammar": (config.reward.grammar > 0, ("text",)),
     }
-    if config.format == "text":
-        for flag in [flag for flag, is_set in needs_tags.items() if is_set]:
-            raise ValueError(f"{flag} needs tags, which --format text does not write")
-    elif config.sampler.stop_string:
+    for flag, (is_set, without) in needs_tags.items():
+        if is_set and config.format in without:
+            raise ValueError(f"{flag} needs tags, which --format {config.format} does not write")
+    if config.sampler.stop_string and config.format != "text":
         raise ValueError("--sampler.stop-string needs --format text: tags are matched exactly")
 
 
@@ -244,6 +244,8 @@ def parse(arguments=None) -> RunConfig:
 def check_given(given: dict):
     """ValueError for flags that do not go together."""
     one_of("preset", given.get("preset", "tiny"), PRESETS)
+    if given.get("preset") == "smollm2" and "init" not in given:
+        raise ValueError("--preset smollm2 is for a pretrained model: name its folder by --init")
     for name in PATHS & given.keys():
         check_path(dashed(f"--{name}"), given[name])
     others = given.keys() - {"resume"}

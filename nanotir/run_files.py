@@ -90,6 +90,9 @@ def read_config(folder) -> dict:
         raise ValueError(f"'{folder}' is not a run folder: no readable config.json") from None
     except (ValueError, RecursionError):
         raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
+    if isinstance(config, dict) and "model_type" in config:
+        mend = f"python train.py --init {folder} starts a run from it"
+        raise ValueError(f"'{folder}' is a Hugging Face folder, not a run: {mend}")
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"'{path}' is not the config of a run: the folder is damaged")
     return config

@@ -47,8 +47,12 @@ def read_turns(folder: str | Path) -> Turns:
         return Turns(*own["turns"])
     settings = read_json(folder / "tokenizer_config.json")
     template = settings.get("chat_template") or ""
+    if isinstance(template, list):  # of several, by name
+        template = {row["name"]: row["template"] for row in template}["default"]
     if (folder / "chat_template.jinja").exists():
         template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if not isinstance(template, str):
+        raise ValueError("its chat_template is no text")
     if not template:
         return Turns("", "\n", token_text(settings.get("eos_token")) or "")
     if template == template_of(Turns()):
@@ -57,7 +61,7 @@ def read_turns(folder: str | Path) -> Turns:
         if sign in template:
             return with_system(turns, template)
     known = ", ".join(FAMILIES)
-    raise ValueError(f"the chat template of '{folder}' has turns of another kind than {known}")
+    raise ValueError(f"its chat template has turns of another kind than {known}")
 
 
 def with_system(turns: Turns, template: str) -> Turns:
@@ -87,12 +91,15 @@ def end_tokens(folder: str | Path, vocabulary: dict[str, int]) -> set[int]:
         ends |= set(found if isinstance(found, list) else [found])
     named = token_text(read_json(folder / "tokenizer_config.json").get("eos_token"))
     ends.add(vocabulary.get(named))
-    return {id for id in ends if isinstance(id, int)}
+    return ends & set(vocabulary.values())  # an id of no token is never written
 
 
 def token_text(token) -> str | None:
     """A special token as settings have it: a string, or a dict with its content."""
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str | None):
+        raise ValueError(f"its eos_token is no text: {text!r:.60}")
+    return text
 
 
 def read_json(path: Path) -> dict:

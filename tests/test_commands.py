@@ -84,6 +84,10 @@ WRONG = {
         "--init folder": "not a run folder",
         "--init run --model.n-layers 3": "leave out --model.n-layers",
         "--init run --format fences": "add --format tags",
+        "--init good.jsonl": "nor one of Hugging Face's",
+        "--init pretrained --lora 4": "add --format text",
+        "--preset smollm2": "name its folder by --init",
+        "--resume pretrained": "is a Hugging Face folder",
         "--model.n-heads 3": "multiple of",
         "--model.vocab-size 100": "at least",
         "--problems 0": "problems",
@@ -110,6 +114,8 @@ WRONG = {
         "--recipe tora --problems 60 --tora.covered 0.001": "none to imitate",
         "--recipe tora --tora.covered 0": "covered",
         "--recipe autocode --autocode.samples 1": "at least 2",
+        "--recipe autocode --format fences": "needs tags, which --format fences",
+        "--recipe autocode --format text": "needs tags, which --format text",
     },
     "sample.py": {
         "--tempratur 1 q": "did you mean '--temperature'",
@@ -129,6 +135,8 @@ WRONG = {
         "''": "question is empty",
         "What is 2?": "no trained run in runs/",
         f"--run run {'long ' * 300}": "leaves no room",
+        "--run pretrained q": "is a Hugging Face folder, not a run: python train.py --init",
+        "--run run --best q": "has kept no best weights",
     },
     "evaluate": {
         "": "required: --run",
@@ -138,6 +146,8 @@ WRONG = {
         "--run nowhere": "not a run folder",
         "--run folder": "not a run folder",
         "--run run more": "'more' belongs to no flag",
+        "--run pretrained": "is a Hugging Face folder",
+        "--run run --best": "has kept no best weights",
         "--run run --problem 3": "did you mean '--problems'",
         "--run run --problems 0": "must be at least 1",
         "--run run --problems -1": "must be at least 1",
@@ -248,6 +258,8 @@ def made(tokenizer, tmp_path_factory):
     (folder / "empty.jsonl").write_text("")
     (folder / "binary.jsonl").write_bytes(b"\xff\xfe")
     (folder / "folder").mkdir()
+    (folder / "pretrained").mkdir()
+    (folder / "pretrained" / "config.json").write_text('{"model_type": "llama"}')
     model = small_model(len(tokenizer))
     config = build({"problems": 60, "eval.problems": 4, "model": vars(model.config)})
     Run(folder / "run", config, model, tokenizer, Format(), [], [], []).create()

@@ -134,14 +134,14 @@ def test_a_preset_leaves_alone_what_it_does_not_name():
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_goes_with_every_preset(recipe, preset):
-    config = parse(["--recipe", recipe, "--preset", preset])
+    config = parse(["--recipe", recipe, "--preset", preset, "--init", "folder"])
     assert (config.recipe, config.preset) == (recipe, preset)
     assert build(dataclasses.asdict(config)) == config
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "probe"])
 def test_every_preset_charges_for_length_before_an_answer_is_cut(preset):
-    config = parse(["--preset", preset])
+    config = parse(["--preset", preset, "--init", "folder"])
     assert config.reward.max_completion_len <= config.sampler.max_new_tokens + 1
 
 

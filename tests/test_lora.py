@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -152,7 +153,9 @@ PROBE = (
     "--preset probe --problems 40 --data plain:itself --eval-data plain:itself --eval.problems 1 "
     "--sft.steps 2 --rl.steps 1 --tools python --sampler.max_new_tokens 16"
 ).split()
-ADAPTED = "--lora 4 --sft.adam-lr 0.02 --sft.steps 4 --sft.batch-size 8 --rl.beta 0.1".split()
+ADAPTED = (
+    "--lora 4 --sft.adam-lr 0.02 --sft.steps 4 --sft.batch-size 8 --rl.beta 0.1 --eval.every 4"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -173,14 +176,20 @@ def start(base, out):
     train.train(parse([*PROBE, "--out", str(out), "--init", str(base), *ADAPTED]))
 
 
-def saved(out) -> dict:
-    return torch.load(out / "checkpoint" / "state.pt", weights_only=True)
+def saved(out, part: str = "checkpoint") -> dict:
+    return torch.load(out / part / "state.pt", weights_only=True)
 
 
 def test_a_checkpoint_holds_adapters_alone(base, unbroken):
     assert {name.rpartition(".")[2] for name in saved(unbroken)["model"]} == {"A", "B"}
     assert {name.rpartition(".")[2] for name in saved(unbroken)["reference"]} == {"A", "B"}
     assert any(weight.any() for name, weight in saved(unbroken)["model"].items() if ".B" in name)
+
+
+def test_so_does_what_is_kept_of_the_best(unbroken):
+    best = saved(unbroken, "best")
+    assert best["model"].keys() == saved(unbroken)["model"].keys()
+    assert best["frozen"] == saved(unbroken)["frozen"] != 0
 
 
 def test_a_stopped_and_resumed_run_with_adapters_equals_an_unbroken_one(
@@ -242,7 +251,8 @@ def test_adapters_to_weights_that_have_changed_are_refused(moved):
     state = torch.load(path, weights_only=True)
     state["model"]["norm.weight"][0] += 1e-6
     torch.save(state, path)
-    for use in (load_run, lambda folder: train.train(parse(["--resume", str(folder)]))):
+    uses = (load_run, partial(load_run, best=True))
+    for use in (*uses, lambda folder: train.train(parse(["--resume", str(folder)]))):
         with pytest.raises(ValueError, match="of adapters to other weights than these: restore"):
             use(moved / "run")
 

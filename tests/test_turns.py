@@ -70,6 +70,43 @@ def test_a_template_of_another_kind_is_refused(tmp_path):
         read_turns(folder_of(tmp_path, {}, "{{ '### Human: ' + message['content'] }}"))
 
 
+def test_of_several_templates_the_default_one_is_read(tmp_path):
+    rows = [("tool_use", LLAMA3), ("default", QWEN)]
+    templates = [{"name": name, "template": template} for name, template in rows]
+    assert read_turns(folder_of(tmp_path, {"chat_template": templates})).user == TEMPLATES[QWEN]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chat_template": 5},
+        {"chat_template": {"default": QWEN}},
+        {"chat_template": [QWEN]},
+        {"eos_token": 5},
+        {"eos_token": ["</s>"]},
+        {"eos_token": {"content": 5}},
+    ],
+)
+def test_settings_of_another_form_are_one_line_that_names_the_folder(folder, settings):
+    folder_of(folder, settings)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=f"'{folder}' cannot be used: .*") as error:
+        read_tokenizer(folder, 1000)
+    assert "\n" not in str(error.value)
+
+
+def test_an_end_that_no_token_has_is_left_out(folder):
+    (folder / "config.json").write_text('{"eos_token_id": [0, 999999, -3]}')
+    assert read_tokenizer(folder, 1000).end_ids == {0, 2}
+
+
+@pytest.mark.parametrize("ids", ["[[2]]", "{}"])
+def test_ends_of_another_form_name_the_folder(folder, ids):
+    (folder / "config.json").write_text(f'{{"eos_token_id": {ids}}}')
+    with pytest.raises(ValueError, match=f"'{folder}' cannot be used"):
+        read_tokenizer(folder, 1000)
+
+
 def test_a_model_without_a_template_ends_with_its_end_of_text(tmp_path):
     assert read_turns(folder_of(tmp_path, {"eos_token": "</s>"})) == Turns("", "\n", "</s>")
 

@@ -183,7 +183,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         # A file may ask for rows of one length, whatever the text.
         trusted.no_truncation()
         trusted.no_padding()
-    return Tokenizer(trusted, read_turns(folder), end_tokens(folder, trusted.get_vocab()))
+    with reading(folder):
+        return Tokenizer(trusted, read_turns(folder), end_tokens(folder, trusted.get_vocab()))
 
 
 def _from_file(path: Path) -> tokenizers.Tokenizer:
