@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from nanotir import optim
 from nanotir.advantages import BASELINES, SCALES, group_advantages
+from nanotir.batches import Batch, micro_batches
 from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
@@ -36,7 +37,7 @@ from nanotir.metrics import (
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Drawing, Sampler, drawing_of
-from nanotir.trajectory import Batch, Trajectory, micro_batches
+from nanotir.trajectory import Trajectory
 
 
 @dataclass

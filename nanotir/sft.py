@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanotir import optim
+from nanotir.batches import micro_batches
 from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings, one_of
 from nanotir.logps import autocast, masked_logps
 from nanotir.routing import Routing, router_loss
-from nanotir.trajectory import Trajectory, micro_batches
+from nanotir.trajectory import Trajectory
 
 
 @dataclass

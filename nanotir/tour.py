@@ -17,6 +17,7 @@ import torch
 
 from nanotir import advantages, demonstrate, draws, logps, losses, optim, rewards, rl, rollout, sft
 from nanotir.answers import extract_answer
+from nanotir.batches import collate
 from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
 from nanotir.generation import Generation
@@ -28,7 +29,7 @@ from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import colours_wanted, paint
 from nanotir.tokenizer import Tokenizer, without_tags
 from nanotir.tools import PythonTool, ToolResult
-from nanotir.trajectory import Format, Trajectory, collate
+from nanotir.trajectory import Format, Trajectory
 
 WIDTH = 100  # columns of the output
 ROWS = ("row 0", "row 1", "row 2", "row 3")  # the answers to the problem

@@ -14,10 +14,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
 from nanotir import blocks
 from nanotir.checks import one_of
 from nanotir.tokenizer import FENCE_END, Tokenizer
@@ -253,53 +249,3 @@ def symbols(trajectory: Trajectory, tokenizer: Tokenizer) -> Iterator[str]:
             yield "output"
         elif span.kind != "prompt":
             yield "call" if names.get(ids[-1]) == f"</{span.kind}>" else "half a call"
-
-
-@dataclass
-class Batch:
-    """Trajectories as tensors (B, T), right-padded."""
-
-    ids: Tensor
-    mask: Tensor  # True exactly on ids that the model chose
-    logps: Tensor  # the sampler's
-    old_logps: Tensor  # the trainer's before an update; until rl.keep, the sampler's
-    real: Tensor  # False exactly on padding
-    rows: list[int]  # which trajectory each row is
-
-
-def collate(trajectories: list[Trajectory], pad_id: int, rows=None, device="cpu") -> Batch:
-    """One batch of the trajectories, or of those numbered in `rows`, padded to the longest."""
-    rows = list(range(len(trajectories)) if rows is None else rows)
-    batch = [trajectories[row] for row in rows]
-
-    def padded(columns, fill) -> Tensor:
-        columns = [torch.tensor(column) for column in columns]
-        return pad_sequence(columns, batch_first=True, padding_value=fill).to(device)  # (B, T)
-
-    return Batch(
-        ids=padded([t.ids for t in batch], pad_id),
-        mask=padded([t.mask for t in batch], 0).bool(),
-        logps=padded([t.logps for t in batch], 0.0),
-        old_logps=padded([t.old_logps or t.logps for t in batch], 0.0),
-        real=padded([[1] * len(t.ids) for t in batch], 0).bool(),
-        rows=rows,
-    )
-
-
-def micro_batches(
-    trajectories: list[Trajectory], pad_id: int, max_tokens: int, device="cpu"
-) -> Iterator[Batch]:
-    """All trajectories in batches of at most max_tokens, padding counted, and of similar length.
-
-    Sorted, the longest first, so that what does not fit in memory fails at once. No row is shorter
-    than two thirds of its batch's longest, which halves the padding. A row of more than max_tokens
-    is a batch of its own.
-    """
-    lengths = [len(t.ids) for t in trajectories]
-    order = sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True)
-    while order:
-        longest = lengths[order[0]]
-        candidates = order[: max(1, max_tokens // longest)]
-        fit = sum(3 * lengths[i] >= 2 * longest for i in candidates)
-        yield collate(trajectories, pad_id, order[:fit], device)
-        order = order[fit:]

@@ -7,9 +7,10 @@ import torch
 from conftest import small_model
 
 from nanotir import rl
+from nanotir.batches import collate
 from nanotir.logps import masked_logps
 from nanotir.losses import policy_loss
-from nanotir.trajectory import Trajectory, collate
+from nanotir.trajectory import Trajectory
 
 V = 30
 HOW = rl.Drawing(temperature=0.7, banned=[3, 4], pad_id=0, max_new_tokens=16)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import small_model
 
+from nanotir.batches import collate, micro_batches
 from nanotir.config import parse
 from nanotir.logps import masked_logps
 from nanotir.model import KVCache, ModelConfig, MoE, Transformer
@@ -14,7 +15,7 @@ from nanotir.rl import RLConfig, drawing_of, rescore, update
 from nanotir.routing import Routing, load_balancing_loss, router_z_loss
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.sft import SFTConfig, imitate
-from nanotir.trajectory import Format, collate, micro_batches
+from nanotir.trajectory import Format
 
 V, E, K = 50, 4, 2
 VARIANTS = [

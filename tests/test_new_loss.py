@@ -8,8 +8,9 @@ from closed_forms import B, T, case
 from conftest import small_model
 
 from nanotir import losses, rl
+from nanotir.batches import collate
 from nanotir.losses import over_rows, policy_loss
-from nanotir.trajectory import Trajectory, collate
+from nanotir.trajectory import Trajectory
 
 V = 30
 HOW = rl.Drawing(temperature=0.7, banned=[3, 4], pad_id=0, max_new_tokens=16)

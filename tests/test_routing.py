@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import small_model
 
+from nanotir.batches import collate
 from nanotir.logps import masked_logps
 from nanotir.model import ModelConfig
 from nanotir.routing import (
@@ -12,7 +13,6 @@ from nanotir.routing import (
     router_loss,
     router_z_loss,
 )
-from nanotir.trajectory import collate
 
 V, E, K = 50, 4, 2
 

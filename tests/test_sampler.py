@@ -4,11 +4,12 @@ import torch
 from conftest import ScriptedModel, small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of, scripted
 
+from nanotir.batches import collate
 from nanotir.draws import LARGE
 from nanotir.generation import Generation
 from nanotir.logps import masked_logps
 from nanotir.sampler import SamplerConfig
-from nanotir.trajectory import Format, collate
+from nanotir.trajectory import Format
 
 QUESTIONS = ["one", "two?", "a third one"]
 

@@ -5,9 +5,10 @@ import torch
 from conftest import small_model
 from doubles import RunDouble, ids_of, sampler_of
 
+from nanotir.batches import collate
 from nanotir.logps import masked_logps
 from nanotir.sft import SFTConfig, batch_of, train
-from nanotir.trajectory import Format, collate
+from nanotir.trajectory import Format
 
 QUESTIONS = {
     "2+3?": ("2+3", "5"),

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanotir.batches import micro_batches
 from nanotir.model import KVCache
 from nanotir.routing import Routing
-from nanotir.trajectory import Trajectory, micro_batches
+from nanotir.trajectory import Trajectory
 
 MICRO_BATCH_TOKENS = 4096  # in one forward pass
 

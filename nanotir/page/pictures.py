@@ -64,6 +64,7 @@ HOUSE = {
         "answers": "extract an answer, compare two",
         "demonstrate.py": "the scripted teacher",
         "sft.py": "masked imitation",
+        "batches.py": "trajectories as tensors",
         "optim.py": "Muon, AdamW, the optimiser step",
         "kernels.py": "log-probs in Triton",
         "routing.py": "mixtures of experts",

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from nanotir import optim, rl
+from nanotir.batches import micro_batches
 from nanotir.checks import Amount, Several, check_settings
 from nanotir.demonstrate import act_out, answer_sentence
 from nanotir.logps import autocast, full
@@ -41,7 +42,7 @@ from nanotir.rewards import score
 from nanotir.rl import drawing_of, make_sampler, rescore, split
 from nanotir.rollout import hash_of
 from nanotir.sampler import Sampler
-from nanotir.trajectory import Trajectory, micro_batches
+from nanotir.trajectory import Trajectory
 
 DECISIONS = ("<think>", "<python>")
 SETTINGS = {

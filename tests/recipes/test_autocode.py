@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from nanotir import rl
+from nanotir.batches import collate
 from nanotir.config import PRESETS, build
 from nanotir.lab import autocode as baselines
 from nanotir.lab.toy import make_run
@@ -26,7 +27,6 @@ from nanotir.rl import make_sampler
 from nanotir.routing import Routing, router_loss
 from nanotir.run import Run, Stopped
 from nanotir.tokenizer import ASSISTANT
-from nanotir.trajectory import collate
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
 
