@@ -23,6 +23,7 @@ from nanotir.huggingface.layouts import (
     write_config,
 )
 from nanotir.huggingface.safetensors import read_safetensors, write_safetensors
+from nanotir.lora import is_adapter
 from nanotir.model import ModelConfig, Transformer
 from nanotir.run_files import reading, write_json
 from nanotir.tokenizer import Tokenizer
@@ -49,9 +50,12 @@ def load_pretrained(folder: str | Path) -> tuple[Transformer, Tokenizer]:
 def save_pretrained(model: Transformer, tokenizer: Tokenizer, folder: str | Path):
     """Write a folder that transformers and load_pretrained read, in the parameters' own dtype.
 
-    ValueError that names the field if no layout has what the model's config asks for.
+    ValueError that names the field if no layout has what the model's config asks for, or if the
+    model has adapters.
     """
     name = layout_for(model.config)
+    if any(map(is_adapter, model.state_dict())):
+        raise ValueError("the model has adapters: policy.load_run(RUN) merges those of a run")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / "model.safetensors", pieces(model, LAYOUTS[name]))

@@ -29,6 +29,7 @@ from hf_folders import (
 from nanotir.cache import KVCache
 from nanotir.huggingface import load_pretrained, save_pretrained
 from nanotir.huggingface.safetensors import read_safetensors
+from nanotir.lora import adapt
 from nanotir.model import Transformer
 
 REFERENCE = json.loads(REFERENCES.read_text())
@@ -180,6 +181,14 @@ def test_buffers_and_a_copy_of_a_tied_head_are_left_out(tmp_path):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     (tmp_path / "model.safetensors").write_bytes(packed(tensors))
     load_pretrained(tmp_path)
+
+
+def test_a_model_with_adapters_is_not_half_saved(tmp_path, tokenizer):
+    model, _ = load_pretrained(write_folder(tmp_path / "made", "llama"))
+    adapt(model, 2)
+    with pytest.raises(ValueError, match="load_run"):
+        save_pretrained(model, tokenizer, tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 def test_a_model_that_no_layout_has_is_not_half_saved(tmp_path, tokenizer):
