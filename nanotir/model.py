@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
+from nanotir.rope import rope_angles, rotate
 
 
 @dataclass
@@ -76,33 +77,6 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
         return (x * scale).to(x.dtype) * self.weight
-
-
-def rope_angles(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/D), each (B, T, 1, D/2) (Su et al. 2021, eq. 15)."""
-    exponents = -torch.arange(0, config.d_head, 2, device=positions.device) / config.d_head
-    frequencies = config.rope_theta**exponents
-    if config.rope_factor != 1:
-        frequencies = stretched(frequencies, config)
-    angles = positions[..., None, None] * frequencies
-    return angles.cos(), angles.sin()
-
-
-def stretched(frequencies: Tensor, config: ModelConfig) -> Tensor:
-    """Low frequencies divided by rope_factor, high ones as they are, and a mixture between them.
-
-    Llama 3.1 so reads rows longer than those of its pretraining.
-    """
-    low, high = config.rope_low_freq, config.rope_high_freq
-    turns = frequencies * config.rope_original_len / (2 * torch.pi)
-    kept = ((turns - low) / (high - low)).clamp(0, 1)
-    return frequencies * (kept + (1 - kept) / config.rope_factor)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pair (x_i, x_{i+d/2}) of every head, as Llama and Qwen do. x (B, T, H, D)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:

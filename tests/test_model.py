@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from conftest import small_model
 
 from nanotir import model as model_module
-from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend, rope_angles, rotate
+from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend
+from nanotir.rope import rope_angles, rotate
 from nanotir.routing import Routing, router_z_loss
 
 V = 50

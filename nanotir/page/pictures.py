@@ -76,6 +76,7 @@ HOUSE = {
         "trust.py": "which answers are doubtful",
     },
     "Supporting: models, runs, commands": {
+        "rope.py": "rotary position embedding",
         "cache.py": "the model's KV cache",
         "rows.py": "one row, and how far it is",
         "graphs.py": "decoding steps as CUDA graphs",

@@ -7,7 +7,8 @@ from hf_folders import LAYOUTS, LLAMA3, NEW, OLD, config_of, shapes_of
 
 from nanotir.huggingface.layouts import LAYOUTS as KNOWN
 from nanotir.huggingface.layouts import layout_for, read_config, tensor_names, write_config
-from nanotir.model import ModelConfig, Transformer, stretched
+from nanotir.model import ModelConfig, Transformer
+from nanotir.rope import stretched
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
