@@ -19,7 +19,7 @@ import torch
 
 from nanotir.checks import Count, Seed
 from nanotir.commands import Parser, number, one_line
-from nanotir.policy import load_run
+from nanotir.policy import load_run, use_device
 from nanotir.problems.sources import is_generated
 from nanotir.run_files import latest_run, read_best, read_evaluations, reading
 from nanotir.sampler import Sampler, SamplerConfig
@@ -78,12 +78,14 @@ def make_parser() -> Parser:
     parser.add_argument("--seed", type=number(Seed), default=0)
     parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
     parser.add_argument("--json", action="store_true", help="one JSON line per answer")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     return parser
 
 
 def make_sampler(folder, options) -> tuple[dict, Sampler]:
     """The run's config, and a sampler of its model."""
-    config, model, tokenizer, format, tools = load_run(folder, best=options.best, data=str)
+    given = {"device": use_device(options.device), "best": options.best, "data": str}
+    config, model, tokenizer, format, tools = load_run(folder, **given)
     torch.set_num_threads(config["threads"])
     temperature = options.temperature
     if temperature is None:

@@ -39,7 +39,9 @@ def use_device(name: str, threads: int = 1) -> torch.device:
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    one_of("device here named", name, [device for device in here if here[device]])
+    one_of("device", name, here)
+    if not here[name]:
+        raise ValueError(f"there is no device {name} here: add --device cpu")
     torch.set_num_threads(threads)
     # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -50,7 +50,7 @@ def read_turns(folder: str | Path) -> Turns:
     if isinstance(template, list):  # of several, by name
         template = {row["name"]: row["template"] for row in template}["default"]
     if (folder / "chat_template.jinja").exists():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8") or template
     if not isinstance(template, str):
         raise ValueError("its chat_template is no text")
     if not template:

@@ -56,7 +56,7 @@ WRONG = {
         "--format xml": "no format 'xml'",
         "--tools pyton": "no tool 'pyton'",
         "--tools python,,x": "no tool 'x'",
-        "--device tpu": "no device here named 'tpu'",
+        "--device tpu": "no device 'tpu'",
         "--data generated:mull": "mul",
         f"--data gsm8q:x {ANY}": "'gsm8k'",
         f"--data jsonl: {ANY}": "cannot read",

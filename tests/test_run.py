@@ -382,5 +382,11 @@ def test_a_config_of_another_version_is_named(unbroken, tmp_path):
 
 def test_a_device_that_is_not_here_is_named():
     assert use_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="no device here named 'tpu'"):
+    with pytest.raises(ValueError, match="no device 'tpu'"):
         use_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_is_one_line_with_what_to_do():
+    with pytest.raises(ValueError, match="no device cuda here: add --device cpu"):
+        use_device("cuda")

@@ -110,8 +110,11 @@ def add_tags(
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, from its one file or from the shards that its index names."""
     index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").exists() or not index.exists():
+    if (folder / "model.safetensors").exists():
         return read_safetensors(folder / "model.safetensors")
+    if not index.exists():
+        why = f"'{folder}' has no model.safetensors, nor an index of its shards"
+        raise ValueError(f"{why}: weights in other formats are not read")
     places = read_json(index).get("weight_map")
     with reading(index):
         if not isinstance(places, dict):

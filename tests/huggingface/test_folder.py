@@ -278,7 +278,7 @@ ONE_FILE = {
         change_tensors(lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1})),
         "tie_word_embeddings",
     ),
-    "no weights": (drop("model.safetensors"), "model.safetensors.*no such file"),
+    "no weights": (drop("model.safetensors"), "no model.safetensors.*other formats are not read"),
     "weights cut off": (cut("model.safetensors", 9000), "model.safetensors.*need"),
     "a header beyond the file": (
         write("model.safetensors", b"\xff\xff\xff" + bytes(5)),
