@@ -54,9 +54,10 @@ def micro_batches(
     """
     lengths = [len(t.ids) for t in trajectories]
     order = sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True)
-    while order:
-        longest = lengths[order[0]]
-        candidates = order[: max(1, max_tokens // longest)]
+    start = 0
+    while start < len(order):
+        longest = lengths[order[start]]
+        candidates = order[start : start + max(1, max_tokens // longest)]
         fit = sum(3 * lengths[i] >= 2 * longest for i in candidates)
-        yield collate(trajectories, pad_id, order[:fit], device)
-        order = order[fit:]
+        yield collate(trajectories, pad_id, candidates[:fit], device)
+        start += fit

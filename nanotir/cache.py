@@ -75,3 +75,17 @@ class KVCache:
         other.ids = ids
         other.lengths = lengths
         return other
+
+
+def extend(model, cache: KVCache, chunks, starts):
+    """Append its own chunk of ids to every row of `cache`, from its start on, in one pass."""
+    width = max(map(len, chunks))
+    if not width:  # prompts of one id: there is nothing to read before the first step
+        return
+    ids = torch.zeros(len(chunks), width, dtype=torch.long)
+    positions = torch.full((len(chunks), width), -1)  # -1 is padding
+    for i, (chunk, start) in enumerate(zip(chunks, starts)):
+        ids[i, : len(chunk)] = torch.tensor(chunk)
+        positions[i, : len(chunk)] = torch.arange(start, start + len(chunk))
+    device = cache.kv.device
+    model.hidden(ids.to(device), positions.to(device), cache)

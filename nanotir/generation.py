@@ -10,12 +10,16 @@ several rows run once.
 from __future__ import annotations
 
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from contextlib import suppress
+from heapq import heappop, heappush
 from itertools import islice
+from queue import Empty, SimpleQueue
 
 import torch
 from torch import Tensor
 
+from nanotir.cache import extend
 from nanotir.draws import uniforms
 from nanotir.graphs import decoder
 from nanotir.model import KVCache
@@ -56,7 +60,10 @@ class Generation:
         self.waiting = deque(self.rows)
         self.to_seat = Counter(copies)  # how many rows of each prompt wait
         self.slots: list[Row | None] = [None] * min(self.config.max_rows, len(self.rows))
+        self.free = list(range(len(self.slots)))  # a heap: the lowest is taken first
         self.live = 0  # slots[:live] take part in a decoding step
+        self.unfinished = len(self.rows)
+        self.returned: SimpleQueue[Row] = SimpleQueue()  # parked rows whose results have come in
         self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
         self.calls = Calls(sampler.tools, self.config.sessions)
         self.cache = self.new_cache(len(self.slots), self.capacity(prompts))
@@ -81,7 +88,7 @@ class Generation:
 
     def run(self, stop=None) -> list[Trajectory]:
         try:
-            while self.waiting or any(self.slots):
+            while self.unfinished:
                 if stop and stop():
                     for row in [*self.waiting, *self.seated()]:
                         self.finish(row, "cancelled")
@@ -94,19 +101,19 @@ class Generation:
                 self.calls.end(row, row.call)
         return [row.trajectory for row in self.rows]
 
-    def seated(self, status: Status | None = None) -> list[Row]:
-        """The rows in the slots, in their order; those of one status, if it is given."""
-        return [row for row in self.slots if row and (status is None or row.status is status)]
+    def seated(self, status: Status | None = None, first: int | None = None) -> list[Row]:
+        """The rows in the slots, or in the first ones, in their order; or those of one status."""
+        slots = self.slots[:first]
+        return [row for row in slots if row and (status is None or row.status is status)]
 
     # Waiting -> decoding.
 
     def admit(self):
         """Seat waiting rows in free slots, with the keys and values of their prompts."""
-        free = [slot for slot, row in enumerate(self.slots) if row is None] if self.waiting else []
-        for slot in free[: len(self.waiting)]:
+        while self.waiting and self.free:
             if self.waiting[0].prompt not in self.prefilled:
                 self.prefill()
-            row = self.waiting.popleft()
+            row, slot = self.waiting.popleft(), heappop(self.free)
             row.status, row.slot = Status.DECODING, slot
             self.slots[slot] = row
             self.cache.put([slot], self.prefilled[row.prompt])
@@ -121,21 +128,9 @@ class Generation:
         distinct = dict.fromkeys(row.prompt for row in upcoming)
         prompts = [prompt for prompt in distinct if prompt not in self.prefilled]
         cache = self.new_cache(len(prompts), max(map(len, prompts)))
-        self.extend(cache, [prompt[:-1] for prompt in prompts], [0] * len(prompts))
+        extend(self.model, cache, [prompt[:-1] for prompt in prompts], [0] * len(prompts))
         for i, prompt in enumerate(prompts):
             self.prefilled[prompt] = cache.take([i])
-
-    def extend(self, cache: KVCache, chunks, starts):
-        """Append its own chunk of ids to every row of `cache`, from its start on, in one pass."""
-        width = max(map(len, chunks))
-        if not width:  # prompts of one id: there is nothing to read before the first step
-            return
-        ids = torch.zeros(len(chunks), width, dtype=torch.long)
-        positions = torch.full((len(chunks), width), -1)  # -1 is padding
-        for i, (chunk, start) in enumerate(zip(chunks, starts)):
-            ids[i, : len(chunk)] = torch.tensor(chunk)
-            positions[i, : len(chunk)] = torch.arange(start, start + len(chunk))
-        self.model.hidden(ids.to(self.device), positions.to(self.device), cache)
 
     # Decoding.
 
@@ -144,7 +139,7 @@ class Generation:
 
         Parked and empty slots among them are computed too: that is cheaper than moving rows.
         """
-        rows = self.seated(Status.DECODING)
+        rows = self.seated(Status.DECODING, self.live)
         if not rows:
             return
         histories = [row.trajectory.ids if row else [0] for row in self.slots[: self.live]]
@@ -230,6 +225,7 @@ class Generation:
 
     def park(self, row: Row, call: Pending):
         row.status, row.call = Status.PARKED, call
+        call.future.add_done_callback(lambda _: self.returned.put(row))
 
     def tell(self, row: Row, message: str):
         """Say something in a tool's place. It is read as output and does not count as a call."""
@@ -244,16 +240,19 @@ class Generation:
         A pass costs about as much as a step. So results wait for others, and decoding goes on,
         until they are an eighth of the rows that decode.
         """
-        parked = self.seated(Status.PARKED)
-        decoding = len(self.seated()) - len(parked)
-        if parked and not decoding:
-            # Not for ever: the caller may want to stop.
-            running = [row.call.future for row in parked]
-            wait(running, timeout=0.1, return_when=FIRST_COMPLETED)
-        done = [row for row in parked if row.call.future.done()]
-        if 8 * len(done) < decoding:
+        decoding = len(self.seated(Status.DECODING, self.live))
+        if 8 * self.returned.qsize() < decoding:
             return
+        done = []
+        with suppress(Empty):
+            if not decoding:  # wait, but not for ever: the caller may want to stop
+                done.append(self.returned.get(timeout=0.1))
+            while True:
+                done.append(self.returned.get_nowait())
+        done.sort(key=lambda row: row.slot)
         results = {row: self.calls.result(row.call) for row in done}
+        for row in [row for row, result in results.items() if not result]:
+            self.park(row, row.call)  # it is made again
         ready = [row for row, result in results.items() if result]
         if not ready:
             return
@@ -265,11 +264,11 @@ class Generation:
             self.append_result(row, results[row])
         chunks = [row.trajectory.ids[start:-1] for row, start in zip(ready, starts)]
         ends = [start + len(chunk) for start, chunk in zip(starts, chunks)]
+        self.move_up([row for row in ready if row.slot >= self.live])
         slots = [row.slot for row in ready]
         cache = self.cache.take(slots, capacity=max(ends))
-        self.extend(cache, chunks, starts)
+        extend(self.model, cache, chunks, starts)
         self.cache.put(slots, cache)
-        self.live = max(self.live, 1 + max(slots))
 
     def append_result(self, row: Row, result: ToolResult):
         room = self.tool_room(row)
@@ -296,6 +295,8 @@ class Generation:
             self.watch(row.index, "finish", [])
         if row.slot >= 0:
             self.slots[row.slot] = None
+            heappush(self.free, row.slot)
+        self.unfinished -= 1
         self.calls.end(row, row.call)
 
     def compact(self, active: int):
@@ -305,11 +306,24 @@ class Generation:
         """
         if self.waiting or active > 0.75 * self.live:
             return
-        decoding = self.seated(Status.DECODING)
-        rows = decoding + self.seated(Status.PARKED)
+        decoding = self.seated(Status.DECODING, self.live)
+        rows = decoding + self.seated(Status.PARKED, self.live)
         self.live = len(decoding)
+        self.move(rows, range(len(rows)))
+
+    def move_up(self, rows: list[Row]):
+        """Seat rows from beyond the live slots next to them, in exchange for rows parked there."""
+        end = self.live + len(rows)
+        parked = [row for row in self.slots[self.live : end] if row and row.status is Status.PARKED]
+        left = [row.slot for row in rows if row.slot >= end]
+        self.move(rows + parked, [*range(self.live, end), *left[: len(parked)]])
+        self.live = end
+
+    def move(self, rows: list[Row], slots):
+        """Give each row another slot, with its keys and values."""
         width = max((len(row.trajectory.ids) for row in rows), default=0)
-        self.cache.put(range(len(rows)), self.cache.take([row.slot for row in rows], width))
-        self.slots[:] = rows + [None] * (len(self.slots) - len(rows))
-        for slot, row in enumerate(rows):
-            row.slot = slot
+        self.cache.put(slots, self.cache.take([row.slot for row in rows], width))
+        for row in rows:
+            self.slots[row.slot] = None
+        for slot, row in zip(slots, rows):
+            self.slots[slot], row.slot = row, slot

@@ -81,7 +81,8 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
     shares = [mean(row) for row in right]
     trajectories = [t for group in groups for t in group]
     calls = [call for t in trajectories for call in t.calls]
-    n_right = sum(map(sum, right))
+    verdicts = [verdict for row in right for verdict in row]
+    n_right = sum(verdicts)
     rows = zip(problems, groups, answers, right)
     lenient = [lenient_share(*row, tokenizer) for row in rows]
     kinds = [problem.kind or problem.family for problem in problems]
@@ -101,7 +102,7 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
         "pass@k": {k: mean([pass_at_k(len(row), sum(row), k) for row in right]) for k in ks},
         "maj@k": {k: mean_maj_at_k(answers, problems, k) for k in ks},
         # Of one greedy answer to each problem. Drawn answers have other log-probs.
-        "trust": measure(trajectories, sum(right, []), tokenizer) if len(groups[0]) == 1 else None,
+        "trust": measure(trajectories, verdicts, tokenizer) if len(groups[0]) == 1 else None,
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from concurrent.futures import wait
+import time
 from dataclasses import replace
 from random import Random
 
@@ -124,7 +124,8 @@ class Walk:
 
         def look():
             # Let the tools end before the next step, so that the tour always prints the same.
-            wait([row.call.future for row in generation.seated(Status.PARKED)])
+            while generation.returned.qsize() < len(generation.seated(Status.PARKED)):
+                time.sleep(0.001)
             for name, row in zip(ROWS, generation.rows):
                 letters[name] += row.status.value[0]
 
