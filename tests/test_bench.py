@@ -1,11 +1,12 @@
 import json
+from textwrap import dedent
 
 import pytest
 import torch
 
 from nanotir import kernels
 from nanotir.bench import __main__ as bench
-from nanotir.bench import fused, training
+from nanotir.bench import against, fused, training
 from nanotir.bench import policy as policies
 from nanotir.bench.search import search_tool
 from nanotir.bench.timing import medians, timed
@@ -132,3 +133,69 @@ def test_a_measurement_leaves_the_policy_as_it_is(policy, one_round):
     for name in FIGURES:
         bench.MEASUREMENTS[name](policy)
     torch.testing.assert_close(policy.model.state_dict(), before, rtol=0, atol=0)
+
+
+# Against another checkout.
+
+
+def checkout(folder, figures: str):
+    """A checkout whose every measurement has these figures. Its run is a file: who measured what.
+
+    In `figures`, n is the number of measurements so far, of all checkouts.
+    """
+    package = folder / "nanotir" / "bench"
+    package.mkdir(parents=True)
+    main = f"""
+        import json, os, sys
+        _, only, name, run, file = sys.argv
+        log = open(file, "a+")
+        log.seek(0)
+        n = len(log.readlines())
+        print(os.path.basename(os.getcwd()), only, name, run, file=log)
+        print(json.dumps({{"name": name, **{figures}}}))
+    """
+    (package / "__main__.py").write_text(dedent(main))
+    return folder
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch, capsys):
+    """compared(figures here, figures there): what --against prints, and the measurements made."""
+
+    def run(here: str, there: str):
+        monkeypatch.setattr(against, "HERE", checkout(tmp_path / "new", here))
+        old = checkout(tmp_path / "old", there)
+        monkeypatch.chdir(tmp_path)
+        bench.main(["--only", "decode", "--against", str(old), "--run", "log"])
+        said = capsys.readouterr().out
+        return json.loads(said), (tmp_path / "log").read_text().splitlines()
+
+    return run
+
+
+def test_the_two_checkouts_are_measured_in_turn_with_the_same_run(compared):
+    _, log = compared("{}", "{}")
+    assert log == ["new --only decode --run", "old --only decode --run"] * against.ROUNDS
+
+
+def test_each_figure_is_the_other_checkouts_relative_to_this_one(compared):
+    said, _ = compared("{'ms': 2 + n, 'rows': 64}", "{'ms': 4 * n, 'rows': 64, 'more': 1}")
+    # n is 0, 2, 4 here and 1, 3, 5 there: 4 / 2, 12 / 4 and 20 / 6.
+    assert said == {"name": "decode", "ms": [3.0, 2.0, 3.333], "rows": [1.0, 1.0, 1.0]}
+
+
+def test_figures_that_are_0_or_no_numbers_have_no_ratio(compared):
+    said, _ = compared("{'left': 0, 'skipped': 'x', 'ms': 1}", "{'left': 1, 'skipped': 'x'}")
+    assert said == {"name": "decode"}
+
+
+def test_a_checkout_that_cannot_measure_is_one_line(compared, capsys):
+    with pytest.raises(SystemExit):
+        compared("{}", "{'ms': 1 / 0}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("cannot measure decode: ZeroDivisionError: division by zero")
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no checkout of nanotir"):
+        against.compare(["decode"], str(tmp_path), "run")

@@ -1,6 +1,7 @@
 """Measurements of speed, one JSON line each.
 
     python -m nanotir.bench --run runs/tapo-tiny-1 --only rl_step
+    python -m nanotir.bench --against ../before    how much faster than another checkout
 
 Figures are medians over rounds on one thread, in wall seconds unless a name says otherwise. What a
 trained policy writes decides how long its rollouts take, so it is best to measure a run. Without
@@ -14,6 +15,7 @@ from contextlib import ExitStack
 
 import torch
 
+from nanotir.bench.against import compare
 from nanotir.bench.decoding import decode, shared_prefill, slow_tools
 from nanotir.bench.fused import fused_loss
 from nanotir.bench.head import head_memory
@@ -45,14 +47,20 @@ def main(arguments=None):
     parser.add_argument(
         "--run", help="run folder of the policy (default: the newest in runs/, or a new cold start)"
     )
+    parser.add_argument(
+        "--against", metavar="FOLDER", help="another checkout: print its figures relative to these"
+    )
     with one_line("bench"):
         options = parser.parse_args(arguments)
         if options.only:
             one_of("measurement", options.only, MEASUREMENTS)
+        chosen = [options.only] if options.only else list(MEASUREMENTS)
+        if options.against:
+            return compare(chosen, options.against, options.run or latest_run())
         torch.set_num_threads(1)
         folder = options.run or (latest_run() if saved_runs() else None)
         policy = policy_of(folder) if folder else cold_start()
-        measure([options.only] if options.only else list(MEASUREMENTS), policy)
+        measure(chosen, policy)
 
 
 def measure(names: list[str], policy: Policy):
