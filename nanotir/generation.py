@@ -21,12 +21,13 @@ from torch import Tensor
 
 from nanotir.cache import extend
 from nanotir.draws import uniforms
+from nanotir.grammar import grammar_error
 from nanotir.graphs import decoder
 from nanotir.model import KVCache
 from nanotir.rows import Row, Status
 from nanotir.tools.calls import Calls, Pending
 from nanotir.tools.tool import ToolResult
-from nanotir.trajectory import Call, Trajectory, grammar_error
+from nanotir.trajectory import Call, Trajectory
 
 NO_CALLS_LEFT = "No calls left: answer now."
 

@@ -24,7 +24,7 @@ from itertools import compress
 
 from nanotir.answers import equivalent, extract_answer
 from nanotir.checks import Amount, Count, Whole, check_settings
-from nanotir.trajectory import grammar_error
+from nanotir.grammar import grammar_error
 
 
 def accuracy_reward(completions: list[str], answer: list[str], **_) -> list[float]:

@@ -16,9 +16,10 @@ from nanotir.demonstrate import (
     script,
     wrong_guess,
 )
+from nanotir.grammar import grammar_error
 from nanotir.problems import Problem, load
 from nanotir.tools import Tool, ToolResult
-from nanotir.trajectory import Format, grammar_error
+from nanotir.trajectory import Format
 
 PROBLEMS = load("generated", n=230)
 MUL = next(problem for problem in PROBLEMS if problem.family == "mul")

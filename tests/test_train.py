@@ -168,7 +168,7 @@ MISTAKES = {  # arguments: a word of the one line that they get
     "--data generated:mull": "mul",
     f"--data gsm8q:x {OTHER}": "did you mean 'gsm8k'",
     "--recipe tapoo": "did you mean 'tapo'",
-    "--device tpu": "no device here named 'tpu': did you mean 'cpu'?",
+    "--device tpu": "no device 'tpu': did you mean 'cpu'?",
     "--tools pyton": "no tool 'pyton'",
     "--format xml": "no format 'xml'",
     "--out empty": "exists already",

@@ -60,6 +60,7 @@ HOUSE = {
     "Supporting: to learn, to measure": {
         "tools": "Python in a sandbox, search",
         "blocks.py": "tool calls as plain Markdown",
+        "grammar.py": "TAPO's grammar of an answer",
         "problems": "generated families, files",
         "answers": "extract an answer, compare two",
         "demonstrate.py": "the scripted teacher",

@@ -3,9 +3,10 @@ from conftest import ScriptedModel, follow
 
 from nanotir.config import RunConfig, build
 from nanotir.generation import NO_CALLS_LEFT
+from nanotir.grammar import grammar_error
 from nanotir.recipes import tapo
 from nanotir.sampler import Sampler, SamplerConfig
-from nanotir.trajectory import Format, grammar_error
+from nanotir.trajectory import Format
 
 
 @pytest.fixture
