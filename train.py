@@ -3,6 +3,7 @@
 python train.py                        about nine minutes on two CPU cores
 python train.py --preset probe         seconds: does everything, learns next to nothing
 python train.py --resume runs/tapo-tiny-1
+torchrun --nproc_per_node=4 train.py   several processes, each with its share of the work
 python train.py --help                 every setting, its default and what it does
 """
 
@@ -21,6 +22,7 @@ from nanotir.evaluate import evaluate_run
 from nanotir.huggingface import is_pretrained
 from nanotir.memory import check_memory
 from nanotir.problems import load
+from nanotir.processes import joined, once
 from nanotir.room import demonstrations_with_room, problems_with_room
 from nanotir.run import Run
 from nanotir.run_files import check_free, read_config, read_evaluations, reading, saved_runs
@@ -35,7 +37,7 @@ NOTHING = (
 
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
-    config = resolved(config)
+    config = once(resolved, config)
     device = policy.use_device(config.device, config.threads)
 
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
@@ -151,7 +153,7 @@ def where_to_look(out: Path) -> str:
 
 
 def main(arguments=None):
-    with one_line("train.py"):
+    with one_line("train.py"), joined():
         train(parse(arguments))
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nanotir.processes import share
 from nanotir.trajectory import Trajectory
 
 
@@ -48,12 +49,13 @@ def micro_batches(
 ) -> Iterator[Batch]:
     """All trajectories in batches of at most max_tokens, padding counted, and of similar length.
 
+    Of several processes, each gets its share of them.
     Sorted, the longest first, so that what does not fit in memory fails at once. No row is shorter
     than two thirds of its batch's longest, which halves the padding. A row of more than max_tokens
     is a batch of its own.
     """
     lengths = [len(t.ids) for t in trajectories]
-    order = sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True)
+    order = share(sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True))
     start = 0
     while start < len(order):
         longest = lengths[order[start]]

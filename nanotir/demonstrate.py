@@ -27,6 +27,7 @@ from tqdm import tqdm
 from nanotir.answers import equivalent
 from nanotir.checks import Range, Share, check_settings, one_of
 from nanotir.problems import Problem
+from nanotir.processes import once
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import TOOLS, Tool, ToolResult, check_alive
 from nanotir.trajectory import Call, Format, Trajectory
@@ -99,7 +100,7 @@ def act_out(
 
     With `starts`, each script continues a copy of the trajectory at the same place in that list.
     """
-    results = _run_calls(scripts, tools)
+    results = once(_run_calls, scripts, tools)
     trajectories = []
     for problem, pieces, start in zip(problems, scripts, starts or repeat(None)):
         written, calls = [], []

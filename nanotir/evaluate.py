@@ -16,6 +16,7 @@ from nanotir.commands import Parser, number, one_line
 from nanotir.held_out import at_the_end, generate_with_bar
 from nanotir.policy import load_run, use_device
 from nanotir.problems import Problem, load
+from nanotir.processes import joined, once
 from nanotir.room import has_room, problems_with_room
 from nanotir.run import Run
 from nanotir.run_files import read_evaluations
@@ -70,14 +71,15 @@ def evaluations(
         sampler = Sampler(model, tokenizer, tools if mode == "tools" else [], format, sampling)
         rows = generate_with_bar(sampler, problems, n, seed, f"evaluate {mode}")
         groups = [rows[i : i + n] for i in range(0, len(rows), n)]
-        found = statistics(problems, groups, tokenizer, [int(k) for k in config.k.split(",")])
+        ks = [int(k) for k in config.k.split(",")]
+        found = once(statistics, problems, groups, tokenizer, ks)
         yield mode, found, groups
     model.train(was_training)
 
 
 def evaluate_run(run: Run, name: str) -> dict:
     """Evaluate the run's model on its held-out problems and record it as `name`, once."""
-    recorded = read_evaluations(run.out)
+    recorded = once(read_evaluations, run.out)
     if name in recorded:  # by the run that is resumed
         return recorded[name]
     config = run.config
@@ -142,7 +144,7 @@ def make_parser() -> Parser:
 
 
 def main(arguments=None):
-    with one_line("evaluate"):
+    with one_line("evaluate"), joined():
         options = make_parser().parse_args(arguments)
         device = use_device(options.device)
         given = {"device": device, "best": options.best, **USED}

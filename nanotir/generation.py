@@ -45,7 +45,8 @@ class Generation:
     along may feed it early. That does no harm: `collect` feeds it again, to the same place.)
     """
 
-    def __init__(self, sampler, prompts, n: int, seed: int, watch=None, force=()):
+    def __init__(self, sampler, prompts, n: int, seed: int, watch=None, force=(), numbers=None):
+        """`numbers` are those of the prompts, which decide what is drawn: by default 0, 1, ..."""
         self.sampler, self.config = sampler, sampler.config
         self.model, self.tokenizer = sampler.model, sampler.tokenizer
         self.seed, self.watch, self.force = seed, watch, force
@@ -54,7 +55,9 @@ class Generation:
         room = self.config.max_tool_tokens
         prompts = [tuple(prompt) for prompt in prompts]
         copies = [prompt for prompt in prompts for _ in range(n)]
-        self.rows = [Row(i, prompt, room, sampler.blocks()) for i, prompt in enumerate(copies)]
+        numbers = range(len(prompts)) if numbers is None else numbers
+        indices = [number * n + copy for number in numbers for copy in range(n)]
+        self.rows = [Row(i, p, room, sampler.blocks()) for i, p in zip(indices, copies)]
         for row in self.rows:
             row.trajectory.append("prompt", list(row.prompt), 0)
 

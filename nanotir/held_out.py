@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nanotir.lora import weights_of
 from nanotir.problems import Problem
+from nanotir.processes import is_main, share
 from nanotir.run_files import check_finite, save_state, write_atomically, write_json
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.scores import answer_of, is_right, share_right
@@ -65,7 +66,8 @@ def at_the_end(sampling: SamplerConfig, budgets: str) -> SamplerConfig:
 
 
 def generate_with_bar(sampler, problems, n: int, seed: int, desc: str) -> list[Trajectory]:
-    bar = tqdm(total=len(problems) * n, desc=desc, leave=False, dynamic_ncols=True)
+    total, silent = len(share(problems)) * n, not is_main()
+    bar = tqdm(total=total, desc=desc, leave=False, dynamic_ncols=True, disable=silent)
 
     def watch(row, kind, ids):
         if kind == "finish":
@@ -91,6 +93,8 @@ def warning(now: dict, peak: dict, out) -> str:
 
 def keep(run):
     """Write run.state["best"] and the weights to RUN/best. A kill leaves whole files there."""
+    if not is_main():
+        return
     folder = run.out / "best"
     folder.mkdir(exist_ok=True)
     for file in (run.out / "checkpoint").glob("*.json"):  # the tokenizer's

@@ -16,6 +16,7 @@ import torch
 
 from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_logps
 from nanotir.model import ModelConfig
+from nanotir.processes import on_this_machine
 from nanotir.routing import Routing
 
 CONTAINER = Path("/sys/fs/cgroup")
@@ -78,7 +79,7 @@ def free_memory(model) -> int | None:
     limit = CONTAINER / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         free = min(free, int(most) - int((CONTAINER / "memory.current").read_text()))
-    return free + bytes_of(model.parameters())
+    return free // on_this_machine() + bytes_of(model.parameters())
 
 
 def mend(model, config, prompt: int, free: float) -> str:

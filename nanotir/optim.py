@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nanotir.logps import full
 from nanotir.lora import is_adapter
+from nanotir.processes import sum_gradients
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -31,9 +32,11 @@ def schedule(optimizers, step: int, settings) -> float:
 def step(model, optimizers, grad_clip: float) -> float:
     """Clip the gradient, step, and clear it. Returns the gradient's norm before clipping.
 
+    Of several processes, each has the gradient of its rows' losses: they are added up first.
     A gradient that is not finite would spoil all weights, so it changes none. Run.finish_step stops
     the run when it sees its norm.
     """
+    sum_gradients(model)
     grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip).item()
     for optimizer in optimizers:
         if math.isfinite(grad_norm):

@@ -14,6 +14,7 @@ from nanotir.lora import WEIGHTS, adapt
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.problems.sources import is_generated
+from nanotir.processes import own_device
 from nanotir.run_files import (
     check_types,
     load_state,
@@ -45,7 +46,7 @@ def use_device(name: str, threads: int = 1) -> torch.device:
     torch.set_num_threads(threads)
     # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    return torch.device(name)
+    return own_device(name)
 
 
 def open_tools(config: dict) -> list[Tool]:

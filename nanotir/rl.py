@@ -34,6 +34,7 @@ from nanotir.metrics import (
     rollout_metrics,
     step_metrics,
 )
+from nanotir.processes import gather
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Drawing, Sampler, drawing_of
@@ -132,6 +133,7 @@ def train(run):
             batch = [trajectories[row] for row in rows]
             A = advantages[rows]
             updates.append(update(model, optimizer, batch, A, settings, how, reference))
+        exchange([trajectories[row] for row in sum(shares[:1], [])])
 
         # 7. Log, and save when it is time.
         metrics = rollout_metrics(rollout.samples, rollout.kept, settings.group_size)
@@ -166,6 +168,7 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
         with autocast(device, settings.bf16):
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
         keep(trajectories, micro, logps)
+    exchange(trajectories)
     return largest_gap(trajectories)
 
 
@@ -173,6 +176,13 @@ def keep(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
     """Write down a micro-batch's log-probs as old_logps, in place: unmasked copies share them."""
     for row, values in zip(micro.rows, logps.tolist()):
         trajectories[row].old_logps[:] = values[: len(trajectories[row].ids)]
+
+
+def exchange(trajectories: list[Trajectory]):
+    """Give all processes the old_logps that each has filled in for its share of the rows."""
+    own = [(row, t.old_logps) for row, t in enumerate(trajectories) if t.old_logps]
+    for row, old_logps in gather(own):
+        trajectories[row].old_logps[:] = old_logps
 
 
 def learned_from(rollout: Rollout, settings: RLConfig) -> list[Trajectory]:
@@ -233,7 +243,8 @@ def update(
         micro_loss.backward()
         seen.append(metrics)
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
-    metrics = {"loss": loss, "grad_norm": grad_norm, **combine_metrics(seen)}
+    loss, router_aux = map(sum, zip(*gather([(loss, router_aux)])))
+    metrics = {"loss": loss, "grad_norm": grad_norm, **combine_metrics(gather(seen))}
     return metrics | ({"router_aux": router_aux} if model.config.n_experts else {})
 
 

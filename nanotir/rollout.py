@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nanotir.problems import Problem
+from nanotir.processes import once, share
 from nanotir.rewards import RewardConfig, score
 from nanotir.sampler import Sampler
 from nanotir.tools import check_alive
@@ -31,6 +32,7 @@ class Rollout:
 
     samples: list[Sample] = field(default_factory=list)
     kept: list[Sample] = field(default_factory=list)
+    own: list[Sample] = field(default_factory=list)  # of samples, those that this process drew
 
 
 def collect(
@@ -55,12 +57,13 @@ def collect(
         questions = [problem.question for problem in drawn]
         trajectories = sampler.generate(questions, size, seed=hash_of(seed, step, attempt))
         asked = [problem for problem in drawn for _ in range(size)]
-        rewards, parts = score(trajectories, asked, sampler.tokenizer, reward_config)
+        rewards, parts = once(score, trajectories, asked, sampler.tokenizer, reward_config)
         outcome = parts.pop("outcome")
         by_answer = [dict(zip(parts, values)) for values in zip(*parts.values())]
         columns = zip(asked, trajectories, rewards, parts["accuracy"], by_answer)
         samples = [Sample(*column) for column in columns]
         rollout.samples += samples
+        rollout.own += share(samples, size)
 
         for start in range(0, len(samples), size):
             differ = len(set(outcome[start : start + size])) > 1
@@ -78,8 +81,11 @@ def hash_of(*keys: int) -> int:
 
 
 def check_tools(rollout: Rollout, results: dict[str, list]):
-    """DeadTool if a tool only fails. `results` collects each tool's until there are enough."""
-    for sample in rollout.samples:
+    """DeadTool if a tool of this process only fails.
+
+    `results` collects each tool's until there are enough.
+    """
+    for sample in rollout.own or rollout.samples:
         for call in sample.trajectory.calls:
             results[call.tool].append(call.result)
     for name, seen in results.items():

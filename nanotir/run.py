@@ -28,6 +28,7 @@ from nanotir.held_out import watch
 from nanotir.lora import weights_of
 from nanotir.model import Transformer
 from nanotir.problems import Problem
+from nanotir.processes import check_equal, end_soon, gather, is_main
 from nanotir.run_files import (
     check_finite,
     check_free,
@@ -97,6 +98,11 @@ class Run:
 
     def create(self) -> Run:
         """Make the folder and save the start in it. ValueError if it exists, or cannot be made."""
+        random.seed(self.config.seed)
+        torch.manual_seed(self.config.seed)
+        if not is_main():
+            self.save([])
+            return self
         check_free(self.out)
         try:
             self.out.mkdir(parents=True)
@@ -112,8 +118,6 @@ class Run:
             write_json(self.out / "config.json", asdict(self.config))
             self.lock = lock(self.out)
             self.tokenizer.save(self.out / "checkpoint")
-            random.seed(self.config.seed)
-            torch.manual_seed(self.config.seed)
             self.save([])
         except BaseException:
             shutil.rmtree(self.out, ignore_errors=True)  # half a folder cannot be resumed
@@ -121,7 +125,8 @@ class Run:
 
     def resume(self) -> Run:
         """Load the last checkpoint, and drop what was logged after it."""
-        self.lock = self.lock or lock(self.out)
+        if is_main():
+            self.lock = self.lock or lock(self.out)
         data = self.state["data"]
         self.state = load_state(self.out / "checkpoint", self.model)
         if self.state.get("data", data) != data:
@@ -134,7 +139,7 @@ class Run:
             random.setstate(_tuples(rng["python"]))
             self.started = time.time() - self.state.get("seconds", 0.0)
         self.saved = self.position
-        for name in ("metrics.jsonl", "traces.jsonl"):
+        for name in ("metrics.jsonl", "traces.jsonl") if is_main() else ():
             self.drop_later_rows(self.out / name)
         return self
 
@@ -146,6 +151,7 @@ class Run:
         if phase in self.state["done"]:
             return None
         self.in_step = True
+        check_equal(self.model, phase, self.state["step"], self.state["data"])
         if self.state["phase"] != phase:
             self.state |= {"phase": phase, "step": 0}
             return 0
@@ -165,7 +171,8 @@ class Run:
         if first is None:
             return tqdm((), disable=True)
         todo = range(first, steps)
-        self.bar = tqdm(todo, initial=first, total=steps, desc=phase, dynamic_ncols=True)
+        shown = {"desc": phase, "dynamic_ncols": True, "disable": not is_main()}
+        self.bar = tqdm(todo, initial=first, total=steps, **shown)
         return self.bar
 
     def finish_step(self, step: int, metrics: dict, optimizers, last: bool = False):
@@ -181,29 +188,35 @@ class Run:
         if last:
             self.state["done"] = [*self.state["done"], phase]
             self.in_step = False
-        if last or self.stop_requested or step % self.config.save_every == 0:
+        stop = any(gather([self.stop_requested]))  # of any process
+        if last or stop or step % self.config.save_every == 0:
             self.save(optimizers)
-        if self.stop_requested:
+        if stop:
             raise Stopped(f"stopped after step {step} of {phase}; {self.how_to_go_on()}")
 
     def save(self, optimizers):
         check_finite(self.model, self.spoiled)
+        check_equal(self.model, self.position)
         self.state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
         self.state["seconds"] = time.time() - self.started
         rng = {"torch": torch.get_rng_state(), "python": random.getstate()}
         weights = {"model": weights_of(self.model), "frozen": getattr(self.model, "frozen", 0)}
         state = {**self.state, **weights, "rng": rng}
         path = self.out / "checkpoint" / "state.pt"
-        write_atomically(path, lambda temporary: save_state(state, temporary))
+        if is_main():
+            write_atomically(path, lambda temporary: save_state(state, temporary))
+        gather([])  # all wait for the file
         self.saved = self.position
 
     def log(self, row: dict, file: str = "metrics.jsonl"):
-        with open(self.out / file, "a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        if is_main():
+            with open(self.out / file, "a") as lines:
+                lines.write(json.dumps(row) + "\n")
 
     def record(self, name: str, evaluation: dict):
         """Add an evaluation to eval.json."""
-        write_json(self.out / "eval.json", read_evaluations(self.out) | {name: evaluation})
+        if is_main():
+            write_json(self.out / "eval.json", read_evaluations(self.out) | {name: evaluation})
 
     def drop_later_rows(self, path: Path):
         """Keep the rows of a log up to the checkpoint, and those of recorded evaluations."""
@@ -255,6 +268,7 @@ class Run:
         return f"what '{self.out}' last saved stands; {again}"
 
     def request_stop(self, number, frame):
+        end_soon(number)
         # Between two phases there is nothing to save, and an evaluation is long.
         if self.stop_requested or not self.in_step:
             raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from nanotir.generation import Generation
 from nanotir.logps import autocast
 from nanotir.lora import merged
 from nanotir.model import Transformer
+from nanotir.processes import gather, share
 from nanotir.tokenizer import THOUGHT, Tokenizer
 from nanotir.tools.tool import Tool
 from nanotir.trajectory import Format, Trajectory
@@ -103,11 +104,15 @@ class Sampler:
         the model's. watch(row, kind, ids) is told of all that is appended and, as ("finish", []),
         of a row's end. (In format text it is told of a fence's ids before they are one, as words.)
         Once stop() is true, unfinished rows end as "cancelled". ValueError for a prompt that leaves
-        no room to answer.
+        no room to answer. Of several processes, each samples its share of the prompts, of which
+        alone its watch is told, and gets the rows of all.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
+        numbers = share(range(len(ids)))
+        own = [ids[number] for number in numbers]
         with autocast(self.model.embed.weight.device, self.config.bf16), merged(self.model):
-            return Generation(self, ids, n, seed, watch, tuple(force)).run(stop)
+            rows = Generation(self, own, n, seed, watch, tuple(force), numbers).run(stop)
+        return gather(rows, n)
 
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):
         """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.

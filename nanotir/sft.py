@@ -13,6 +13,7 @@ from nanotir import optim
 from nanotir.batches import micro_batches
 from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings, one_of
 from nanotir.logps import autocast, masked_logps
+from nanotir.processes import gather
 from nanotir.routing import Routing, router_loss
 from nanotir.trajectory import Trajectory
 
@@ -77,6 +78,7 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
             router_aux += balance
         micro_loss.backward()
     grad_norm = optim.step(model, optimizers, config.grad_clip)
+    loss, router_aux = map(sum, zip(*gather([(loss, router_aux)])))
     metrics = {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens}
     return metrics | ({"router_aux": router_aux} if routed else {})
 

@@ -38,6 +38,7 @@ from nanotir.logps import autocast, full
 from nanotir.losses import group_advantages
 from nanotir.metrics import mean, step_metrics
 from nanotir.problems import Problem
+from nanotir.processes import gather, once
 from nanotir.rewards import score
 from nanotir.rl import drawing_of, make_sampler, rescore, split
 from nanotir.rollout import hash_of
@@ -139,7 +140,7 @@ def force(run, sampler: Sampler, problems, K: int, seed: int) -> list[Explored]:
     for i, decision in enumerate(DECISIONS):
         tag = run.tokenizer.tags[decision]
         rows = sampler.generate(questions, K, seed + i, force=[tag])
-        rewards, parts = score(rows, asked, run.tokenizer, run.config.reward)
+        rewards, parts = once(score, rows, asked, run.tokenizer, run.config.reward)
         for n, found in enumerate(explored):
             group = slice(n * K, (n + 1) * K)
             first = rows[n * K]  # log pi(c|x) is the same in all K
@@ -195,7 +196,7 @@ def learn_to_decide(model, trajectories, targets: Tensor, settings, sampler: Sam
         loss = -(targets[micro.rows].to(device) * logps).sum() / len(prompts)
         loss.backward()
         total += loss.item()
-    return total
+    return sum(gather([total]))
 
 
 def after_decision(trajectory: Trajectory) -> Trajectory:

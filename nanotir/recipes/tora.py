@@ -29,6 +29,7 @@ from nanotir.checks import Part, Whole, check_settings
 from nanotir.demonstrate import act_out, answer_sentence, demonstrate
 from nanotir.lora import load_weights, weights_of
 from nanotir.problems import Problem
+from nanotir.processes import is_main, once
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
 from nanotir.room import demonstrations_with_room
@@ -155,7 +156,9 @@ def after_calls(solution, calls: int) -> list:
 
 def remembered(path: Path, make) -> list[Trajectory]:
     """What make() gives, or gave before the run was stopped. Calls are not kept."""
-    if not path.exists():
-        write_lines(path, [{**asdict(trajectory), "calls": []} for trajectory in make()])
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if not once(path.exists):
+        made = make()
+        if is_main():
+            write_lines(path, [{**asdict(trajectory), "calls": []} for trajectory in made])
+    rows = [json.loads(line) for line in once(path.read_text).splitlines()]
     return [Trajectory(**row | {"spans": [Span(**s) for s in row["spans"]]}) for row in rows]
