@@ -83,6 +83,7 @@ HOUSE = {
         "graphs.py": "decoding steps as CUDA graphs",
         "huggingface": "pretrained models, in and out",
         "turns.py": "how pretrained models talk",
+        "processes.py": "several processes train as one",
         "policy.py": "what a run trains and uses",
         "run.py": "a run, saved and resumed",
         "run_files.py": "what lies in its folder",
