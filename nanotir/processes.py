@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +37,7 @@ def joined() -> Iterator[None]:
         yield
         return
     die_with_parent()
+    end_soon_after_sigterm()
     gpus = torch.cuda.is_available()
     with connected():
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
@@ -132,13 +134,22 @@ def check_equal(model, *more):
         raise ValueError(f"the processes' weights differ: they need {alike}")
 
 
-def end_soon(number: int):
-    """After SIGTERM, end within GRACE seconds, whatever this process waits for.
+def end_soon_after_sigterm():
+    """Have SIGTERM end this process within GRACE seconds, whatever it waits for.
 
-    torchrun sends it to the others when a process has died: then no step is ever done.
+    torchrun sends it to the others when a process has died. Then their step may never be done, and
+    no handler runs in a main thread that waits for a GPU: so another thread sets the alarm.
     """
-    if number == signal.SIGTERM and count() > 1:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+
+    def watch():
+        while os.read(reader, 1)[0] != signal.SIGTERM:
+            pass
         signal.alarm(GRACE)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

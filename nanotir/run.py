@@ -28,7 +28,7 @@ from nanotir.held_out import watch
 from nanotir.lora import weights_of
 from nanotir.model import Transformer
 from nanotir.problems import Problem
-from nanotir.processes import check_equal, end_soon, gather, is_main
+from nanotir.processes import check_equal, gather, is_main
 from nanotir.run_files import (
     check_finite,
     check_free,
@@ -268,7 +268,6 @@ class Run:
         return f"what '{self.out}' last saved stands; {again}"
 
     def request_stop(self, number, frame):
-        end_soon(number)
         # Between two phases there is nothing to save, and an evaluation is long.
         if self.stop_requested or not self.in_step:
             raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from nanotir import processes, rl, rollout, sft
 from nanotir.config import parse
 from nanotir.demonstrate import TeacherConfig, demonstrate
 from nanotir.evaluate import EvalConfig, evaluate
+from nanotir.lora import adapt
 from nanotir.problems import load
 from nanotir.recipes import autocode
 from nanotir.rewards import RewardConfig
@@ -120,6 +121,12 @@ def experts(tokenizer):
     return small_model(len(tokenizer), n_experts=4)
 
 
+def adapted(tokenizer):
+    model = calling_transformer(tokenizer)
+    adapt(model, rank=2)
+    return model
+
+
 def all_work(tokenizer) -> dict:
     """Whatever a process does in training and in evaluation."""
     done = {}
@@ -128,6 +135,7 @@ def all_work(tokenizer) -> dict:
     # Experts are balanced within each micro-batch: here, in all processes, each is one row.
     alone = {"micro_batch_tokens": 1}
     done["dapo, experts"] = by_rl(tokenizer, experts(tokenizer), **alone)
+    done["dapo, adapters"] = by_rl(tokenizer, adapted(tokenizer))
     done["imitation"] = by_imitation(tokenizer, calling_transformer(tokenizer))
     done["imitation, experts"] = by_imitation(tokenizer, experts(tokenizer), **alone)
     done["autocode"] = by_autocode(tokenizer, small_model(len(tokenizer)))
@@ -164,7 +172,14 @@ def work(tokenizer, tmp_path_factory) -> dict:
     return done
 
 
-STEPS = [*VARIANTS, "dapo, experts", "imitation", "imitation, experts", "autocode"]
+STEPS = [
+    *VARIANTS,
+    "dapo, experts",
+    "dapo, adapters",
+    "imitation",
+    "imitation, experts",
+    "autocode",
+]
 
 
 TIMES = ("time", "seconds_rollout", "seconds_update")
@@ -265,6 +280,19 @@ def drifted(tokenizer):
 def test_one_bit_of_one_weight_that_differs_is_noticed_by_all(tokenizer, tmp_path):
     for said in in_processes(2, tmp_path, drifted, tokenizer):
         assert "the processes' weights differ" in said
+
+
+def deaf(tokenizer):
+    """A process that SIGTERM does not end, as while it waits for another one."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(60)
+
+
+def test_sigterm_ends_a_process_whatever_it_waits_for(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 1)
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGALRM"):
+        in_processes(2, tmp_path, deaf, tokenizer)
 
 
 # Whole runs, stopped and resumed.
