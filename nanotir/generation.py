@@ -107,8 +107,7 @@ class Generation:
 
     def seated(self, status: Status | None = None, first: int | None = None) -> list[Row]:
         """The rows in the slots, or in the first ones, in their order; or those of one status."""
-        slots = self.slots[:first]
-        return [row for row in slots if row and (status is None or row.status is status)]
+        return [row for row in self.slots[:first] if row and status in (None, row.status)]
 
     # Waiting -> decoding.
 
@@ -147,10 +146,8 @@ class Generation:
         if not rows:
             return
         histories = [row.trajectory.ids if row else [0] for row in self.slots[: self.live]]
-        last = [ids[-1] for ids in histories]
-        positions = [len(ids) - 1 for ids in histories]
-        logits = self.step(last, positions)  # (live, 1, V)
-        logits = logits[[row.slot for row in rows], -1]  # (B, V)
+        logits = self.step([ids[-1] for ids in histories], [len(ids) - 1 for ids in histories])
+        logits = logits[[row.slot for row in rows], -1]  # (live, 1, V) -> (B, V)
 
         lengths = [len(row.trajectory.ids) for row in rows]
         u = uniforms(self.seed, [row.index for row in rows], lengths)
