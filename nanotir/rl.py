@@ -130,9 +130,8 @@ def train(run):
         advantages = advantages_of(rollout.kept, trajectories, settings)
         updates = []
         for rows in shares:
-            batch = [trajectories[row] for row in rows]
-            A = advantages[rows]
-            updates.append(update(model, optimizer, batch, A, settings, how, reference))
+            given = ([trajectories[row] for row in rows], advantages[rows])
+            updates.append(update(model, optimizer, *given, settings, how, reference))
         exchange([trajectories[row] for row in sum(shares[:1], [])])
 
         # 7. Log, and save when it is time.
@@ -209,10 +208,9 @@ def update(
     how: Drawing,
     reference=None,
 ) -> dict:
-    """One optimiser step, in micro-batches that add up to one batch.
+    """One optimiser step, in micro-batches whose losses have one denominator: the whole update's.
 
-    Every micro-batch's loss is divided by what the whole update holds. Routers, if there are any,
-    learn to spread the load; the logged loss leaves that out.
+    Routers, if there are any, learn to spread the load; the logged loss leaves that out.
     """
     device = model.embed.weight.device
     num_active_tokens = active_tokens(trajectories, settings)
