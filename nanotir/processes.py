@@ -1,10 +1,13 @@
 """Several processes train one model: torch.distributed in a few functions.
 
     torchrun --nproc_per_node=4 train.py
+    torchrun --nproc_per_node=2 train.py --resume RUN
+    torchrun --nproc_per_node=4 -m -- nanotir.evaluate --run RUN
 
 Every process runs the same program and holds the same weights. It samples its share of the prompts,
 computes the gradient of its share of the rows, and then has what all have sampled and the sum of
-the gradients. So all take the same steps. Only the first process writes and prints.
+the gradients. So all take the same steps. Only the first process writes and prints. On several
+machines, torchrun's own flags say how they meet, and all must see the run folder.
 
 One process alone makes no group, and nothing here changes anything.
 """
@@ -43,8 +46,13 @@ def joined() -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
     if not is_main():
         sys.stdout = open(os.devnull, "w")
-    yield
-    dist.destroy_process_group()  # not after an error: the others may never come
+    error = True
+    try:
+        yield
+        error = False
+    finally:
+        if not (error and gpus):  # NCCL would wait for the others
+            dist.destroy_process_group()
 
 
 def count() -> int:
@@ -158,5 +166,5 @@ def connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        why = str(error).splitlines()[0]
+        why = str(error).split(". ")[0]
         raise ValueError(f"process {os.environ['RANK']} has lost the others ({why})") from None

@@ -75,7 +75,7 @@ RL = {"problems": 5, "group_size": 3, "refills": 2, "updates": 2, "steps": 2, "l
 VARIANTS = {
     "dapo": {"beta": 0.1, "entropy_coef": 0.01, "importance_cap": 2.0},
     "grpo": {"loss_type": "grpo", "ratio_level": "sequence", "dynamic": False, "updates": 1},
-    "dr_grpo": {"loss_type": "dr_grpo", "micro_batch_tokens": 60, "scale": "whiten"},
+    "dr_grpo": {"loss_type": "dr_grpo", "updates": 3, "micro_batch_tokens": 60, "scale": "whiten"},
     "counted": {"observations": "counted"},
     "fewer rows than processes": {"problems": 1, "group_size": 2, "dynamic": False},
 }
@@ -293,6 +293,15 @@ def test_sigterm_ends_a_process_whatever_it_waits_for(tokenizer, tmp_path, monke
     monkeypatch.setattr(processes, "GRACE", 1)
     with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGALRM"):
         in_processes(2, tmp_path, deaf, tokenizer)
+
+
+@pytest.mark.parametrize("name, here", [("cuda", "1 GPUs"), ("mps", "one mps")])
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch, name, here):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match=f"process 2 of a machine with {here}: start fewer"):
+        processes.own_device(name)
 
 
 # Whole runs, stopped and resumed.
