@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
@@ -395,15 +396,27 @@ def started(folder, n: int, *arguments) -> subprocess.Popen:
     )
 
 
-@pytest.fixture
-def running(tmp_path):
-    """(torchrun with two processes, its run folder, all processes that it has started)."""
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Three runs, (torchrun with two processes, its folder), started together to save time."""
     long = "--tools python --eval.problems 1 --sft.steps 100000".split()
-    with started(tmp_path, 2, *SHORT, *long, "--out", "run") as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
-        yield process, tmp_path / "run", below(process.pid)
-        process.kill()
+    folders = [tmp_path_factory.mktemp("torchrun") for _ in range(3)]
+    arguments = (2, *SHORT, *long, "--out", "run")
+    with ExitStack() as stack:
+        runs = [(stack.enter_context(started(f, *arguments)), f) for f in folders]
+        yield list(runs)
+        for process, _ in runs:
+            process.kill()
+
+
+@pytest.fixture
+def running(launched):
+    """(torchrun with two processes, its run folder, all processes that it has started)."""
+    process, folder = launched.pop()
+    metrics = folder / "run" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
+    yield process, folder / "run", below(process.pid)
+    process.kill()
 
 
 def end_of(process, started) -> tuple[float, str]:
