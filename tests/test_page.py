@@ -137,11 +137,11 @@ def test_the_page_fetches_nothing_and_runs_nothing(make_run):
 
 def test_the_page_of_a_long_run_is_small_and_says_what_it_leaves_out(make_run, tokenizer):
     group = [trace(tokenizer, words="1 " * 1000) for _ in range(20)]
-    traces = [{**row, "step": step} for step in range(40) for row in group]
-    folder = make_run(traces=traces, metrics=[metric(step) for step in range(20_000)])
+    traces = [{**row, "step": step} for step in range(25) for row in group]
+    folder = make_run(traces=traces, metrics=[metric(step) for step in range(10_000)])
     page = page_of(folder)
     assert len(page.encode()) < 3_000_000
-    assert "of 40 recorded groups are shown" in page
+    assert "of 25 recorded groups are shown" in page
     assert "12 of its 20 samples" in page
     assert "ids left out]" in page
 

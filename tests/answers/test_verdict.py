@@ -252,7 +252,7 @@ def test_no_text_raises_or_hangs():
     draw = random.Random(0)
     texts = [text for case in CASES for text in case[1:3]]
     texts = [text for text in texts if "9^9" not in text and "9^{9" not in text]
-    for k in range(5_000):
+    for k in range(2_500):
         text = draw.choice(texts)
         if k % 2:
             text = "".join(draw.choices(pieces, k=draw.randrange(1, 8)))
