@@ -170,17 +170,24 @@ def test_loaded_parameters_are_trained_in_fp32_and_tied_ones_are_one(tmp_path):
 
 
 def test_no_random_weights_are_drawn_for_a_model_that_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(Transformer, "reset_parameters", None)
-    load_pretrained(write_folder(tmp_path, "mixtral"))
+    folder = write_folder(tmp_path, "mixtral")
+    state = torch.get_rng_state()
+    model, _ = load_pretrained(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setattr(Transformer, "reset_parameters", None)  # an error, if it is called
+    again, _ = load_pretrained(folder)
+    assert torch.equal(again.embed.weight, model.embed.weight)
 
 
 def test_buffers_and_a_copy_of_a_tied_head_are_left_out(tmp_path):
-    write_folder(tmp_path, "llama")
+    plain, _ = load_pretrained(write_folder(tmp_path, "llama"))
     tensors = weights_of("llama")
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     (tmp_path / "model.safetensors").write_bytes(packed(tensors))
-    load_pretrained(tmp_path)
+    model, _ = load_pretrained(tmp_path)
+    for name, weight in plain.named_parameters():
+        assert torch.equal(model.get_parameter(name), weight)
 
 
 def test_a_model_with_adapters_is_not_half_saved(tmp_path, tokenizer):
