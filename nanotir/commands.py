@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, may_be_empty: Iterable[str] = ()):
         super().__init__(prog=prog, description=description, allow_abbrev=False)
         self.may_be_empty = may_be_empty
+        # argparse: what looks like a negative number is no flag. Nor is -5x, or -x^2.
+        self._negative_number_matcher = re.compile(r"-[\d.(\\]|-[a-z][^a-z=]")
 
     def parse_args(self, arguments=None):
         arguments = sys.argv[1:] if arguments is None else arguments

@@ -98,6 +98,11 @@ def test_words_without_quotes_are_a_question(ask):
     assert ask("What", "is", "2?") == ask("What is 2?") == ask(" What is 2? ")
 
 
+@pytest.mark.parametrize("word", ["-5x", "-.5", "-(2)", "-x^2", "-\\frac12"])
+def test_a_word_that_begins_with_a_minus_is_part_of_a_question(ask, word):
+    assert ask("x^2", word, "+", "6") == ask(f"x^2 {word} + 6")
+
+
 def piped(monkeypatch, text: str):
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
 
