@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 
 from nanotir.answers import equivalent, extract_answer, likely_answers
@@ -120,8 +121,19 @@ def program_accuracy(problems, groups) -> float:
     found = []
     for problem, group in zip(problems, groups):
         for t in group:
-            found.append(bool(t.calls) and says(t.calls[-1].result.output, problem.answer))
+            found.append(bool(t.calls) and says_answer(t.calls[-1].result.output, problem))
     return mean(found)
+
+
+def says_answer(output: str, problem: Problem) -> bool:
+    """Whether a tool's output says the answer to a problem.
+
+    Of several unknowns, as in "{x: 6, y: 2}", the value of the one that the question names by
+    itself counts: "What is x if 3x + 2y = 22 and ..?".
+    """
+    solution = re.findall(r"(\w+): ([^{}:,]+)[,}]", output) if output.startswith("{") else []
+    asked = [text for name, text in solution if re.search(rf"\b{name}\b", problem.question, re.I)]
+    return says(asked[0] if len(asked) == 1 else output, problem.answer)
 
 
 def says(output: str, gold: str) -> bool:

@@ -4,9 +4,17 @@ import json
 import pytest
 
 from nanotir import evaluate
-from nanotir.problems import Problem
-from nanotir.scores import maj_at_k, pass_at_k, says, statistics, table, wilson_interval
-from nanotir.tools import ToolResult
+from nanotir.problems import Problem, load
+from nanotir.scores import (
+    maj_at_k,
+    pass_at_k,
+    says,
+    says_answer,
+    statistics,
+    table,
+    wilson_interval,
+)
+from nanotir.tools import PythonTool, ToolResult
 from nanotir.trajectory import Call, Format
 
 # Estimates.
@@ -266,3 +274,24 @@ def test_program_accuracy_asks_whether_the_last_call_printed_the_gold_answer(
 )
 def test_a_program_says_its_answer_as_it_stands_in_a_list_or_in_a_sentence(output, gold, right):
     assert says(output, gold) == right
+
+
+@pytest.mark.parametrize(
+    "question, right",
+    [
+        ("What is x if 2x + 3y = 18 and 5x - 2y = 26?", True),
+        ("FIND X: 2X + 3Y = 18, 5X - 2Y = 26.", True),
+        ("What is y if 2x + 3y = 18 and 5x - 2y = 26?", False),
+        ("Find x and y: 2x + 3y = 18, 5x - 2y = 26.", False),
+        ("Solve 2x + 3y = 18, 5x - 2y = 26.", False),
+    ],
+)
+def test_of_several_unknowns_a_program_says_the_one_that_is_asked_for(question, right):
+    assert says_answer("{x: 6, y: 2}", Problem(question, "6")) == right
+
+
+def test_the_programs_of_linear_systems_say_their_answers():
+    with PythonTool() as tool:
+        for problem in load("generated:system", n=20):
+            program = dict(problem.solution)["python"]
+            assert says_answer(tool.run(program).output, problem)
