@@ -37,6 +37,7 @@ NOTHING = (
 
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
+    is_named = config.resume or config.out
     config = once(resolved, config)
     device = policy.use_device(config.device, config.threads)
 
@@ -67,7 +68,11 @@ def train(config: RunConfig):
         # What to imitate: a scripted teacher calls the real tools.
         run.demonstrations = taught(run)
 
-        # The run folder. From here on Ctrl-C saves, and --resume goes on.
+        # The run folder. From here on Ctrl-C saves, and --resume goes on. Another run that was
+        # started at the same time may have taken its number.
+        if not is_named:
+            config.out = once(new_folder, config)
+            run.out = Path(config.out)
         stack.enter_context(run if config.resume else run.create())
         print(f"{run}\n{memory}")
         evaluate_run(run, "before")

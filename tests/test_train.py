@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from nanotir.config import RunConfig
+from nanotir.config import RunConfig, parse
 from nanotir.policy import load_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -230,3 +230,19 @@ def test_folders_of_runs_without_a_name_are_numbered(desk):
     for number in (1, 2, 3):
         assert train.new_folder(RunConfig()) == f"runs/tapo-tiny-{number}"
         (desk / "runs" / f"tapo-tiny-{number}").mkdir(parents=True)
+
+
+def test_of_two_runs_without_a_name_the_slower_one_takes_the_next_number(desk, monkeypatch):
+    def slow(run):
+        (desk / "runs" / "tapo-probe-1").mkdir(parents=True)  # by another run
+        return []
+
+    def stop(run, when):
+        raise ValueError(run.out)
+
+    monkeypatch.setattr(train, "taught", slow)
+    monkeypatch.setattr(train, "evaluate_run", stop)
+    with pytest.raises(ValueError, match="runs/tapo-probe-2"):
+        train.train(parse(SHORT))
+    config = json.loads((desk / "runs" / "tapo-probe-2" / "config.json").read_text())
+    assert config["out"] == "runs/tapo-probe-2"
