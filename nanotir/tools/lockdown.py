@@ -195,6 +195,7 @@ DENIED = [
     ("sched_setparam sched_setscheduler sched_setattr", [142, 144, 314], [118, 119, 274]),
     ("sched_setaffinity ioprio_set", [203, 251], [122, 30]),
     ("truncate removexattr lremovexattr fremovexattr", [76, 197, 198, 199], [45, 14, 15, 16]),
+    ("flock", [73], [32]),  # on a library file it can be seen by other calls
     ("unshare setns mount umount2", [272, 308, 165, 166], [97, 268, 40, 39]),
     ("bpf perf_event_open userfaultfd", [321, 298, 323], [280, 241, 282]),
     ("io_uring_setup io_setup", [425, 206], [425, 0]),

@@ -70,6 +70,7 @@ SECCOMP = [
     "import os\nif not hasattr(os, 'unshare'): raise PermissionError\nos.unshare(0x10000000)",
     LIBRARY + "fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)",
     LIBRARY + "fcntl.fcntl(fd, fcntl.F_NOTIFY, fcntl.DN_ACCESS)",
+    LIBRARY + "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
     LIBRARY + "fcntl.fcntl(fd, 1036, bytes(8))",  # F_SET_RW_HINT
     LIBRARY + "fcntl.ioctl(fd, 0x40087602, bytes(8))",  # FS_IOC_SETVERSION
     LIBRARY + "fcntl.ioctl(fd, 0x80086601, bytes(8))",  # FS_IOC_GETFLAGS
