@@ -188,7 +188,6 @@ def same_relation(a: tuple, b: tuple) -> bool:
 
 # Sets of real numbers: intervals, unions, single points, inequalities in one unknown.
 # The numbers in two sets cut the line into places: each number is one, and each gap between two.
-# A set is a set of places, so that Python compares them.
 
 
 def same_sets(p: tuple, g: tuple) -> bool | None:
@@ -198,7 +197,8 @@ def same_sets(p: tuple, g: tuple) -> bool | None:
         return None
     try:
         line = places((p, g))
-        return members(p, line) == members(g, line) and not (all(names) and names[0] != names[1])
+        left, right = ([has(tree, x, line) for x in range(line[OO])] for tree in (p, g))
+        return left == right and not (all(names) and names[0] != names[1])
     except KeyError:
         return None
 
@@ -221,35 +221,34 @@ def places(trees: tuple) -> dict:
     return found | {OO: place + 2, negative(OO): -1}
 
 
-def members(tree: tuple, line: dict) -> set[int]:
-    """Return the places in a set; raise KeyError for other trees."""
+def has(tree: tuple, x: int, line: dict) -> bool:
+    """Whether a set has the place x; raise KeyError for other trees."""
     kind, *parts = tree
-    everything = set(range(line[OO]))
     if tree == REALS:
-        return everything
+        return True
     if kind == "set":
-        return {line[part] for part in parts}
+        return x in [line[part] for part in parts]
     if kind == "seq" and len(parts) == 3 and parts[0][0] in "([":
-        low, high = line[parts[1]] + (parts[0][0] == "("), line[parts[2]] + (parts[0][1] == "]")
-        return everything.intersection(range(low, high))
-    if kind == "rel":
-        return everything.intersection(*(solutions(*link, line) for link in links(tree)))
-    if kind not in ("cup", "cap", "minus", "list", "or"):
+        brackets, low, high = parts
+        return line[low] + (brackets[0] == "(") <= x < line[high] + (brackets[1] == "]")
+    if kind not in ("rel", "cup", "cap", "minus", "list", "or"):
         raise KeyError(kind)
-    sets = [members(part, line) for part in parts]
+    if kind == "rel":
+        inside = [solves(x, *link, line) for link in links(tree)]
+    else:
+        inside = [has(part, x, line) for part in parts]
     if kind == "minus":
-        return sets[0] - sets[1]
+        return inside[0] and not inside[1]
     # "x < 1, x > 2" says "or", since no x is both.
-    both = everything.intersection(*sets) if kind in ("cap", "list") else set()
-    return both or set().union(*sets)
+    if kind == "list" and not any(has(("cap", *parts), y, line) for y in range(line[OO])):
+        kind = "or"
+    return any(inside) if kind in ("cup", "or") else all(inside)
 
 
-def solutions(sign: str, left: tuple, right: tuple, line: dict) -> set[int]:
-    """Return the places of x < a, a < x, x = a, x in S and the like."""
+def solves(x: int, sign: str, left: tuple, right: tuple, line: dict) -> bool:
+    """Whether the place x solves x < a, a < x, x = a, x in S and the like."""
     if sign == "in" and left[0] == "sym":
-        return members(right, line)
-    sides = [None if side[0] == "sym" else line[side] for side in (left, right)]
-    if sides.count(None) != 1:
+        return has(right, x, line)
+    if (left[0] == "sym") == (right[0] == "sym"):
         raise KeyError(sign)
-    low, high = (range(line[OO]) if side is None else [side] * line[OO] for side in sides)
-    return {place for place, *pair in zip(range(line[OO]), low, high) if COMPARED[sign](*pair)}
+    return COMPARED[sign](*(x if side[0] == "sym" else line[side] for side in (left, right)))

@@ -39,15 +39,12 @@ def extract_answer(text: str) -> str | None:
     # Where there is an <answer> tag, only what it holds counts.
     _, tag, tagged = text.rpartition("<answer>")
     tagged = tagged.partition("</answer>")[0].strip() if tag else ""
-    text = tagged or text
-    box = last_box(text)
+    box = last_box(tagged or text)
     if box is not None:
         return box
-    text = re.sub(r"\*\*|__|`", "", text)
-    starts = [mark.end() for mark in MARK.finditer(text)]
-    if starts:
-        return named_answer(text[starts[-1] : starts[-1] + MAX_SENTENCE])
-    return tagged or None
+    text = re.sub(r"\*\*|__|`", "", tagged or text)
+    *_, start = [None, *(mark.end() for mark in MARK.finditer(text))]
+    return named_answer(text[start : start + MAX_SENTENCE]) if start else tagged or None
 
 
 def likely_answers(text: str) -> list[str]:
@@ -64,11 +61,6 @@ def likely_answers(text: str) -> list[str]:
 
 def words_of(text: str) -> str:
     """Return the text without thoughts, code, and what a tool printed."""
-    return FENCE.sub(" ", without_blocks(text))
-
-
-def without_blocks(text: str) -> str:
-    """Return the text without what stands in the tags of thoughts and tools."""
     tags = list(TAG.finditer(text))
     last_end = {tag[2]: tag.start() for tag in tags if tag[1]}
     kept, start, block = [], 0, None
@@ -83,7 +75,7 @@ def without_blocks(text: str) -> str:
             if is_closed or name in CUT_OFF or text.startswith("\n", tag.end()):
                 kept.append(text[start : tag.start()])
                 block = name
-    return " ".join(kept if block else [*kept, text[start:]])
+    return FENCE.sub(" ", " ".join(kept if block else [*kept, text[start:]]))
 
 
 def last_box(text: str) -> str | None:

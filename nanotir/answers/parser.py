@@ -23,11 +23,10 @@ FLAT = ("+", "*", "list", "or", "&", "\\\\")  # trees that may have more than tw
 CLOSERS = {"(": (")", "]"), "[": (")", "]"), "<(": (")>",), "\\{": ("\\}",), "|": ("|",)}
 CLOSERS |= {"{": ("}",), "lfloor": ("rfloor",), "lceil": ("rceil",)}
 ENCLOSED = {"|": "abs", "lfloor": "floor", "lceil": "ceil"}
-FACTORS = ("sym", "const", "unit", "fn", "{", "frac", "binom", "(", "[", "lfloor", "lceil")
+FACTORS = ("sym", "const", "unit", "fn", "root", "{", "frac", "binom", "(", "[", "lfloor", "lceil")
 OPERANDS = ("num", "text", "set", "begin", *FACTORS, *CLOSERS, *SIGNS)
 # After these a number is a factor: 2^3 3^2, i4, $5. But "3 4" is no product.
 BEFORE_NUMBER = ("!", "}", ")", "i", "pi", "dollar", "euro", "pound")
-SECOND = {"sqrt": num(2), "cbrt": num(3), "lg": num(10)}  # the second argument of a root or log
 
 
 @functools.lru_cache(maxsize=1024)  # a gold answer is read once for all that are compared with it
@@ -120,10 +119,10 @@ class Parser:
             return quotient(a, b) if kind == "frac" else ("binom", a, b)
         if kind == "text":
             # Words are an answer of their own, with the numbers and names among them.
-            while word := self.take("text", "num", "sym", "const", "unit", "fn", "-"):
+            while word := self.take("text", "num", "sym", "const", "unit", "fn", "root", "-"):
                 value += f" {str(word[-1]).lower()}"
             return ("text", value)
-        rules = {"begin": self.matrix, "fn": self.function, "sym": self.called}
+        rules = {"begin": self.matrix, "fn": self.function, "root": self.root, "sym": self.called}
         return rules[kind](value) if kind in rules else token[:3]
 
     def called(self, name: str) -> tuple:
@@ -168,33 +167,30 @@ class Parser:
             return ("seq", "()", *rows)
         return ("seq", "matrix", *(("seq", "row", *row) for row in cells))
 
+    def root(self, name: str) -> tuple:
+        """sqrt x, sqrt[3]{x}."""
+        n = num(2 if name == "sqrt" else 3)
+        if self.take("["):
+            n, _ = self.expression(), self.need("]")
+        return ("^", self.operand(), ("^", n, num(-1)))
+
     def function(self, name: str) -> tuple:
-        """sin x, sin^2 x, sin^{-1} x, sin(x) y, log_2 8, sqrt[3]{x}, max(1, 2)."""
-        is_root, second, power = name in ("sqrt", "cbrt"), SECOND.get(name), None
-        if name == "sqrt" and self.take("["):
-            second, _ = self.expression(), self.need("]")
-        if self.take("_"):
-            second = self.operand()
-        if not is_root and self.take("^"):
-            power = self.expression(LEVELS["^"])
+        """sin x, sin^2 x, sin^{-1} x, sin(x) y, log_2 8, max(1, 2)."""
+        base = self.operand() if self.take("_") else num(10) if name == "lg" else None
+        power = self.expression(LEVELS["^"]) if self.take("^") else None
         if power == negative(num(1)) and f"a{name}" in WORDS["fn"]:
             name, power = f"a{name}", None
         # The argument stands in brackets, or goes up to the next function or sign.
-        is_long = not is_root and not self.see("(", "{")
+        is_long = not self.see("(", "{")
         tree = self.expression(RIGHT["*"]) if is_long else self.operand()
-        while is_long and self.starts_factor() and not self.see("fn"):
+        while is_long and self.starts_factor() and not self.see("fn", "root"):
             tree = ("*", tree, self.expression(RIGHT["*"]))
-        name = "log" if name == "lg" else name
         arguments = tree[2:] if tree[:2] == ("seq", "()") else (tree,)
-        if len(arguments) > 1 and name not in ("max", "min", "gcd", "lcm"):
+        several = len(arguments) > 1 and name not in ("max", "min", "gcd", "lcm")
+        if several or base and name not in ("log", "lg"):
             fail(name)
-        tree = (name, *arguments)
-        if is_root:
-            tree = ("^", tree[1], ("^", second, num(-1)))
-        elif name == "exp":
-            tree = ("^", ("const", "e"), tree[1])
-        elif second:
-            tree = quotient(tree, (name, second)) if name == "log" else fail(name)
+        tree = quotient(("log", *arguments), ("log", base)) if base else (name, *arguments)
+        tree = ("^", ("const", "e"), *arguments) if name == "exp" else tree
         return ("^", tree, power) if power else tree
 
 

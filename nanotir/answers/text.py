@@ -15,10 +15,8 @@ from nanotir.answers.trees import fail, num
 def read_words() -> dict[str, dict[str, str]]:
     """Return, for each kind of words, what is written -> the name that it stands for."""
     words = {}
-    for line in Path(__file__).with_name("words.txt").read_text(encoding="utf-8").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        kind, _, names = line.partition(": ")
+    text = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
+    for kind, names in re.findall(r"^(\w+): (.*)", text, re.M):
         for name, *others in map(str.split, names.split("; ")):
             words.setdefault(kind, {}).update(dict.fromkeys((name, *others), name))
     return words
@@ -28,7 +26,7 @@ WORDS = read_words()
 # A command of LaTeX -> its token.
 COMMANDS = {name: (sign,) for name, sign in WORDS["sign"].items()}
 COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
-for kind in ("fn", "const", "sym"):
+for kind in ("fn", "root", "const", "sym"):
     COMMANDS |= {name: (kind, ours) for name, ours in WORDS[kind].items()}
 OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
@@ -46,24 +44,20 @@ FONT = (
 # What is written -> how the tokenizer reads it, in this order.
 RULES = (
     (r"\\\\ ?\[[^\[\]]{1,9}\]", r"\\\\"),  # \\[1mm]
-    (r"(?<!\\)\\[()\[\]]|\$", " "),  # math delimiters
-    (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+", " "),
-    (r"\\(?:left|right|[bB]igg?[lrm]?|(?:display|text)style|(?:no)?limits)(?![a-zA-Z])", ""),
-    (r"\\(?:(?:tri)?angle|bf|rm|it)(?![a-zA-Z])|\\! ?", ""),
+    (r"(?:(?<!\\)\\[,;: ()\[\]]|[$~\s]|\\q?quad(?![a-zA-Z]))+", " "),  # also math delimiters
+    (r"\\(?:left|right|[bB]igg?[lrm]?|\w+style|limits|(?:tri)?angle|bf|rm|it)(?![a-zA-Z])", ""),
+    (r"\\! ?|\\\\ ?(?=\\end)", ""),
     (r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)", "°"),
     (r"(?<=[\d}]) ?\\approx.*", ""),  # of "1/3 \approx 0.33" the first is the answer
     (r" ?\{ ?([,:]) ?\} ?", r"\1"),
-    (r"\\\\ ?(?=\\end)", ""),
     (r"\\[cdt](?=frac|binom)", r"\\"),
     (r"\\(frac|binom) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),
-    (r"\b([apAP])\. ?([mM])\b\.?", r"\1\2"),
-    (r"\bper cent\b", "percent"),
+    (r"\b([apAP])\. ?([mM])\b\.?|\b(per) (cent)\b", r"\1\2\3\4"),
     (r"\bE(?= ?\*\*)", "e"),  # the notation of computer algebra
     (r"\\(?:overline|overrightarrow|bar|vec|hat) ?\{ ?([A-Za-z]+) ?\}", r"\1"),
     (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
     (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
-    (FONT, r'"\1"'),
-    (FONT, r'"\1"'),
+    *[(FONT, r'"\1"')] * 2,  # also within another
 )
 TOKEN = re.compile(
     r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
@@ -86,13 +80,10 @@ def spelled(sign: str) -> str:
         return {"Cf": "", "Zs": " ", "Pd": "-"}[kind]
     if tag == "<fraction":
         return "\\frac{" + plain.replace("⁄", "}{") + "} "
-    if plain != sign:
-        plain = "".join(map(spelled, plain))
-        # The marks let neighbours join: x¹² is x^{12}.
-        mark = {"<super": "^", "<sub": "_"}.get(tag)
-        return f"{mark}{{{plain}\ue000}}" if mark else plain
-    script, _, letter = unicodedata.name(sign, "").partition(" SMALL LETTER ")
-    return f"\\{letter.lower()} " if script == "GREEK" and letter.isalpha() else sign
+    plain = "".join(map(spelled, plain)) if plain != sign else sign
+    # The marks let neighbours join: x¹² is x^{12}.
+    mark = {"<super": "^", "<sub": "_"}.get(tag)
+    return f"{mark}{{{plain}\ue000}}" if mark else plain
 
 
 @functools.lru_cache(maxsize=1024)
@@ -191,7 +182,7 @@ def meaning(run: str, lower: str, in_text: bool) -> list[tuple]:
     if lower in ("or", "and"):
         return [(",", lower)]
     token = COMMANDS.get(run, ("text", lower))
-    if token[0] in ("fn", "const") or token[0] == "sym" and not in_text:
+    if token[0] in ("fn", "root", "const") or token[0] == "sym" and not in_text:
         return [token]
     # AB is the name of a segment, ab is a product.
     if 1 < len(run) < 4 and run.isupper() and lower not in WORDS["word"]:

@@ -5,9 +5,8 @@ or agree to so many that they must be equal: a number written with integers, roo
 is 0 or larger than a bound (Burnikel et al., ESA 2001). We use it for other functions as well.
 """
 
-import functools
+import contextlib
 import math
-import operator
 import random
 from fractions import Fraction
 
@@ -16,17 +15,14 @@ from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
 MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
-FOLDS = {"+": operator.add, "*": operator.mul}
+FOLDS = {"+": sum, "*": math.prod}
 COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
 EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
 MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs"}  # names that are not ours
-CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180)}
-RATIONAL_UNITS = {"%": Fraction(1, 100), "percent": Fraction(1, 100), "rad": Fraction(1)}
+# The value of a name: a constant of mpmath, or 1, over an integer.
+CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180), "rad": ("", 1)}
+CONSTANTS |= {"%": ("", 100), "percent": ("", 100)}
 KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *WORDS["fn"]}
-
-
-class Undefined(ArithmeticError):
-    """The expression has no value here, or none that this module computes."""
 
 
 def equal_values(p: tuple, g: tuple) -> bool:
@@ -37,12 +33,10 @@ def equal_values(p: tuple, g: tuple) -> bool:
     for k in range(6 if unknowns(g) else 1):
         # The first three points are positive. At the others all must be real on the way, since a
         # root or a logarithm of a negative number has several complex values.
-        try:
+        with contextlib.suppress(ArithmeticError):
             if not equal_at(p, g, random_point((p, g), k, signs=k > 2), real=k > 2):
                 return False
             agreed = True
-        except Undefined:
-            continue
     return agreed
 
 
@@ -96,7 +90,7 @@ def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
     """Return the value of a rational expression; None of any other."""
     try:
         return value(tree, at or {})
-    except Undefined:
+    except ArithmeticError:
         return None
 
 
@@ -106,35 +100,36 @@ def approximate(tree: tuple, at: dict | None = None, real: bool = True) -> float
         context = mpmath_context(170) if exact(tree, at) is None else None
         number = value(tree, at or {}, context, real)
         return float(number.real if real else abs(number))
-    except Undefined:
+    except ArithmeticError:
         return None
 
 
 def value(tree: tuple, at: dict, context=None, real: bool = False):
-    """Return the value where the unknowns are `at` these places: a Fraction if it is rational."""
+    """Return the value where the unknowns are `at` these places: a Fraction if it is rational.
+
+    Raise ArithmeticError if there is none, or none that is computed here.
+    """
     kind, *parts = tree
-    if kind in ("num", "sym") and parts[0] in (at if kind == "sym" else parts):
-        return parts[0] if kind == "num" else at[parts[0]]
-    if kind == "unit" and parts[0] in RATIONAL_UNITS:
-        return RATIONAL_UNITS[parts[0]]
     try:
-        if kind in ("const", "unit"):
+        if kind in ("num", "sym"):
+            result = parts[0] if kind == "num" else at[parts[0]]
+        elif kind in ("const", "unit"):
             name, divisor = CONSTANTS[parts[0]]
-            result = getattr(context, name) / divisor
+            result = getattr(context, name) / divisor if name else Fraction(1, divisor)
         else:
             parts = [value(part, at, context, real) for part in parts] if kind in KINDS else []
             result = computed(kind, parts, context)
-    except (AttributeError, KeyError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise Undefined(kind) from error
+    except (AttributeError, KeyError, ValueError, TypeError) as error:
+        raise ArithmeticError(kind) from error
     if not isinstance(result, Fraction) and not context.isfinite(result) or real and result.imag:
-        raise Undefined("infinite, not a number or complex")
+        raise ArithmeticError("infinite, not a number or complex")
     return result
 
 
 def computed(kind: str, arguments: list, context):
     """Return the value of an operation or a function, exactly if possible."""
     if kind in FOLDS:
-        return functools.reduce(FOLDS[kind], arguments)
+        return FOLDS[kind](arguments)
     if kind == "^":
         return power(*arguments, context)
     is_exact = all(isinstance(x, Fraction) for x in arguments)
@@ -145,7 +140,7 @@ def computed(kind: str, arguments: list, context):
         return Fraction(EXACT[kind](*arguments))
     numbers = [context.convert(x) for x in arguments]
     if kind in EXACT and kind != "abs" and any(x.imag for x in numbers):
-        raise Undefined(kind)
+        raise ArithmeticError(kind)
     function = EXACT[kind] if kind in ("max", "min") else getattr(context, MPMATH.get(kind, kind))
     return function(*numbers)
 
