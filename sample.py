@@ -15,8 +15,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from nanotir.checks import Count, Seed
 from nanotir.commands import Parser, number, one_line
 from nanotir.policy import load_run, use_device
@@ -86,7 +84,6 @@ def make_sampler(folder, options) -> tuple[dict, Sampler]:
     """The run's config, and a sampler of its model."""
     given = {"device": use_device(options.device), "best": options.best, "data": str}
     config, model, tokenizer, format, tools = load_run(folder, **given)
-    torch.set_num_threads(config["threads"])
     temperature = options.temperature
     if temperature is None:
         temperature = float(options.n > 1)

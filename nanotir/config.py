@@ -60,7 +60,7 @@ class RunConfig:
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
-    threads: Threads = 1  # CPU threads; more than one pays only on an idle machine
+    threads: Threads = 2  # CPU cores of one process: so many micro-batches are computed at a time
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

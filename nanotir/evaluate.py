@@ -9,8 +9,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from nanotir.checks import Count, Seed, Whole, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
 from nanotir.held_out import at_the_end, generate_with_bar
@@ -149,7 +147,6 @@ def main(arguments=None):
         device = use_device(options.device)
         given = {"device": device, "best": options.best, **USED}
         config, model, tokenizer, format, tools = load_run(options.run, **given)
-        torch.set_num_threads(config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed

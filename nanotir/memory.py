@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from nanotir import threads
 from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_logps
 from nanotir.model import ModelConfig
 from nanotir.processes import on_this_machine
@@ -144,12 +145,17 @@ def training_parts(model, config, settings, prompt: int, moments: float) -> dict
         activations, logits = checkpointed(m, sizes, tokens, activations, logits)
     trained = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
     rounded = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
+    if cuda:
+        activations = max(activations, trained - logits)  # or AdamW's
+    n = (
+        threads.at_a_time
+    )  # of several micro-batches, each has its gradients, and there is their sum
     return {
         "weights": bytes_of(model.parameters()) + rounded,
-        "gradients": trained,
+        "gradients": trained if n == 1 else (n + 1) * trained,
         "moments": moments,
-        "activations": max(activations, trained - logits) if cuda else activations,  # or AdamW's
-        "logits": logits,
+        "activations": n * activations,
+        "logits": n * logits,
     }
 
 

@@ -14,7 +14,7 @@ from nanotir.lora import WEIGHTS, adapt
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import Problem
 from nanotir.problems.sources import is_generated
-from nanotir.processes import own_device
+from nanotir.processes import count, own_device
 from nanotir.run_files import (
     check_types,
     load_state,
@@ -25,6 +25,7 @@ from nanotir.run_files import (
     reading,
 )
 from nanotir.sampler import SamplerConfig
+from nanotir.threads import use_threads
 from nanotir.tokenizer import Tokenizer
 from nanotir.tools import TOOLS, Tool
 from nanotir.trajectory import Format
@@ -43,7 +44,7 @@ def use_device(name: str, threads: int = 1) -> torch.device:
     one_of("device", name, here)
     if not here[name]:
         raise ValueError(f"there is no device {name} here: add --device cpu")
-    torch.set_num_threads(threads)
+    use_threads(threads if name == "cpu" and count() == 1 else 1)
     # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
     torch.backends.cuda.enable_cudnn_sdp(False)
     return own_device(name)

@@ -38,6 +38,7 @@ from nanotir.processes import gather
 from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Drawing, Sampler, drawing_of
+from nanotir.threads import backpropagate, each
 from nanotir.trajectory import Trajectory
 
 
@@ -155,7 +156,6 @@ def make_sampler(run, **changes) -> Sampler:
     return Sampler(run.model, run.tokenizer, run.tools, run.format, config)
 
 
-@torch.no_grad()
 def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Drawing) -> float:
     """Fill in old_logps, the trainer's. Returns their largest_gap from the sampler's.
 
@@ -163,10 +163,14 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
     do, in their last bits, and so does the difference: two equal runs may log another one.
     """
     device = model.embed.weight.device
-    for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
-        with autocast(device, settings.bf16):
+
+    def rescore_one(micro):
+        with autocast(device, settings.bf16), torch.no_grad():
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
         keep(trajectories, micro, logps)
+
+    micros = micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device)
+    list(each(rescore_one, micros))
     exchange(trajectories)
     return largest_gap(trajectories)
 
@@ -215,13 +219,13 @@ def update(
     device = model.embed.weight.device
     num_active_tokens = active_tokens(trajectories, settings)
     num_tokens = sum(len(t.ids) - 1 for t in trajectories)  # nothing follows the last id
-    loss, router_aux, seen = 0.0, 0.0, []
-    for micro in micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device):
+
+    def loss_of(micro):
         routing = Routing() if model.config.n_experts else None
         with autocast(device, settings.bf16):
             logps, entropy = policy_logps(model, micro, settings, how, routing)
             old_logps = logps_before(trajectories, micro, logps)
-            micro_loss, metrics = policy_loss(
+            loss, metrics = policy_loss(
                 logps,
                 old_logps,
                 advantages[micro.rows].to(device),
@@ -233,17 +237,15 @@ def update(
                 num_rows=len(trajectories),
                 **vars(settings.loss_options(how.max_new_tokens)),
             )
-        loss += micro_loss.item()
-        if routing:
-            balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
-            micro_loss = micro_loss + balanced
-            router_aux += balance
-        micro_loss.backward()
-        seen.append(metrics)
+        balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
+        return loss + balanced, (loss.item(), balance, metrics)
+
+    micros = micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device)
+    seen = gather(backpropagate(model, loss_of, micros))
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
-    loss, router_aux = map(sum, zip(*gather([(loss, router_aux)])))
-    metrics = {"loss": loss, "grad_norm": grad_norm, **combine_metrics(gather(seen))}
-    return metrics | ({"router_aux": router_aux} if model.config.n_experts else {})
+    losses, balances, metrics = zip(*seen)
+    metrics = {"loss": sum(losses), "grad_norm": grad_norm, **combine_metrics(metrics)}
+    return metrics | ({"router_aux": sum(balances)} if model.config.n_experts else {})
 
 
 def logps_before(trajectories: list[Trajectory], micro: Batch, logps: Tensor) -> Tensor:

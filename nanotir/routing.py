@@ -48,13 +48,16 @@ def router_z_loss(routing: Routing, real: Tensor) -> Tensor:
     return torch.stack(means).mean()
 
 
-def router_loss(routing: Routing, real: Tensor, num_tokens: int, config: ModelConfig):
+def router_loss(routing: Routing | None, real: Tensor, num_tokens: int, config: ModelConfig):
     """(a micro-batch's part of both losses, weighted; its part of the load-balancing loss alone).
 
+    Both are 0 for a model without experts, where `routing` is None.
     Its part is its share of the step's num_tokens. So the z-loss adds up to that of one batch. The
     load-balancing loss does not quite: it is a product of two means, and asks every micro-batch to
     be balanced in itself.
     """
+    if routing is None:
+        return 0.0, 0.0
     balance = load_balancing_loss(routing, real)
     share = real.sum() / num_tokens
     z_loss = router_z_loss(routing, real)

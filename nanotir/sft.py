@@ -15,6 +15,7 @@ from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings
 from nanotir.logps import autocast, masked_logps
 from nanotir.processes import gather
 from nanotir.routing import Routing, router_loss
+from nanotir.threads import backpropagate
 from nanotir.trajectory import Trajectory
 
 
@@ -64,21 +65,20 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
     device = model.embed.weight.device
     num_active_tokens = sum(t.new_tokens for t in batch)  # one denominator for the whole step
     num_tokens = sum(len(t.ids) - 1 for t in batch)  # nothing follows the last id
-    loss, router_aux = 0.0, 0.0
     routed = model.config.n_experts > 0
-    for micro in micro_batches(batch, pad_id, config.micro_batch_tokens, device):
+
+    def loss_of(micro):
         routing = Routing() if routed else None
         with autocast(device, config.bf16):
             logps, _ = masked_logps(model, micro.ids, micro.mask, routing=routing)
-        micro_loss = -logps.sum() / num_active_tokens
-        loss += micro_loss.item()
-        if routed:
-            balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
-            micro_loss = micro_loss + balanced
-            router_aux += balance
-        micro_loss.backward()
+        loss = -logps.sum() / num_active_tokens
+        balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
+        return loss + balanced, (loss.item(), balance)
+
+    micros = micro_batches(batch, pad_id, config.micro_batch_tokens, device)
+    losses = backpropagate(model, loss_of, micros)
     grad_norm = optim.step(model, optimizers, config.grad_clip)
-    loss, router_aux = map(sum, zip(*gather([(loss, router_aux)])))
+    loss, router_aux = map(sum, zip(*gather(losses)))
     metrics = {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens}
     return metrics | ({"router_aux": router_aux} if routed else {})
 

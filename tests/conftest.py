@@ -13,7 +13,7 @@ import torch.nn as nn
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported: run kernels in Python
 
-from nanotir import config, policy
+from nanotir import config, policy, threads
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.problems import load
@@ -28,6 +28,12 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--smollm2", metavar="FOLDER", help="SmolLM2-135M-Instruct, with reference.pt")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Whatever a run set before."""
+    threads.use_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -84,6 +84,7 @@ HOUSE = {
         "huggingface": "pretrained models, in and out",
         "turns.py": "how pretrained models talk",
         "processes.py": "several processes train as one",
+        "threads.py": "micro-batches side by side",
         "policy.py": "what a run trains and uses",
         "run.py": "a run, saved and resumed",
         "run_files.py": "what lies in its folder",

@@ -51,7 +51,7 @@ def number_of_calls(row: dict) -> int:
 def sample(folder: Path, prompts: list[str], n: int, seed: int) -> list[list[tuple]]:
     """Sample n rows a prompt with the run's model: the (state, start, end) pieces of each row."""
     config, model, tokenizer, format, tools = load_run(folder)
-    torch.set_num_threads(config["threads"])
+    torch.set_num_threads(1)
     settings = SamplerConfig(**config["sampler"])
     with ExitStack() as stack:
         slow = [stack.enter_context(SlowTool(tool)) for tool in tools]

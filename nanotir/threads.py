@@ -1,0 +1,59 @@
+"""Several cores for one process: threads that compute whole micro-batches side by side.
+
+PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
+on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
+is computed does not depend on the number of threads, not in a bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+_pool: ThreadPoolExecutor | None = None
+at_a_time = 1
+
+
+def use_threads(number: int):
+    """From here on, `each` computes so many things at a time, each on one core."""
+    global _pool, at_a_time
+    torch.set_num_threads(1)
+    one_core = {"initializer": torch.set_num_threads, "initargs": (1,)}
+    _pool = ThreadPoolExecutor(number, **one_core) if number > 1 else None
+    at_a_time = number
+
+
+def each(function: Callable, items: Iterable) -> Iterator:
+    """function(item) of all items, in their order.
+
+    A thread starts with the modes of PyTorch's defaults: `function` itself has to set no_grad.
+    """
+    return _pool.map(function, items) if _pool else map(function, items)
+
+
+def backpropagate(model, loss_of: Callable, micros: Iterable) -> list:
+    """Add up the gradients of all micro-batches; loss_of(micro) is (loss, what else to return)."""
+    if not _pool:
+        return [_backward(*loss_of(micro)) for micro in micros]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+
+    def gradients_of(micro):
+        loss, more = loss_of(micro)
+        return torch.autograd.grad(loss, weights, allow_unused=True), more
+
+    seen = []
+    for gradients, more in each(gradients_of, micros):  # in order, so the sums are always the same
+        for weight, gradient in zip(weights, gradients):
+            if weight.grad is None:
+                weight.grad = gradient
+            elif gradient is not None:
+                weight.grad += gradient
+        seen.append(more)
+    return seen
+
+
+def _backward(loss, more):
+    loss.backward()
+    return more
