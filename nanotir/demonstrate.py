@@ -118,10 +118,13 @@ def act_out(
 def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece, ToolResult]:
     # A dict drops equal calls, so each call runs once. The tools run many calls at the same time.
     calls = dict.fromkeys(piece for pieces in scripts for piece in pieces if piece[0] in tools)
-    futures = {(kind, text): tools[kind].submit(text) for kind, text in calls}
     results = {}
-    for call, future in tqdm(futures.items(), "teacher's calls", leave=False, dynamic_ncols=True):
-        results[call] = future.result()
+    with tqdm(calls, "teacher's calls", leave=False, dynamic_ncols=True) as bar:
+        for name in tools:
+            texts = [text for kind, text in calls if kind == name]
+            for text, result in zip(texts, tools[name].run_all(texts)):
+                results[name, text] = result
+                bar.update()
 
     # On a busy machine a call may run out of time. Once more, alone: a seed shall teach the same.
     late = [call for call, result in results.items() if result.status == "timeout"]

@@ -65,22 +65,35 @@ def make(folder: str):
 
 
 def run_cells(request: dict, silence: int) -> int:
-    """Run a session's earlier cells in silence, to restore its variables, and then the new one."""
-    random.seed(0)
-    # What a program finds as `__main__` is its own, for instance to pickle.
-    program = ModuleType("__main__")
-    sys.modules["__main__"] = program
+    """Run a session's earlier cells in silence, to restore its variables, and then the new one.
+
+    Where there are several programs, each has variables of its own, and a mark with its ending
+    follows what all but the last have written.
+    """
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     os.close(silence)
+    names = new_program()
     for cell in request["history"]:
-        run_cell(cell, program.__dict__)
+        run_cell(cell, names)
     if request["history"]:
         # The new cell has the time of any other. The worker's limit counts the earlier ones too.
         signal.setitimer(signal.ITIMER_REAL, request["timeout"])
     os.dup2(0, 1)
     os.dup2(0, 2)
-    return run_cell(request["code"], program.__dict__)
+    *others, last = request["programs"]
+    for code in others:
+        ending = run_cell(code, names)
+        os.write(1, f"{request['mark']}{ending};".encode())
+        names = new_program()
+    return run_cell(last, names)
+
+
+def new_program() -> dict:
+    """The variables of a new program. What it finds as `__main__` is its own, say to pickle."""
+    random.seed(0)
+    program = sys.modules["__main__"] = ModuleType("__main__")
+    return program.__dict__
 
 
 def run_cell(code: str, names: dict) -> int:

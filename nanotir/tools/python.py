@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from nanotir.tools import cell
 from nanotir.tools.tool import Tool, ToolResult, cut_middle
 
 MAX_CODE_CHARS = 100_000
+TOGETHER = 64  # trusted programs that run in one process
 PROJECT = Path(__file__).parents[2]
 
 Seconds = Annotated[float, Range(0, 86400, above=True)]
@@ -105,7 +107,7 @@ class PythonTool(Tool):
         if len(text) > MAX_CODE_CHARS:
             return ToolResult("The code is too long.", False, "refused")
         with session.lock:
-            request = {"code": text, "history": session.cells, **asdict(self.config)}
+            request = {"programs": [text], "history": session.cells, **asdict(self.config)}
             # The earlier cells need time to run again.
             request["limit"] = self.config.timeout + 2 * session.seconds
             # Whatever goes wrong here, the model gets an answer and the run goes on.
@@ -121,7 +123,9 @@ class PythonTool(Tool):
                 session.seconds += self.config.timeout
                 session.seconds = min(session.seconds, ending["seconds"])
 
-        shown = output.decode("utf-8", "replace")
+        return self._result(ending, output.decode("utf-8", "replace"), missing)
+
+    def _result(self, ending: dict, shown: str, missing: int = 0) -> ToolResult:
         shown, truncated = cut_middle(shown, self.config.max_output_chars, missing)
         shown = shown.rstrip("\n")
         if said := last_words(ending, shown, self.config):
@@ -129,11 +133,36 @@ class PythonTool(Tool):
         status = ending["status"]
         return ToolResult(shown, status == "ok", status, ending["seconds"], truncated)
 
+    def run_all(self, texts: list[str]) -> Iterator[ToolResult]:
+        """As run(), for programs that are trusted: TOGETHER of them share a process.
+
+        They share what libraries remember, and they could find each other's output.
+        """
+        groups = [texts[i : i + TOGETHER] for i in range(0, len(texts), TOGETHER)]
+        futures = [self._later(self._run_together, self._servers, group) for group in groups]
+        for future in futures:
+            yield from future.result()
+
+    def _run_together(self, servers: dict, texts: list[str]) -> list[ToolResult]:
+        """The results of programs in one process; or each in its own, if one ends the process."""
+        mark = os.urandom(16).hex()
+        request = {"programs": texts, "mark": mark, "history": [], **asdict(self.config)}
+        request["limit"] = self.config.timeout
+        with contextlib.suppress(Exception):
+            ending, output, missing = self._call(servers, request)
+            shown = re.split(f"{mark}(\\d+);", output.decode("utf-8", "replace"))
+            codes = [*map(int, shown[1::2]), -ending["code"]]
+            status = {cell.OK: "ok", cell.ERROR: "error"}
+            if len(codes) == len(texts) and status.keys() >= set(codes) and not missing:
+                seconds = ending["seconds"] / len(texts)
+                endings = [{"status": status[c], "code": -c, "seconds": seconds} for c in codes]
+                return list(map(self._result, endings, shown[::2]))
+        return [self._run(servers, text, Session()) for text in texts]
+
     def _call(self, servers: dict, request: dict) -> tuple[dict, bytes, int]:
         """Send the request to a server; if that one dies, once more, to a new one."""
-        warm = (
-            re.search("sympy|numpy", "\n".join([*request["history"], request["code"]])) is not None
-        )
+        code = "\n".join([*request["history"], *request["programs"]])
+        warm = re.search("sympy|numpy", code) is not None
         for last_attempt in (False, True):
             with self._room:
                 server = self._server(servers, warm)
@@ -244,7 +273,9 @@ class ForkServer:
             with contextlib.suppress(ConnectionError):
                 ours.sendall(json.dumps(request).encode())
                 ours.shutdown(socket.SHUT_WR)
-            output, missing = listen(ours, 4 * request["max_output_chars"])
+            output, missing = listen(
+                ours, 4 * request["max_output_chars"] * len(request["programs"])
+            )
         ending = worker.recv(1024)
         if not ending:
             raise ConnectionResetError("the fork server has ended")

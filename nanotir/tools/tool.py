@@ -10,6 +10,7 @@ import threading
 import traceback
 import weakref
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -58,6 +59,11 @@ class Tool:
     def submit(self, text: str, session=None) -> Future:
         """Start the same without waiting, so that decoding goes on. The Future of a ToolResult."""
         return self._later(self.run, text, session)
+
+    def run_all(self, texts: list[str]) -> Iterator[ToolResult]:
+        """The results of many calls, in their order."""
+        for future in [self.submit(text) for text in texts]:
+            yield future.result()
 
     def _later(self, function, *arguments) -> Future:
         answer = Future()

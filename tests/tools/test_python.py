@@ -374,3 +374,41 @@ def test_closing_while_calls_run_is_quiet(capfd):
 def test_a_setting_of_zero_is_an_error(setting):
     with pytest.raises(ValueError, match=f"--python.{setting.replace('_', '-')} must be"):
         PythonTool(**{setting: 0})
+
+
+TOGETHER = [
+    "x = 1\nprint('no newline', end='')",
+    "x",  # has no variables of its neighbour's
+    "1 / 0",
+    "",
+    "import random\nrandom.random()",
+    "import sys\nsys.exit('over')",
+    "from sympy import *\nx = symbols('x')\nsolve(x**2 - 4, x)",
+    "import random\nrandom.random()",
+    "print('a' * 3000)",
+    "class A: pass\nimport pickle\nlen(pickle.dumps(A()))",
+    "2 ** 100",
+]
+
+
+def answer(result):
+    return result.output, result.ok, result.status, result.truncated
+
+
+def test_programs_that_share_a_process_answer_as_each_alone(python):
+    together = list(map(answer, python.run_all(TOGETHER)))
+    assert together == [answer(python.run(text)) for text in TOGETHER]
+
+
+def test_programs_that_share_a_process_start_one_for_many(python, monkeypatch):
+    alone = []
+    monkeypatch.setattr(python, "_run", lambda *given: alone.append(given))
+    assert len(list(python.run_all(TOGETHER))) == len(TOGETHER)
+    assert not alone
+
+
+@pytest.mark.parametrize("killer", ["import os\nos._exit(0)", "while True: pass", "'y' * 10**7"])
+def test_a_program_that_ends_the_process_of_many_harms_no_other(impatient, killer):
+    texts = ["1 + 1", killer, "2 + 2"]
+    together = list(map(answer, impatient.run_all(texts)))
+    assert together == [answer(impatient.run(text)) for text in texts]
