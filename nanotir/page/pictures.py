@@ -107,6 +107,7 @@ HOUSE = {
         "tour.py": "one problem, step by step",
         "replay.py": "recorded transcripts, graded again",
         "lab": "experiments and their results",
+        "exercises": "functions to write, checked",
         "bench": "measurements of speed",
     },
 }

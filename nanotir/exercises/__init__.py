@@ -1,0 +1,1 @@
+"""The classroom: exercises on the package's own functions. `python -m nanotir.exercises`."""

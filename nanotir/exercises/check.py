@@ -1,0 +1,210 @@
+"""What is wrong with a student's function: one failure at a time, in a fixed order.
+
+`outcomes` calls a function in all cases and writes down what it did, in plain values that can be
+sent from another process. `judge` compares that with what the package's function does. Only the
+first of these two runs a student's code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import linecache
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nanotir.checks import visible
+from nanotir.exercises.exercise import Case, Exercise, Mistake, edited
+from nanotir.exercises.stub import CalledSolution, forbidden
+from nanotir.exercises.values import STRUCTURE, difference, plain, shown
+
+WORDS = ("passed", "to do", "error", "wrong", "skipped")
+RANKS = ("error", "structure", "changed", "value", "gradient")  # what is told first
+UNCHANGED = Mistake("", ())
+
+
+class Verdict(NamedTuple):
+    word: str  # one of WORDS
+    sentence: str
+    case: str = ""  # one concrete call, and how it differs
+    mistake: int | None = None  # which of the exercise's mistakes does all the same
+
+
+def check(exercise: Exercise, function: Callable, seed: int = 0) -> Verdict:
+    """The verdict on a function that is trusted to end. jail.py does this for a student's file."""
+    return judge(exercise, outcomes(exercise, function, seed), seed)
+
+
+# What a function does.
+
+
+def outcomes(exercise: Exercise, function: Callable, seed: int) -> list[dict]:
+    """What a function does in every case: {"output", "changed", "gradient"} or {"error"}."""
+    signature = inspect.signature(exercise.function)
+    found = []
+    with forbidden(exercise) as calls:
+        for case, again in zip(exercise.cases(seed), exercise.cases(seed)):
+            done = {}
+            try:
+                done |= called(function, case, arguments(case, signature))
+                if exercise.gradient in (inputs := arguments(again, signature)):
+                    done["gradient"] = gradient(function, again, inputs[exercise.gradient])
+            except BaseException as error:
+                done = {"error": failure(error, function.__code__.co_filename)}
+            if calls:
+                done = {"error": failure(CalledSolution(), "")}
+            found.append(done)
+    return found
+
+
+def arguments(case: Case, signature: inspect.Signature) -> dict:
+    """A case's arguments by their names."""
+    if not case.through:
+        return signature.bind(*case.args, **case.kwargs).arguments
+    bound = inspect.signature(case.through).bind(None, *case.args, **case.kwargs)
+    return dict(list(bound.arguments.items())[1:])
+
+
+def called(function: Callable, case: Case, inputs: dict) -> dict:
+    """The output of one case, and the arguments that the function has changed."""
+    before = {name: plain(value) for name, value in inputs.items()}
+    output = plain(call(function, case))
+    changed = [name for name in before if difference(plain(inputs[name]), before[name], 0.0)]
+    return {"output": output, "changed": changed}
+
+
+def call(function: Callable, case: Case):
+    if case.through:
+        return case.through(function, *case.args, **case.kwargs)
+    return function(*case.args, **case.kwargs)
+
+
+def gradient(function: Callable, case: Case, tensor: Tensor) -> list:
+    """The gradient of a weighted sum of the outputs, as a plain value."""
+    tensor.requires_grad_()
+    total = torch.zeros(())
+    for output in tensors(call(function, case)):
+        if output.requires_grad:
+            # Different weights, because for instance a softmax always sums to 1.
+            weights = torch.arange(1, output.numel() + 1, dtype=output.dtype).cos()
+            total = total + (weights.view(output.shape) * output).sum()
+    if total.requires_grad:
+        total.backward()
+    return plain(tensor.grad)
+
+
+def tensors(value) -> list[Tensor]:
+    """All tensors in an output."""
+    if isinstance(value, Tensor):
+        return [value]
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    items = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, (dict, list, tuple)):
+        return []
+    return [tensor for item in items for tensor in tensors(item)]
+
+
+def failure(error: BaseException, path: str) -> dict:
+    """An error, and the line of the file `path` that it comes from or went through last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    if isinstance(error, SyntaxError) and error.filename == path:
+        lines.append(error.lineno)
+    line = lines[-1] if lines else 0
+    code = linecache.getline(path, line).strip()
+    return {"kind": type(error).__name__, "message": str(error)[:300], "line": line, "code": code}
+
+
+# Whether that is right.
+
+
+class Fault(NamedTuple):
+    """How an outcome differs from the right one."""
+
+    rank: int  # in RANKS
+    sentence: str
+
+
+def judge(exercise: Exercise, theirs: list[dict], seed: int) -> Verdict:
+    """The verdict on what a student's function did in the cases of a seed."""
+    errors = [done["error"] for done in theirs if "error" in done]
+    if any(is_stub(error, exercise) for error in errors):
+        return Verdict("to do", "not begun: it still raises NotImplementedError")
+    if any(error["kind"] == CalledSolution.__name__ for error in errors):
+        return Verdict("wrong", f"it calls the package's own {exercise.name}: write yours")
+
+    right = outcomes(exercise, edited(exercise, UNCHANGED), seed)
+    faults = compared(exercise, theirs, right)
+    if not faults:
+        return Verdict("passed", exercise.look)
+    index, fault = min(faults.items(), key=lambda item: item[1].rank)
+    case = told(exercise, exercise.cases(seed)[index], theirs[index], right[index], fault)
+    for number, mistake in enumerate(exercise.mistakes):
+        if not compared(exercise, theirs, outcomes(exercise, edited(exercise, mistake), seed)):
+            return Verdict("wrong", mistake.message, case, number)
+    return Verdict("error" if fault.rank == 0 else "wrong", fault.sentence, case)
+
+
+def is_stub(error: dict, exercise: Exercise) -> bool:
+    message = f"exercise {exercise.number}"
+    return error["kind"] == "NotImplementedError" and error["message"] == message
+
+
+def compared(exercise: Exercise, theirs: list[dict], right: list[dict]) -> dict[int, Fault]:
+    """The faults by the case's index."""
+    found = {}
+    for index, (mine, its) in enumerate(zip(theirs, right)):
+        if fault := fault_of(mine, its, exercise):
+            found[index] = fault
+    return found
+
+
+def fault_of(mine: dict, its: dict, exercise: Exercise) -> Fault | None:
+    """The first fault of an outcome, in the order of RANKS."""
+    mine_error, its_error = mine.get("error"), its.get("error")
+    if mine_error or its_error:
+        if mine_error and its_error and mine_error["kind"] == its_error["kind"]:
+            return None
+        return Fault(0, error_line(mine_error) if mine_error else "it should raise an error here")
+    found = difference(mine["output"], its["output"], exercise.tolerance)
+    if found and found[0] == STRUCTURE:
+        return Fault(1, found[1])
+    if mine["changed"] != its["changed"]:
+        names = ", ".join(mine["changed"])
+        return Fault(2, f"it changes its input {names}: work on a copy" if names else "")
+    if found:
+        return Fault(3, found[1])
+    if "gradient" in its:
+        return gradient_fault(mine["gradient"], its["gradient"], exercise)
+    return None
+
+
+def gradient_fault(mine: list, its: list, exercise: Exercise) -> Fault | None:
+    name = f"the gradient of {exercise.gradient}"
+    if mine[0] == "NoneType" != its[0]:
+        return Fault(4, f"the outputs are right, but no gradient reaches {exercise.gradient}")
+    found = difference(mine, its, exercise.tolerance, name)
+    return Fault(4, f"the outputs are right, but {found[1]}") if found else None
+
+
+def error_line(error: dict) -> str:
+    what = visible(f"{error['kind']}: {error['message']}".removesuffix(": "))
+    if not error["line"]:
+        return f"{what}; the call does not even reach your code: is the signature changed?"
+    return f"{what}, in line {error['line']}: {visible(error['code'])}"
+
+
+def told(exercise: Exercise, case: Case, mine: dict, its: dict, fault: Fault) -> str:
+    """One case in words: the call, your output and the right one."""
+    inputs = arguments(case, inspect.signature(exercise.function))
+    given = ", ".join(f"{name}={shown(plain(value))}" for name, value in inputs.items())
+    lines = [f"{case.name}: {exercise.name}({given})"]
+    key = "gradient" if RANKS[fault.rank] == "gradient" else "output"
+    if key in mine and key in its:
+        lines += [f"  yours     {shown(mine[key])}", f"  expected  {shown(its[key])}"]
+    return "\n".join(lines)
