@@ -144,7 +144,8 @@ def clipped(t: Terms, options: LossOptions):
     """-min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A).
 
     PPO (Schulman et al. 2017, eq. 7) with DAPO's clip-higher (Yu et al. 2025, eq. 10). delta bounds
-    the ratio where A < 0 as well (dual clip, Ye et al. 2020).
+    the ratio where A < 0 as well (dual clip, Ye et al. 2020). (B, T) each: the losses, where the
+    lower bound stops the gradient, and where an upper bound does.
     """
     low = 1 - options.epsilon
     high = 1 + options.epsilon_high
