@@ -7,8 +7,10 @@ first of these two runs a student's code.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import linecache
 import traceback
 from collections.abc import Callable
@@ -27,6 +29,10 @@ RANKS = ("error", "structure", "changed", "value", "gradient")  # what is told f
 UNCHANGED = Mistake("", ())
 
 
+class TooSlow(BaseException):
+    """The time is up. Raised by a signal in the student's code, whose line is then known."""
+
+
 class Verdict(NamedTuple):
     word: str  # one of WORDS
     sentence: str
@@ -43,22 +49,34 @@ def check(exercise: Exercise, function: Callable, seed: int = 0) -> Verdict:
 
 
 def outcomes(exercise: Exercise, function: Callable, seed: int) -> list[dict]:
-    """What a function does in every case: {"output", "changed", "gradient"} or {"error"}."""
+    """What a function does in every case: see `outcome`."""
     signature = inspect.signature(exercise.function)
     found = []
+    cases = exercise.cases(seed)
     with forbidden(exercise) as calls:
-        for case, again in zip(exercise.cases(seed), exercise.cases(seed)):
-            done = {}
-            try:
-                done |= called(function, case, arguments(case, signature))
-                if exercise.gradient in (inputs := arguments(again, signature)):
-                    done["gradient"] = gradient(function, again, inputs[exercise.gradient])
-            except BaseException as error:
-                done = {"error": failure(error, function.__code__.co_filename)}
+        for case, again in zip(cases, exercise.cases(seed)):
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                done = outcome(exercise, function, (case, again), signature)
             if calls:
                 done = {"error": failure(CalledSolution(), "")}
-            found.append(done)
+            found.append(done | {"printed": printed.getvalue()[:1000]})
+            if done.get("error", {}).get("kind") == TooSlow.__name__:
+                found += [found[-1]] * (len(cases) - len(found))  # no time is left for them
+                break
     return found
+
+
+def outcome(exercise: Exercise, function: Callable, twice: tuple, signature) -> dict:
+    """{"output", "changed" inputs, "gradient"} of a case, which is there twice, or {"error"}."""
+    case, again = twice
+    try:
+        done = called(function, case, arguments(case, signature))
+        inputs = arguments(again, signature)
+        if exercise.gradient in inputs:
+            done["gradient"] = gradient(function, again, inputs[exercise.gradient])
+        return done
+    except BaseException as error:
+        return {"error": failure(error, function.__code__.co_filename)}
 
 
 def arguments(case: Case, signature: inspect.Signature) -> dict:
@@ -116,8 +134,9 @@ def failure(error: BaseException, path: str) -> dict:
     if isinstance(error, SyntaxError) and error.filename == path:
         lines.append(error.lineno)
     line = lines[-1] if lines else 0
+    message = "" if error.args == (None,) else str(error)[:300]
     code = linecache.getline(path, line).strip()
-    return {"kind": type(error).__name__, "message": str(error)[:300], "line": line, "code": code}
+    return {"kind": type(error).__name__, "message": message, "line": line, "code": code}
 
 
 # Whether that is right.
@@ -131,22 +150,28 @@ class Fault(NamedTuple):
 
 
 def judge(exercise: Exercise, theirs: list[dict], seed: int) -> Verdict:
-    """The verdict on what a student's function did in the cases of a seed."""
+    """The verdict on what a student's function did in the cases of a seed.
+
+    What comes from a student's process may be anything, and then another error may be raised.
+    """
     errors = [done["error"] for done in theirs if "error" in done]
     if any(is_stub(error, exercise) for error in errors):
         return Verdict("to do", "not begun: it still raises NotImplementedError")
     if any(error["kind"] == CalledSolution.__name__ for error in errors):
         return Verdict("wrong", f"it calls the package's own {exercise.name}: write yours")
 
+    cases = exercise.cases(seed)
+    if len(theirs) != len(cases):
+        raise ValueError(f"{len(theirs)} outcomes of {len(cases)} cases")
     right = outcomes(exercise, edited(exercise, UNCHANGED), seed)
     faults = compared(exercise, theirs, right)
     if not faults:
         return Verdict("passed", exercise.look)
     index, fault = min(faults.items(), key=lambda item: item[1].rank)
-    case = told(exercise, exercise.cases(seed)[index], theirs[index], right[index], fault)
+    case = told(exercise, cases[index], theirs[index], right[index], fault)
     for number, mistake in enumerate(exercise.mistakes):
         if not compared(exercise, theirs, outcomes(exercise, edited(exercise, mistake), seed)):
-            return Verdict("wrong", mistake.message, case, number)
+            return Verdict("wrong", mistake.message, f"{case}\n  {fault.sentence}", number)
     return Verdict("error" if fault.rank == 0 else "wrong", fault.sentence, case)
 
 
@@ -195,7 +220,7 @@ def gradient_fault(mine: list, its: list, exercise: Exercise) -> Fault | None:
 def error_line(error: dict) -> str:
     what = visible(f"{error['kind']}: {error['message']}".removesuffix(": "))
     if not error["line"]:
-        return f"{what}; the call does not even reach your code: is the signature changed?"
+        return what + ("; is the signature changed?" if error["kind"] == "TypeError" else "")
     return f"{what}, in line {error['line']}: {visible(error['code'])}"
 
 
@@ -207,4 +232,6 @@ def told(exercise: Exercise, case: Case, mine: dict, its: dict, fault: Fault) ->
     key = "gradient" if RANKS[fault.rank] == "gradient" else "output"
     if key in mine and key in its:
         lines += [f"  yours     {shown(mine[key])}", f"  expected  {shown(its[key])}"]
+    if mine["printed"]:
+        lines.append("  printed   " + visible(mine["printed"].rstrip(), obeyed="\n"))
     return "\n".join(lines)

@@ -74,12 +74,11 @@ def load(exercise: Exercise, source: str, path: str) -> Callable:
     return function
 
 
-@contextmanager
-def plugged(exercise: Exercise, function: Callable) -> Iterator[None]:
-    """Whoever calls the package's function calls `function` instead, by whatever name.
+def plug(exercise: Exercise, function: Callable) -> tuple:
+    """Whoever calls the package's function calls `function` from now on, by whatever name.
 
-    The code inside the function object is replaced, because modules and tables such as LOSSES have
-    copied references to the object itself.
+    The code inside the function object is replaced, because modules and tables such as LOSSES hold
+    references of their own to the object. Returns what was there.
     """
 
     def stand_in(*args, _function, **kwargs):
@@ -89,6 +88,14 @@ def plugged(exercise: Exercise, function: Callable) -> Iterator[None]:
     kept = target.__code__, target.__defaults__, target.__kwdefaults__
     target.__code__, target.__defaults__ = stand_in.__code__, None
     target.__kwdefaults__ = {"_function": function}
+    return kept
+
+
+@contextmanager
+def plugged(exercise: Exercise, function: Callable) -> Iterator[None]:
+    """`plug` for as long as the block runs."""
+    target = inspect.unwrap(exercise.function)
+    kept = plug(exercise, function)
     try:
         yield
     finally:

@@ -75,10 +75,12 @@ def tensor_difference(yours: list, right: list, tolerance: float, what: str):
         return STRUCTURE, f"{what} has the shape {tuple(my_shape)}, not {tuple(shape)}"
     if my_type != dtype:
         return STRUCTURE, f"{what} has the dtype {my_type}, not {dtype}"
+    if len(mine) != len(its):
+        return STRUCTURE, f"{what} holds {len(mine)} numbers, not {len(its)}"
     for i, (a, b) in enumerate(zip(mine, its)):
         if not close(a, b, tolerance):
             at = f"[{', '.join(map(str, position(i, shape)))}]" if shape else ""
-            return VALUE, f"{what}{at} is {a:.6g}, not {b:.6g}"
+            return VALUE, f"{what}{at} is {number(a)}, not {number(b)}"
     return None
 
 
@@ -107,8 +109,8 @@ def written(value: list) -> str:
     kind, content, *shape = value
     if kind == "tensor":
         return f"tensor({nested(content, shape[0])})"
-    if kind == "float":
-        return f"{content:.6g}"
+    if kind in ("int", "float"):
+        return number(content)
     if not isinstance(content, list):
         return visible(content if kind not in ("str", "NoneType") else repr(content))
     if content and content[0][0] == "item":
@@ -121,7 +123,12 @@ def written(value: list) -> str:
 def nested(numbers: list, shape: list[int]) -> str:
     """The numbers of a tensor in brackets."""
     if not shape:
-        return f"{numbers[0]:.4g}" if isinstance(numbers[0], float) else str(numbers[0])
+        return number(numbers[0])
     size = len(numbers) // max(shape[0], 1)
     rows = [numbers[i * size : (i + 1) * size] for i in range(shape[0])]
     return f"[{', '.join(nested(row, shape[1:]) for row in rows)}]"
+
+
+def number(value: float) -> str:
+    """A number or bool. There is no -0."""
+    return f"{value + 0.0:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,103 @@
+"""A student's file in a process of its own: however that ends, it is a sentence."""
+
+import inspect
+import sys
+
+import pytest
+
+from nanotir.exercises import jail
+from nanotir.exercises.exercise import exercises
+from nanotir.exercises.stub import stub
+
+EXERCISE = next(exercise for exercise in exercises() if exercise.number == 8)
+TO_DO = 'raise NotImplementedError("exercise 8")  # your code goes here'
+
+
+@pytest.fixture
+def verdict_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(jail, "SECONDS", 1.0)
+    monkeypatch.setattr(jail, "PATIENCE", 20.0)
+
+    def check(body: str, text: str = stub(EXERCISE)):
+        file = tmp_path / "e08_advantages.py"
+        file.write_text(text.replace(TO_DO, body))
+        return jail.check_file(EXERCISE, file)
+
+    return check
+
+
+def test_the_package_s_own_file_passes(verdict_on):
+    own = inspect.getsource(sys.modules[EXERCISE.function.__module__])
+    assert verdict_on("", own) == ("passed", EXERCISE.look, "", None)
+
+
+def test_a_stub_is_to_do(verdict_on):
+    assert verdict_on(TO_DO).word == "to do"
+
+
+@pytest.mark.parametrize(
+    "body, word, sentence",
+    [
+        ("while True: pass", "error", "did not end within 1 s, in line 26: while True: pass"),
+        ("exit()", "error", "SystemExit, in line 26: exit()"),
+        ("import os; os._exit(0)", "error", "ended its process, with code 0"),
+        ("import ctypes; ctypes.string_at(0)", "error", "crashed its process: Segmentation fault"),
+        ("bytearray(10**10)", "error", "MemoryError, in line 26: bytearray(10**10)"),
+        ("return 1 / 0", "error", "ZeroDivisionError: division by zero, in line 26: return 1 / 0"),
+        ("return helper()", "error", "name 'helper' is not defined, in line 26"),
+        ("pass", "wrong", "the output is None: is a `return` missing?"),
+        ("(", "error", "SyntaxError"),
+        (
+            "from nanotir.advantages import group_advantages as g; return g(rewards, group_size)",
+            "wrong",
+            "it calls the package's own group_advantages",
+        ),
+        ("print('passed'); return 0.0", "wrong", "the output is of type float, not tensor"),
+    ],
+)
+def test_what_a_function_does_is_told_in_one_sentence(verdict_on, body, word, sentence):
+    verdict = verdict_on(body)
+    assert verdict.word == word
+    assert sentence in verdict.sentence
+    assert "\n" not in verdict.sentence
+
+
+def test_a_file_without_the_function_is_told_so(verdict_on):
+    assert "defines no function group_advantages" in verdict_on("", "x = 1\n").sentence
+
+
+@pytest.mark.parametrize("sent", ["[]", "1", "{", "[[]]", "[" * 5000, '[{"output": ["None"]}]'])
+def test_what_a_process_sends_instead_of_outputs_does_not_pass(verdict_on, sent):
+    write = f"import os; [os.write(fd, {sent!r}.encode()) for fd in range(3, 30)]; os._exit(0)"
+    lines = write.replace(
+        "os.write(fd", "__import__('contextlib').suppress(OSError) or os.write(fd"
+    )
+    verdict = verdict_on(lines)
+    assert verdict.word == "error"
+
+
+def test_files_outside_are_out_of_reach(verdict_on, needs, tmp_path):
+    needs("Landlock")
+    precious = tmp_path / "precious.txt"
+    precious.write_text("other people's answers")
+    assert "PermissionError" in verdict_on(f"open({str(precious)!r}).read()").sentence
+    assert "PermissionError" in verdict_on(f"__import__('os').remove({str(precious)!r})").sentence
+    assert precious.exists()
+
+
+def test_the_solution_is_out_of_reach(verdict_on, needs):
+    needs("Landlock")
+    read = "import inspect, nanotir.advantages as a; inspect.getsource(a)"
+    again = "import importlib, nanotir.advantages as a; importlib.reload(a)"
+    assert "could not get source code" in verdict_on(read).sentence
+    assert "PermissionError" in verdict_on(again).sentence
+
+
+def test_it_starts_no_process(verdict_on, needs):
+    needs("seccomp")
+    assert "not permitted" in verdict_on("import os; os.fork()").sentence
+
+
+def test_a_printed_line_belongs_to_its_case(verdict_on):
+    verdict = verdict_on("print(len(rewards)); return 0.0")
+    assert "  printed   12" in verdict.case.splitlines()
