@@ -54,7 +54,8 @@ def defined_in(tree: ast.Module) -> set[str]:
     names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     assigned = [node for node in tree.body if isinstance(node, (ast.Assign, ast.AnnAssign))]
     for node in assigned:
-        names |= {n.id for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store)}
+        targets = [n for n in ast.walk(node) if isinstance(n, ast.Name)]
+        names |= {target.id for target in targets if isinstance(target.ctx, ast.Store)}
     return names
 
 
