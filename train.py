@@ -13,6 +13,7 @@ import json
 import shlex
 from contextlib import ExitStack
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 from nanotir import policy, sft
@@ -46,6 +47,10 @@ def train(config: RunConfig):
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
 
     with ExitStack() as stack:
+        if config.answers:  # functions that a student has written, in the place of the package's
+            exercises = import_module("nanotir.exercises.answers")
+            stack.enter_context(exercises.answered(config.answers))
+
         # Tools that the model may call: Python in a sandbox, and search in documents.
         tools = [stack.enter_context(tool) for tool in policy.open_tools(asdict(config))]
 

@@ -57,6 +57,7 @@ class RunConfig:
     weights: str = "fp32"  # or bf16: half the memory, for the frozen weights under --lora; weights
     # that are trained in bf16 lose updates smaller than 1/500 of them
     gradient_checkpointing: bool = False  # keep one activation a block, and compute the rest twice
+    answers: str = ""  # run on the functions in this folder of answers to the exercises
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
@@ -211,7 +212,7 @@ PRESETS = {
     },
 }
 
-PATHS = {"out", "init", "resume", "eval_data", "search.path"}
+PATHS = {"out", "init", "answers", "resume", "eval_data", "search.path"}
 
 
 def parse(arguments=None) -> RunConfig:

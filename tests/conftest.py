@@ -28,6 +28,21 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--smollm2", metavar="FOLDER", help="SmolLM2-135M-Instruct, with reference.pt")
+    parser.addoption("--answers", metavar="FOLDER", help="test the functions in these answers")
+
+
+def pytest_configure(config):
+    if folder := config.getoption("--answers"):
+        from nanotir.exercises.answers import answered
+
+        answers = answered(folder)
+        answers.__enter__()
+        config.add_cleanup(lambda: answers.__exit__(None, None, None))
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With --answers, the tests of the exercises would test the answers against themselves."""
+    return True if config.getoption("--answers") and collection_path.name == "exercises" else None
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,15 @@
 """Every exercise, its reference, its stub and its mistakes: who is told what."""
 
+import contextlib
+import inspect
+import itertools
 import re
 from importlib import import_module
 
 import pytest
 
-from nanotir.exercises.check import UNCHANGED, check
-from nanotir.exercises.exercise import LABS, edited, exercises
+from nanotir.exercises.check import UNCHANGED, check, compared, outcomes
+from nanotir.exercises.exercise import LABS, Mistake, edited, edited_text, exercises
 from nanotir.exercises.stub import load, stub
 
 ALL = exercises()
@@ -40,6 +43,17 @@ def test_a_mistake_is_named_and_no_other(exercise, number, seed):
     mistake = exercise.mistakes[number]
     verdict = check(exercise, edited(exercise, mistake), seed)
     assert (verdict.word, verdict.sentence) == ("wrong", mistake.message)
+
+
+@each
+def test_two_mistakes_at_once_do_not_pass(exercise):
+    right = outcomes(exercise, edited(exercise, UNCHANGED), 0)
+    source = inspect.getsource(inspect.unwrap(exercise.function))
+    for one, other in itertools.combinations(exercise.mistakes, 2):
+        both = Mistake(f"{one.message}; {other.message}", one.edits + other.edits)
+        with contextlib.suppress(ValueError):  # they change the same text
+            edited_text(source, both)
+            assert compared(exercise, outcomes(exercise, edited(exercise, both), 0), right), both
 
 
 @each

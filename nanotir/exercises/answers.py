@@ -1,0 +1,109 @@
+"""A student's folder: its files, how far each one is, and its functions in the package's place."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from nanotir.exercises.exercise import Exercise, exercises
+from nanotir.exercises.stub import file_name, load, plugged, stub
+from nanotir.run_files import reading
+
+RULES = "for_assistants.md"
+
+
+class Answers:
+    """A folder of answers. What was checked, and the hints taken, are kept in .progress.json."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.records = self.folder / ".progress.json"
+
+    def path(self, exercise: Exercise) -> Path:
+        return self.folder / file_name(exercise)
+
+    def start(self, exercise: Exercise) -> bool:
+        """Write the stub; False if there is a file already, which stays as it is."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        rules = self.folder / "AGENTS.md"
+        if not rules.exists():
+            rules.write_text((Path(__file__).parent / RULES).read_text())
+        if self.path(exercise).exists():
+            return False
+        self.path(exercise).write_text(stub(exercise), encoding="utf-8")
+        return True
+
+    def source(self, exercise: Exercise) -> str:
+        """ValueError if the exercise is not started."""
+        path = self.path(exercise)
+        if not path.exists():
+            start = f"python -m nanotir.exercises start {exercise.number}"
+            raise ValueError(f"there is no {path}: begin with `{start}`")
+        return path.read_text(encoding="utf-8", errors="replace")
+
+    def state(self, exercise: Exercise) -> str:
+        """The last verdict, if the file has not changed since."""
+        if not self.path(exercise).exists():
+            return ""
+        record = self.record(exercise)
+        if is_stub(self.source(exercise)):
+            return "to do"
+        same = record.get("file") == digest(self.source(exercise))
+        return record["word"] if same else "not checked"
+
+    def record(self, exercise: Exercise) -> dict:
+        """{"word", "file", "hints"}: the last verdict, on which text, and the hints taken."""
+        return self.all_records().get(str(exercise.number), {})
+
+    def all_records(self) -> dict:
+        if not self.records.exists():
+            return {}
+        with reading(self.records):
+            return json.loads(self.records.read_text())
+
+    def keep(self, exercise: Exercise, **what):
+        """Add to the record of an exercise."""
+        kept = self.all_records()
+        kept[str(exercise.number)] = self.record(exercise) | what
+        self.records.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def function_text(source: str, name: str) -> str:
+    """The text of a file's function. ValueError if it has none."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return ast.get_source_segment(source, node)
+    raise ValueError(f"the file defines no function {name}")
+
+
+@contextmanager
+def answered(folder: str) -> Iterator[None]:
+    """The package runs on the functions in a student's folder, until the block ends.
+
+    Exercises that are not begun are left to the package. Prints which ones are not. ValueError for
+    a folder without any.
+    """
+    answers = Answers(folder)
+    begun = [e for e in exercises() if answers.path(e).exists() and not is_stub(answers.source(e))]
+    if not begun:
+        raise ValueError(f"no exercise is begun in '{folder}'")
+    with ExitStack() as stack:
+        for exercise in begun:
+            path = str(answers.path(exercise))
+            with reading(path):
+                function = load(exercise, answers.source(exercise), path)
+            stack.enter_context(plugged(exercise, function))
+        print(f"from {folder}: {', '.join(exercise.name for exercise in begun)}")
+        yield
+
+
+def is_stub(source: str) -> bool:
+    return 'raise NotImplementedError("exercise ' in source
