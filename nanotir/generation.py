@@ -24,7 +24,7 @@ from nanotir.draws import uniforms
 from nanotir.grammar import grammar_error
 from nanotir.graphs import decoder
 from nanotir.model import KVCache
-from nanotir.rows import Row, Status
+from nanotir.rows import Row, Status, intercept
 from nanotir.tools.calls import Calls, Pending
 from nanotir.tools.tool import ToolResult
 from nanotir.trajectory import Call, Trajectory
@@ -49,7 +49,7 @@ class Generation:
         """`numbers` are those of the prompts, which decide what is drawn: by default 0, 1, ..."""
         self.sampler, self.config = sampler, sampler.config
         self.model, self.tokenizer = sampler.model, sampler.tokenizer
-        self.seed, self.watch, self.force = seed, watch, force
+        self.seed, self.force = seed, force
         self.device = self.model.embed.weight.device
 
         room = self.config.max_tool_tokens
@@ -60,6 +60,7 @@ class Generation:
         self.rows = [Row(i, p, room, sampler.blocks()) for i, p in zip(indices, copies)]
         for row in self.rows:
             row.trajectory.append("prompt", list(row.prompt), 0)
+            row.watch = watch
 
         self.waiting = deque(self.rows)
         self.to_seat = Counter(copies)  # how many rows of each prompt wait
@@ -162,16 +163,8 @@ class Generation:
         return torch.tensor(forced, device=self.device) if max(forced) >= 0 else None
 
     def accept(self, row: Row, id: int, logp: float):
-        """Append a sampled id, and see whether it opens or closes a block, or ends the row."""
-        opens = row.tool is None and id in self.sampler.openers
-        if opens:
-            row.tool = self.sampler.openers[id]
-            row.block_start = len(row.trajectory.ids) + 1
-        self.append(row, row.tool or "text", [id], 1, [logp])
-        closes = row.tool and not opens and id == self.sampler.closers.get(row.tool)
-        if row.blocks:
-            row.tool, closes = row.blocks.read(row.trajectory)
-        row.written += 1
+        """Append a sampled id, and see whether it closes a block or ends the row."""
+        closes = intercept(row, id, logp, self.sampler.openers, self.sampler.closers)
         full = row.written >= self.config.max_new_tokens or self.room(row) < 0
         if id in self.tokenizer.end_ids:
             self.end(row, full)
@@ -181,11 +174,6 @@ class Generation:
             self.finish(row, "forged")
         elif closes:
             self.call(row)
-
-    def append(self, row: Row, kind: str, ids: list[int], mask: int, logps=None):
-        row.trajectory.append(kind, ids, mask, logps)
-        if self.watch:
-            self.watch(row.index, kind, ids)
 
     def room(self, row: Row) -> int:
         """Ids that fit into the row's slot, less the one that the model must be able to write."""
@@ -278,7 +266,7 @@ class Generation:
         ids = self.sampler.format.output_ids(self.tokenizer, output, room, last)
         if row.tool:  # otherwise the harness says something
             row.trajectory.calls.append(Call(row.tool, self.code(row), result))
-        self.append(row, "output", ids, 0)
+        row.append("output", ids, 0)
         row.tool_room -= len(ids)
         row.tool = row.call = None
         row.status = Status.DECODING
@@ -292,8 +280,8 @@ class Generation:
     def finish(self, row: Row, reason: str):
         row.trajectory.finish_reason = reason
         row.status = Status.FINISHED
-        if self.watch:
-            self.watch(row.index, "finish", [])
+        if row.watch:
+            row.watch(row.index, "finish", [])
         if row.slot >= 0:
             self.slots[row.slot] = None
             heappush(self.free, row.slot)

@@ -196,6 +196,23 @@ class Layout:
     visible: Tensor | None  # (B, 1, T, S), which slots of the cache each id may read
 
 
+def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig) -> Layout:
+    """Where ids (B, T) stand, their rotations and, with a cache, the slots that each may read.
+
+    Without `positions` (B, T), they begin a row, or go on where the cache ends.
+    """
+    steps = torch.arange(ids.shape[1], device=ids.device)  # (T,)
+    visible = None
+    if positions is None:
+        positions = steps.expand(ids.shape) if cache is None else cache.lengths[:, None] + steps
+    if cache is not None:
+        width = cache.extend(ids, positions)
+        slots = torch.arange(width, device=ids.device)
+        visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
+    rope = rope_angles(positions, config)
+    return Layout(positions, *rope, cache, visible)
+
+
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -265,7 +282,7 @@ class Transformer(nn.Module):
         Fills in a routing.Routing. A `mask` (B, T) selects N positions: only their states are
         returned, (1, N, d_model), and the others skip the last feed-forward layer.
         """
-        layout = self.layout(ids, positions, cache)
+        layout = layout_of(ids, positions, cache, self.config)
         x = self.embedded(ids, layout)  # (B, T, d)
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
@@ -288,16 +305,3 @@ class Transformer(nn.Module):
             before = row.gather(1, (places - back).clamp(min=0))  # (B, T)
             x = x + shift(self.embed(before)) * (places >= back)[..., None]
         return x
-
-    def layout(self, ids, positions, cache) -> Layout:
-        """Positions of the ids, their rotations and, with a cache, the slots that each may read."""
-        steps = torch.arange(ids.shape[1], device=ids.device)  # (T,)
-        visible = None
-        if positions is None:
-            positions = steps.expand(ids.shape) if cache is None else cache.lengths[:, None] + steps
-        if cache is not None:
-            width = cache.extend(ids, positions)
-            slots = torch.arange(width, device=ids.device)
-            visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
-        rope = rope_angles(positions, self.config)
-        return Layout(positions, *rope, cache, visible)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -33,3 +34,29 @@ class Row:
     written: int = 0  # ids by the model
     call: Pending | None = None  # the running call, while parked
     told: bool = False  # the harness has told it once what is wrong
+    watch: Callable | None = None  # is told of all that is appended, as (index, kind, ids)
+
+    def append(self, kind: str, ids: list[int], mask: int, logps: list[float] | None = None):
+        self.trajectory.append(kind, ids, mask, logps)
+        if self.watch:
+            self.watch(self.index, kind, ids)
+
+
+def intercept(
+    row: Row, id: int, logp: float, openers: dict[int, str], closers: dict[str, int]
+) -> bool:
+    """Append an id that the model chose to a row. Returns whether it closes a tool's block.
+
+    `openers` says which tool's block an id opens, `closers` which id closes it again. All ids of a
+    block, these two included, are the tool's. In style text, `row.blocks` finds blocks instead.
+    """
+    opens = row.tool is None and id in openers
+    if opens:
+        row.tool = openers[id]
+        row.block_start = len(row.trajectory.ids) + 1
+    row.append(row.tool or "text", [id], 1, [logp])
+    row.written += 1
+    if row.blocks:
+        row.tool, closes = row.blocks.read(row.trajectory)
+        return closes
+    return row.tool is not None and not opens and id == closers[row.tool]

@@ -115,26 +115,31 @@ class Sampler:
         return gather(rows, n)
 
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):
-        """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.
+        return pick(logits, u, self.config, self.banned, forced)
 
-        Drawn, or `forced` where that is not -1. The log-prob is the softmax's at this temperature
-        over all ids that are not banned, as a trainer computes it. top_p and top_k narrow the
-        choice but do not renormalise it.
-        """
-        config = self.config
-        banned = torch.tensor(self.banned, device=logits.device)
-        logits = logits.float().index_fill(-1, banned, float("-inf"))
-        logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
-        if not logps.amax(-1).isfinite().all():
-            raise ValueError("the model's probabilities are not finite: its weights are damaged")
-        if config.temperature == 0:
-            ids = logps.argmax(-1)
-        else:
-            probs = truncate(precise(logps.exp()), config.top_p, config.top_k)
-            ids = draw(probs, u).to(logits.device)
-        if forced is not None:
-            ids = torch.where(forced >= 0, forced, ids)
-        return ids, logps.gather(-1, ids[:, None])[:, 0]
+
+def pick(
+    logits: Tensor, u: np.ndarray, config: SamplerConfig, banned: list[int], forced=None
+) -> tuple[Tensor, Tensor]:
+    """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.
+
+    Drawn, or `forced` (B,) where that is not -1. The log-prob is the softmax's at this temperature
+    over all ids that are not banned, as a trainer computes it. top_p and top_k narrow the choice
+    but do not renormalise it. ValueError if a row's logits allow no id, or are not numbers.
+    """
+    ban = torch.tensor(banned, dtype=torch.long, device=logits.device)
+    logits = logits.float().index_fill(-1, ban, float("-inf"))
+    logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
+    if not logps.amax(-1).isfinite().all():
+        raise ValueError("the model's probabilities are not finite: its weights are damaged")
+    if config.temperature == 0:
+        ids = logps.argmax(-1)
+    else:
+        probs = truncate(precise(logps.exp()), config.top_p, config.top_k)
+        ids = draw(probs, u).to(logits.device)
+    if forced is not None:
+        ids = torch.where(forced >= 0, forced, ids)
+    return ids, logps.gather(-1, ids[:, None])[:, 0]
 
 
 class Drawing(NamedTuple):

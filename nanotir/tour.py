@@ -25,7 +25,7 @@ from nanotir.model import ModelConfig, Transformer
 from nanotir.policy import load_run
 from nanotir.problems import load
 from nanotir.rows import Status
-from nanotir.sampler import Sampler, SamplerConfig
+from nanotir.sampler import Sampler, SamplerConfig, pick
 from nanotir.show import colours_wanted, paint
 from nanotir.tokenizer import Tokenizer, without_tags
 from nanotir.tools import PythonTool, ToolResult
@@ -240,7 +240,7 @@ STOPS = {
     "tokenizer": ("How does text become ids?", without_tags, "special ="),
     "model": ("What predicts the next id?", Transformer.hidden, "layout ="),
     "draws": ("Where does chance come from?", draws.uniforms, "seeded ="),
-    "sampler": ("How is an id drawn?", Sampler.pick, "ids = draw("),
+    "sampler": ("How is an id drawn?", pick, "ids = draw("),
     "generation": ("What happens while a tool runs?", Generation.accept, "if id in"),
     "tool": ("What is a tool?", ToolResult, "class"),
     "rewards": ("What is an answer worth?", rewards.is_correct, "def"),

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 
 from nanotir import config, policy, threads
 from nanotir.demonstrate import corpus
-from nanotir.model import ModelConfig, Transformer
+from nanotir.model import ModelConfig, Transformer, layout_of
 from nanotir.problems import load
 from nanotir.problems.generate import documents
 from nanotir.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ class ScriptedModel(nn.Module):
         self.logits_of, self.fed = logits_of, []
 
     def hidden(self, ids, positions=None, cache=None):
-        layout = Transformer.layout(self, ids, positions, cache)
+        layout = layout_of(ids, positions, cache, self.config)
         self.fed.append(ids.shape)
         stored = ids[:, :, None, None].float().expand(-1, -1, 1, 2)  # (B, T, 1, 2)
         keys, _ = cache.write(0, stored, stored, layout.positions, layout.visible.shape[-1])

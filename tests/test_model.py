@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import small_model
 
 from nanotir import model as model_module
-from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend
+from nanotir.model import KVCache, ModelConfig, RMSNorm, Transformer, attend, layout_of
 from nanotir.rope import rope_angles, rotate
 from nanotir.routing import Routing, router_z_loss
 
@@ -199,7 +199,7 @@ def test_an_embedding_hears_of_the_ids_before_it_and_of_no_others():
     expected = x.clone()
     expected[1:] += x[:-1] @ first.T
     expected[2:] += x[:-2] @ second.T
-    assert_close(model.embedded(ids, model.layout(ids, None, None))[0], expected)
+    assert_close(model.embedded(ids, layout_of(ids, None, None, model.config))[0], expected)
 
 
 def test_attention_equals_its_formula_with_key_heads_repeated():
