@@ -125,7 +125,7 @@ def pick(
 
     Drawn, or `forced` (B,) where that is not -1. The log-prob is the softmax's at this temperature
     over all ids that are not banned, as a trainer computes it. top_p and top_k narrow the choice
-    but do not renormalise it. ValueError if a row's logits allow no id, or are not numbers.
+    but do not renormalise it. ValueError if a row's log-probs are not finite.
     """
     ban = torch.tensor(banned, dtype=torch.long, device=logits.device)
     logits = logits.float().index_fill(-1, ban, float("-inf"))

@@ -125,6 +125,7 @@ def without_tags(state: dict) -> tokenizers.Tokenizer:
     """The same tokenizer without its added tokens: whatever a text says, it has other ids.
 
     Some pretrained ones have their special tokens in the vocabulary of ordinary text as well.
+    Nothing is put around a text either, because it may be a piece of a row.
     """
     special = {token["content"] for token in state["added_tokens"]}
     model = state["model"]

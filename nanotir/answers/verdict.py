@@ -25,7 +25,11 @@ SERVE = "from nanotir.answers import verdict; verdict.serve()"
 
 
 def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
-    """Whether two answers say the same: no if it takes too many seconds to tell. Never raises."""
+    """Whether two answers say the same: no if it takes too many seconds to tell. Never raises.
+
+    No answer is never right. Beyond MAX_CHARS characters, texts are compared. Up to CHARS_HERE, and
+    if it takes little work, it is decided here, and otherwise in another process.
+    """
     prediction, gold = prediction.strip(), gold.strip()
     longest = max(len(prediction), len(gold))
     if prediction == gold or not prediction or longest > MAX_CHARS:

@@ -97,7 +97,10 @@ def new_program() -> dict:
 
 
 def run_cell(code: str, names: dict) -> int:
-    """Run a program like a notebook cell, showing its last expression; return how to `leave`."""
+    """Run a program in `names` like a notebook cell; return how to `leave`: OK, ERROR or MEMORY.
+
+    The value of a last expression is printed, and of an error the last line alone.
+    """
     # A program may put something else in the place of sys.stdout.
     streams = (sys.stdout, sys.stderr)
     try:
