@@ -27,6 +27,7 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):
+    parser.addoption("--mutants", action="store_true", help="try all variants of the exercises")
     parser.addoption("--smollm2", metavar="FOLDER", help="SmolLM2-135M-Instruct, with reference.pt")
     parser.addoption("--answers", metavar="FOLDER", help="test the functions in these answers")
 

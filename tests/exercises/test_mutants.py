@@ -1,0 +1,24 @@
+"""Of the wrong variants that nobody has named, none passes a check but those that are equal."""
+
+import random
+
+import pytest
+from equal_mutants import EQUAL
+from mutants import mutants, survivors
+
+from nanotir.exercises.exercise import exercises
+
+SAMPLE = 60  # of an exercise's variants; with --mutants, all are tried
+
+
+TRIED = [exercise for exercise in exercises() if exercise.name in EQUAL]
+
+
+@pytest.mark.parametrize("exercise", TRIED, ids=lambda exercise: exercise.name)
+def test_no_wrong_variant_passes(exercise, request):
+    sources = mutants(exercise)
+    equal = EQUAL[exercise.name]
+    if not request.config.getoption("--mutants"):
+        drawn = random.Random(exercise.number).sample(sorted(sources), SAMPLE)
+        sources = {name: sources[name] for name in {*drawn, *equal}}
+    assert sorted(survivors(exercise, sources)) == sorted(equal)
