@@ -36,17 +36,14 @@ class Rollout:
 
 
 def collect(
-    sampler: Sampler,
-    problems: list[Problem],
-    settings,
-    reward_config: RewardConfig,
-    seed: int,
-    step: int,
+    sampler: Sampler, problems: list[Problem], settings, reward: RewardConfig, seed: int, step: int
 ) -> Rollout:
     """Dynamic sampling (DAPO, Yu et al. 2025, section 3.2): keep groups that differ, and refill.
 
-    A group that is all right or all wrong has no spread of correctness. Its lengths may differ, but
-    would teach only brevity. `settings` is a rl.RLConfig.
+    A group that is paid for as all right or all wrong has no spread. Its lengths may differ, but
+    would teach only brevity. `settings` is a rl.RLConfig. Attempt a asks for the groups that are
+    missing: with random.Random(f"rl {seed} {step} {a}") it samples that many problems, or all, and
+    with seed hash_of(seed, step, a) their answers.
     """
     rollout = Rollout()
     missing = settings.problems
@@ -54,14 +51,8 @@ def collect(
     for attempt in range(1 + settings.refills):
         rng = random.Random(f"rl {seed} {step} {attempt}")
         drawn = rng.sample(problems, min(missing, len(problems)))
-        questions = [problem.question for problem in drawn]
-        trajectories = sampler.generate(questions, size, seed=hash_of(seed, step, attempt))
-        asked = [problem for problem in drawn for _ in range(size)]
-        rewards, parts = once(score, trajectories, asked, sampler.tokenizer, reward_config)
-        outcome = parts.pop("outcome")
-        by_answer = [dict(zip(parts, values)) for values in zip(*parts.values())]
-        columns = zip(asked, trajectories, rewards, parts["accuracy"], by_answer)
-        samples = [Sample(*column) for column in columns]
+        given = (drawn, size, reward, hash_of(seed, step, attempt))
+        samples, outcome = answers_to(sampler, *given)
         rollout.samples += samples
         rollout.own += share(samples, size)
 
@@ -73,6 +64,18 @@ def collect(
         if not missing:
             break
     return rollout
+
+
+def answers_to(sampler: Sampler, problems: list[Problem], n: int, reward: RewardConfig, seed: int):
+    """(n graded answers to each problem, what each was paid for as: 1 or 0)."""
+    questions = [problem.question for problem in problems]
+    trajectories = sampler.generate(questions, n, seed=seed)
+    asked = [problem for problem in problems for _ in range(n)]
+    rewards, parts = once(score, trajectories, asked, sampler.tokenizer, reward)
+    outcome = parts.pop("outcome")
+    by_answer = [dict(zip(parts, values)) for values in zip(*parts.values())]
+    columns = zip(asked, trajectories, rewards, parts["accuracy"], by_answer)
+    return [Sample(*column) for column in columns], outcome
 
 
 def hash_of(*keys: int) -> int:

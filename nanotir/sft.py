@@ -9,8 +9,10 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
+from torch import Tensor
+
 from nanotir import optim
-from nanotir.batches import micro_batches
+from nanotir.batches import Batch, micro_batches
 from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings, one_of
 from nanotir.logps import autocast, masked_logps
 from nanotir.processes import gather
@@ -70,8 +72,7 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
     def loss_of(micro):
         routing = Routing() if routed else None
         with autocast(device, config.bf16):
-            logps, _ = masked_logps(model, micro.ids, micro.mask, routing=routing)
-        loss = -logps.sum() / num_active_tokens
+            loss = imitation_loss(model, micro, num_active_tokens, routing)
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance)
 
@@ -81,6 +82,17 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
     loss, router_aux = map(sum, zip(*gather(losses)))
     metrics = {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens}
     return metrics | ({"router_aux": router_aux} if routed else {})
+
+
+def imitation_loss(model, micro: Batch, num_active_tokens: int, routing=None) -> Tensor:
+    """A micro-batch's part of the mean negative log-prob of all that the teacher wrote: ().
+
+    model(ids (B, T)) are the logits (B, T, V). micro.mask (B, T) is True exactly on what the
+    teacher wrote, its stop ids included: prompts, tool output and padding give no gradient.
+    num_active_tokens counts what it wrote in all micro-batches of the step. Fills in `routing`.
+    """
+    logps, _ = masked_logps(model, micro.ids, micro.mask, routing=routing)  # (B, T)
+    return -logps.sum() / num_active_tokens
 
 
 def batch_of(step: int, demonstrations: list, size: int, seed: int) -> list:
