@@ -248,7 +248,7 @@ STOPS = {
     "logps": ("How likely is what was written?", logps.masked_logps, "hidden ="),
     "losses": ("How far may an update push?", losses.clipped, "low ="),
     "rollout": ("Which answers teach something?", rollout.collect, "for start"),
-    "rl": ("What does one step change?", rl.update, "micro_loss.backward"),
+    "rl": ("What does one step change?", rl.update, "micros ="),
 }
 
 
