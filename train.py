@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -38,7 +38,6 @@ NOTHING = (
 
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
-    is_named = config.resume or config.out
     config = once(resolved, config)
     device = policy.use_device(config.device, config.threads)
 
@@ -46,11 +45,7 @@ def train(config: RunConfig):
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
 
-    with ExitStack() as stack:
-        if config.answers:  # functions that a student has written, in the place of the package's
-            exercises = import_module("nanotir.exercises.answers")
-            stack.enter_context(exercises.answered(config.answers))
-
+    with written_by_student(config.answers), ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
         tools = [stack.enter_context(tool) for tool in policy.open_tools(asdict(config))]
 
@@ -73,11 +68,7 @@ def train(config: RunConfig):
         # What to imitate: a scripted teacher calls the real tools.
         run.demonstrations = taught(run)
 
-        # The run folder. From here on Ctrl-C saves, and --resume goes on. Another run that was
-        # started at the same time may have taken its number.
-        if not is_named:
-            config.out = once(new_folder, config)
-            run.out = Path(config.out)
+        # The run folder. From here on Ctrl-C saves, and --resume goes on.
         stack.enter_context(run if config.resume else run.create())
         print(f"{run}\n{memory}")
         evaluate_run(run, "before")
@@ -90,6 +81,13 @@ def train(config: RunConfig):
         RECIPES[config.recipe].improve(run)
         evaluate_run(run, "final")
     report(run)
+
+
+def written_by_student(answers: str):
+    """The functions in a folder of answers to the exercises, in the place of the package's."""
+    if not answers:
+        return nullcontext()
+    return import_module("nanotir.exercises.answers").answered(answers)
 
 
 def taught(run: Run) -> list[Trajectory]:
@@ -108,17 +106,17 @@ def report(run: Run):
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The config of the run that is resumed, or this one with a folder that is new."""
+    """The config of the run that is resumed, or this one, if its folder is free."""
     if config.resume:
         folder = config.resume
         settings = read_config(folder)
         with reading(f"{folder}/config.json"):
             config = build(settings | {"resume": folder, "out": folder})
         return config
-    config.out = config.out or new_folder(config)
     if config.lora:  # which is needed again when the run is resumed, or used
         config.init = str(Path(config.init).resolve())
-    check_free(config.out)
+    if config.out:
+        check_free(config.out)
     check_init(config)
     return config
 
@@ -137,13 +135,6 @@ def check_init(config: RunConfig):
         if style != config.format:
             differs = f"'{config.init}' writes its calls as {style}, not as {config.format}"
             raise ValueError(f"{differs}: add --format {style}")
-
-
-def new_folder(config: RunConfig) -> str:
-    number = 1
-    while (folder := Path("runs") / f"{config.recipe}-{config.preset}-{number}").exists():
-        number += 1
-    return str(folder)
 
 
 def nothing_learned(metrics: Path) -> bool:

@@ -28,7 +28,7 @@ from nanotir.held_out import watch
 from nanotir.lora import weights_of
 from nanotir.model import Transformer
 from nanotir.problems import Problem
-from nanotir.processes import check_equal, gather, is_main
+from nanotir.processes import check_equal, gather, is_main, once
 from nanotir.run_files import (
     check_finite,
     check_free,
@@ -36,6 +36,7 @@ from nanotir.run_files import (
     checksum,
     load_state,
     lock,
+    new_folder,
     read_evaluations,
     reading,
     save_state,
@@ -98,6 +99,9 @@ class Run:
 
     def create(self) -> Run:
         """Make the folder and save the start in it. ValueError if it exists, or cannot be made."""
+        if not self.config.out:  # not before now: runs that start at once take different numbers
+            self.config.out = once(new_folder, self.config)
+            self.out = Path(self.config.out)
         random.seed(self.config.seed)
         torch.manual_seed(self.config.seed)
         if not is_main():

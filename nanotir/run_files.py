@@ -199,6 +199,14 @@ def latest_run() -> Path:
     return found[-1]
 
 
+def new_folder(config) -> str:
+    """The next free folder for a run without a name; `config` is a RunConfig."""
+    number = 1
+    while (folder := Path("runs") / f"{config.recipe}-{config.preset}-{number}").exists():
+        number += 1
+    return str(folder)
+
+
 def check_free(out):
     """ValueError for a run folder that exists, or in whose place none can be made."""
     out = Path(out)

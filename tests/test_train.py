@@ -13,6 +13,7 @@ import pytest
 import train
 from nanotir.config import RunConfig, parse
 from nanotir.policy import load_run
+from nanotir.run_files import new_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = (
@@ -228,7 +229,7 @@ def test_a_mistaken_folder_is_one_line_and_leaves_nothing(desk, capsys, argument
 
 def test_folders_of_runs_without_a_name_are_numbered(desk):
     for number in (1, 2, 3):
-        assert train.new_folder(RunConfig()) == f"runs/tapo-tiny-{number}"
+        assert new_folder(RunConfig()) == f"runs/tapo-tiny-{number}"
         (desk / "runs" / f"tapo-tiny-{number}").mkdir(parents=True)
 
 
