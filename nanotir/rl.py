@@ -10,7 +10,6 @@ later ones with what `rescore` computes before the first.
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 from dataclasses import dataclass, fields, replace
@@ -25,7 +24,6 @@ from nanotir.batches import Batch, micro_batches
 from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
-from nanotir.lora import load_weights, weights_of
 from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import (
     combine_metrics,
@@ -35,9 +33,11 @@ from nanotir.metrics import (
     step_metrics,
 )
 from nanotir.processes import gather
-from nanotir.rollout import Rollout, Sample, check_tools, collect, trace
+from nanotir.reference import follow, reference_logps, starting_policy
+from nanotir.rollout import Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Drawing, Sampler, drawing_of
+from nanotir.selection import chosen, learned_from
 from nanotir.threads import backpropagate, each
 from nanotir.trajectory import Trajectory
 
@@ -47,8 +47,12 @@ class RLConfig:
     steps: Whole = 50  # rollouts; 0 skips reinforcement learning
     problems: Count = 32  # groups that a step learns from
     group_size: Several = 8  # samples of each problem
+    keep: Whole = 0  # so many of a group are learned from: right ones without failing calls first,
+    # and a fair share of wrong ones (GRPO-RoC); 0: all
+    drop_void: bool = False  # leave answers out of updates that end without an answer (SimpleTIR)
     refills: Whole = 1  # more rounds of sampling, while groups without spread leave the batch short
     updates: Count = 2  # optimiser steps on each rollout, each on its share of the rows
+    iterations: Count = 1  # how often the same rows are learned from (mu in GRPO)
     lr: Amount = 2.5e-4  # AdamW's
     warmup: Whole = 3  # steps of linear warm-up
     decay: Share = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
@@ -61,6 +65,8 @@ class RLConfig:
     epsilon_high: Amount = 0.28  # and above 1 + epsilon_high; cispo: above epsilon_high itself
     delta: Amount = 0.0  # and above delta where A < 0 (dual clip), 3 say; 0: no such bound
     beta: Amount = 0.0  # weight of the KL to the policy that RL started from
+    sync_every: Whole = 0  # steps after which that policy follows the trained one; 0: it stays
+    sync_mix: Share = 0.6  # the trained one's share in it then
     kl: str = "k3"  # its estimator: k1, k2, k3, or k3_weighted, which is unbiased off-policy too
     entropy_coef: Amount = 0.0  # weight of a bonus for entropy
     scale: str = "group"  # divide advantages by the std of the group, the batch, or none; or whiten
@@ -90,8 +96,17 @@ class RLConfig:
         if self.delta and self.delta <= 1 + self.epsilon_high:
             bound = f"1 + epsilon_high ({1 + self.epsilon_high})"
             raise ValueError(f"delta ({self.delta}) must lie above {bound}, or be 0")
+        if self.keep == 1 or self.keep > self.group_size:
+            raise ValueError(f"rl.keep ({self.keep}) must be 2 to rl.group_size, or 0")
+        if self.sync_every and not self.beta:
+            raise ValueError("rl.sync_every needs a reference: set rl.beta to 0.01, say")
         if self.fused and self.entropy_coef:
             raise ValueError("rl.fused computes no entropy: leave out rl.entropy_coef")
+
+    @property
+    def learned_size(self) -> int:
+        """Answers of a group that are learned from."""
+        return self.keep or self.group_size
 
     def loss_options(self, max_completion_length: int) -> LossOptions:
         named = {option.name for option in fields(LossOptions)}
@@ -110,7 +125,6 @@ def train(run):
     bar = run.remaining("rl", [optimizer], settings.steps)
     reference = starting_policy(model, run) if settings.beta else None
     results = {tool.name: [] for tool in run.tools}  # of the last calls: is the tool alive?
-    explained = bar.n > 0 or settings.loss_type != "dapo"
     for step in bar:
         optim.schedule([optimizer], step, settings)
 
@@ -123,30 +137,31 @@ def train(run):
         # 3. Compute the trainer's log-probs of what the updates after the first learn from.
         sampled = time.perf_counter()
         how = drawing_of(sampler)
-        trajectories = learned_from(rollout, settings)
-        shares = split(list(range(len(trajectories))), settings.updates, config.seed, step)
+        samples = chosen(rollout.kept, settings, config.seed, step)
+        trajectories, taught = learned_from(samples, settings, run.tokenizer)
+        shares = split(taught, settings.updates, config.seed, step)
         rescore(model, [trajectories[row] for row in sum(shares[1:], [])], settings, how)
 
         # 4. Advantages. 5. The loss and 6. an optimiser step, for each share of the rows.
-        advantages = advantages_of(rollout.kept, trajectories, settings)
+        advantages = advantages_of(samples, trajectories, settings)
         updates = []
-        for rows in shares:
+        for rows in shares * settings.iterations:
             given = ([trajectories[row] for row in rows], advantages[rows])
             updates.append(update(model, optimizer, *given, settings, how, reference))
         exchange([trajectories[row] for row in sum(shares[:1], [])])
+        follow(reference, model, run, step)
 
         # 7. Log, and save when it is time.
         metrics = rollout_metrics(rollout.samples, rollout.kept, settings.group_size)
+        metrics |= step_metrics(updates)
         if updates:
-            metrics["logp_gap"] = largest_gap([sample.trajectory for sample in rollout.kept])
-            metrics |= step_metrics(updates)
-        ended = time.perf_counter()
-        metrics |= {"seconds_rollout": sampled - started, "seconds_update": ended - sampled}
-        if updates and not explained:
+            metrics["logp_gap"] = largest_gap([sample.trajectory for sample in samples])
+        metrics["seconds_rollout"] = sampled - started
+        metrics["seconds_update"] = time.perf_counter() - sampled
+        if updates and step == 0 and settings.loss_type == "dapo":
             tqdm.write(first_loss_explained(updates[0]))
-            explained = True
         show(bar, metrics)
-        trace(rollout, advantages, run, step)
+        trace(samples, advantages, run, step)
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
 
 
@@ -188,18 +203,10 @@ def exchange(trajectories: list[Trajectory]):
         trajectories[row].old_logps[:] = old_logps
 
 
-def learned_from(rollout: Rollout, settings: RLConfig) -> list[Trajectory]:
-    """The trajectories to learn from: with their tool output, if that is learned as well."""
-    trajectories = [sample.trajectory for sample in rollout.kept]
-    if settings.observations == "learned":
-        return [trajectory.unmasked() for trajectory in trajectories]
-    return trajectories
-
-
 def advantages_of(samples: list[Sample], trajectories, settings: RLConfig) -> Tensor:
     rewards = [sample.reward for sample in samples]
     num_tokens = torch.tensor([t.new_tokens for t in trajectories])
-    size = settings.group_size
+    size = settings.learned_size
     return group_advantages(rewards, size, settings.scale, settings.baseline, num_tokens=num_tokens)
 
 
@@ -277,14 +284,6 @@ def policy_logps(model, micro: Batch, settings: RLConfig, how: Drawing, routing=
     return spread(fused_logps(logits, targets, how.temperature), micro.mask), None
 
 
-def reference_logps(reference, micro: Batch, how: Drawing) -> Tensor | None:
-    if reference is None:
-        return None
-    with torch.no_grad():
-        logps, _ = masked_logps(reference, micro.ids, micro.mask, how.temperature, how.banned)
-    return logps
-
-
 def importance_weights(old_logps: Tensor, micro: Batch, settings: RLConfig) -> Tensor | None:
     """The trainer's probability of each id over the sampler's, at most rl.importance_cap."""
     if not settings.importance_cap:
@@ -304,18 +303,6 @@ def split(rows: list[int], parts: int, seed: int, step: int) -> list[list[int]]:
     """Rows, shuffled and dealt out to the step's updates; none where there is nothing to learn."""
     rows = random.Random(f"split {seed} {step}").sample(rows, len(rows))
     return [rows[i::parts] for i in range(parts) if rows[i::parts]]
-
-
-def starting_policy(model, run):
-    """The policy that RL started from, frozen. A checkpoint holds it, for runs that are resumed.
-
-    Of a model with adapters, only they are copied: the two share the weights that are frozen.
-    """
-    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
-    reference = copy.deepcopy(model, shared).requires_grad_(False)
-    run.state.setdefault("reference", weights_of(reference))
-    load_weights(reference, run.state["reference"])
-    return reference
 
 
 def show(bar, metrics: dict):

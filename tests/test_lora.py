@@ -11,10 +11,11 @@ import torch.nn as nn
 from conftest import small_model
 
 import train
-from nanotir import held_out, optim, rl
+from nanotir import held_out, optim
 from nanotir.config import parse
 from nanotir.lora import SCALE, Adapted, adapt, load_weights, merged, weights_of
 from nanotir.policy import load_run
+from nanotir.reference import starting_policy
 from nanotir.run import Run, Stopped
 from nanotir.run_files import load_state
 from nanotir.sampler import Sampler
@@ -121,7 +122,7 @@ def test_the_reference_shares_the_frozen_weights_and_keeps_its_own_adapters():
     model = adapted_model()
     expected = model(IDS)
     run = SimpleNamespace(state={})
-    reference = rl.starting_policy(model, run)
+    reference = starting_policy(model, run)
     assert set(run.state["reference"]) == set(weights_of(model))
     with torch.no_grad():
         for weight in model.parameters():

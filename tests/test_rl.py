@@ -1,5 +1,4 @@
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -465,19 +464,27 @@ def test_a_rollout_is_rescored_but_for_what_its_first_update_learns_from(
     assert all(len(row.old_logps) == len(row.ids) for row in rows)
 
 
-def test_the_reference_is_a_frozen_copy_of_the_policy_that_rl_starts_from(tokenizer):
-    model = small_model(len(tokenizer))
-    reference = rl.starting_policy(model, SimpleNamespace(state={}))
-    assert_same_weights(reference, model)
-    assert not any(weight.requires_grad for weight in reference.parameters())
-    assert all(weight.requires_grad for weight in model.parameters())
+def test_every_iteration_learns_from_the_same_rows_with_their_first_log_probs(
+    monkeypatch, tokenizer, python, search
+):
+    seen = []
 
+    def updated(model, optimizer, trajectories, *rest):
+        metrics = update(model, optimizer, trajectories, *rest)
+        old = [tuple(row.old_logps) for row in trajectories]
+        seen.append((list(map(id, trajectories)), old, metrics["ratio_variance"]))
+        return metrics
 
-def test_a_resumed_run_goes_on_with_the_reference_of_its_start(tokenizer):
-    run = SimpleNamespace(state={})
-    first = rl.starting_policy(small_model(len(tokenizer)), run)
-    resumed = rl.starting_policy(small_model(len(tokenizer), seed=1), run)
-    assert_same_weights(first, resumed)
+    rows = with_outputs(tokenizer, 6)
+    monkeypatch.setattr(rl, "collect", lambda *_: rollout_of(rows))
+    monkeypatch.setattr(rl, "update", updated)
+    settings = {"steps": 1, "updates": 2, "iterations": 3, "group_size": 2, "warmup": 0, "decay": 0}
+    forging, tools = SamplerConfig(forge=True), [python, search]
+    train(run_of(small_model(len(tokenizer)), tokenizer, PROBLEMS, tools, forging, **settings))
+    ids, old, variances = zip(*seen)
+    assert ids == ids[:2] * 3
+    assert old == old[:2] * 3
+    assert variances[0] < 1e-9 < min(variances[1:])
 
 
 QUESTIONS = [("2+3?", "2+3", "5"), ("Add 10 and 4.", "10+4", "14")]

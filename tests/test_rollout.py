@@ -252,7 +252,7 @@ def test_a_tool_that_died_later_is_not_excused_by_its_earlier_calls(tokenizer):
 
 def traced(tokenizer, rollout, steps, step):
     run = RunDouble(None, tokenizer, rl=RLConfig(steps=steps, group_size=4))
-    trace(rollout, torch.arange(len(rollout.kept)), run, step)
+    trace(rollout.kept, torch.arange(len(rollout.kept)), run, step)
     return run.traces
 
 

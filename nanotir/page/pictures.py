@@ -68,6 +68,8 @@ HOUSE = {
         "batches.py": "trajectories as tensors",
         "optim.py": "Muon, AdamW, the optimiser step",
         "kernels.py": "log-probs in Triton",
+        "selection.py": "answers that are learned from",
+        "reference.py": "the policy to stay near",
         "routing.py": "mixtures of experts",
         "lora.py": "low-rank adapters",
         "metrics.py": "what to watch while it learns",
