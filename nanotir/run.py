@@ -99,7 +99,7 @@ class Run:
 
     def create(self) -> Run:
         """Make the folder and save the start in it. ValueError if it exists, or cannot be made."""
-        if not self.config.out:  # not before now: runs that start at once take different numbers
+        if self.out == Path():  # not before now: runs that start at once take different numbers
             self.config.out = once(new_folder, self.config)
             self.out = Path(self.config.out)
         random.seed(self.config.seed)
