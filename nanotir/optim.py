@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from nanotir.logps import full
 from nanotir.lora import is_adapter
 from nanotir.processes import sum_gradients
+from nanotir.threads import each
 
 
 def learning_rate(step: int, steps: int, warmup: int, decay: float) -> float:
@@ -77,13 +79,12 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, matrices: list[Tensor], lr: float, momentum: float = 0.95):
         super().__init__(matrices, {"lr": lr, "momentum": momentum})
 
-    @torch.no_grad()
     def step(self):
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self.update(weight, group["lr"], group["momentum"])
+            update = partial(self.update, lr=group["lr"], momentum=group["momentum"])
+            list(each(update, [weight for weight in group["params"] if weight.grad is not None]))
 
+    @torch.no_grad()
     def update(self, weight: Tensor, lr: float, momentum: float):
         state = self.state[weight]
         if "momentum_buffer" not in state:
