@@ -61,7 +61,8 @@ class RunConfig:
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
-    threads: Threads = 2  # CPU cores of one process: so many micro-batches are computed at a time
+    threads: Threads = 2  # CPU cores of one process, for as many micro-batches, or parts of the
+    # prompts, at a time
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

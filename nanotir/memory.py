@@ -206,7 +206,7 @@ def sampling_parts(model, config, prompt: int) -> dict[str, float]:
 
 
 def most_rows(config) -> int:
-    """Rows decoded at the same time: sampler.max_rows, or fewer if no more are asked for."""
+    """Rows decoded at the same time: sampler.max_rows a thread, or fewer if fewer are asked for."""
     asked = [config.eval.problems * config.eval.samples]
     if config.rl.steps:
         em = config.recipe == "autocode"
@@ -214,7 +214,7 @@ def most_rows(config) -> int:
         asked.append(config.rl.problems * each)
     if config.recipe == "tora":
         asked.append(config.problems * config.tora.samples)
-    return min(config.sampler.max_rows, max(asked))
+    return min(threads.at_a_time * config.sampler.max_rows, max(asked))
 
 
 def longest_row(model, config, prompt: int) -> int:

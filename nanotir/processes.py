@@ -98,6 +98,11 @@ def gather(own: list, size: int = 1) -> list:
     parts = [None] * count()
     with connected():
         dist.all_gather_object(parts, own)
+    return dealt(parts, size)
+
+
+def dealt(parts: list[list], size: int = 1) -> list:
+    """The list that was dealt out, in groups of `size`, as these parts."""
     rows = []
     for start in range(0, max(map(len, parts)), size):
         for part in parts:

@@ -21,6 +21,7 @@ from nanotir.logps import autocast
 from nanotir.lora import merged
 from nanotir.model import Transformer
 from nanotir.processes import gather, share
+from nanotir.threads import in_parts
 from nanotir.tokenizer import THOUGHT, Tokenizer
 from nanotir.tools.tool import Tool
 from nanotir.trajectory import Format, Trajectory
@@ -94,7 +95,6 @@ class Sampler:
         forged = () if self.config.forge else ("output",)
         return Blocks(self.tokenizer, {*self.tools, *forged}, self.config.stop_string)
 
-    @torch.inference_mode()
     def generate(
         self, prompts, n: int = 1, seed: int = 0, watch=None, stop=None, force=()
     ) -> list[Trajectory]:
@@ -105,13 +105,17 @@ class Sampler:
         of a row's end. (In format text it is told of a fence's ids before they are one, as words.)
         Once stop() is true, unfinished rows end as "cancelled". ValueError for a prompt that leaves
         no room to answer. Of several processes, each samples its share of the prompts, of which
-        alone its watch is told, and gets the rows of all.
+        alone its watch is told, and gets the rows of all. Of several threads, each samples a part.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
-        numbers = share(range(len(ids)))
-        own = [ids[number] for number in numbers]
-        with autocast(self.model.embed.weight.device, self.config.bf16), merged(self.model):
-            rows = Generation(self, own, n, seed, watch, tuple(force), numbers).run(stop)
+
+        def sample(numbers, stop) -> list[Trajectory]:
+            own = [ids[number] for number in numbers]
+            with torch.inference_mode(), autocast(self.model.embed.weight.device, self.config.bf16):
+                return Generation(self, own, n, seed, watch, tuple(force), numbers).run(stop)
+
+        with merged(self.model):
+            rows = in_parts(sample, share(range(len(ids))), n, stop)
         return gather(rows, n)
 
     def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):

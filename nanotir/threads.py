@@ -1,16 +1,20 @@
-"""Several cores for one process: threads that compute whole micro-batches side by side.
+"""Several cores for one process: threads that compute micro-batches, or sample, side by side.
 
 PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
 on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
-is computed does not depend on the number of threads, not in a bit.
+is learned does not depend on the number of threads, not in a bit. Of what is sampled, the sampler's
+log-probs do, in their last digits, because other rows share a batch.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+
+from nanotir.processes import dealt
 
 _pool: ThreadPoolExecutor | None = None
 at_a_time = 1
@@ -31,6 +35,24 @@ def each(function: Callable, items: Iterable) -> Iterator:
     A thread starts with the modes of PyTorch's defaults: `function` itself has to set no_grad.
     """
     return _pool.map(function, items) if _pool else map(function, items)
+
+
+def in_parts(work: Callable, items: list, size: int, stop: Callable | None = None) -> list:
+    """What work(part, stop) makes of one part of the items a thread: a list, `size` rows an item.
+
+    Once the caller is interrupted, stop() is true for all threads.
+    """
+    parts = max(1, min(at_a_time, len(items)))
+    left = threading.Event()
+
+    def stopped() -> bool:
+        return left.is_set() or bool(stop and stop())
+
+    try:
+        rows = each(lambda part: work(part, stopped), [items[i::parts] for i in range(parts)])
+        return dealt(list(rows), size)
+    finally:
+        left.set()
 
 
 def backpropagate(model, loss_of: Callable, micros: Iterable) -> list:
