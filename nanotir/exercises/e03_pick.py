@@ -20,45 +20,34 @@ def cases(seed: int) -> list[Case]:
         return torch.rand(n, generator=generator, dtype=torch.float64).tolist()
 
     # Probabilities in no order, and uniforms on both sides of every border between them.
-    known = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().expand(8, 4)
+    known = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log().repeat(8, 1)
     borders = [0.0, 0.05, 0.15, 0.45, 0.55, 0.65, 0.75, 0.9999999]
     some, others = logits(6, 9), logits(6, 9)
     forced = torch.tensor([-1, 0, 8, 3, -1, 5])
     bad = torch.stack([torch.zeros(4), torch.full((4,), torch.nan)])
-    return [
-        Case("known probabilities", (known, borders), {}, chosen),
-        Case("random logits", (some, draws(6)), {}, chosen),
-        Case("a low temperature", (others, draws(6), {"temperature": 0.6}), {}, chosen),
-        Case("a high temperature", (others, draws(6), {"temperature": 2.5}), {}, chosen),
-        Case("greedy", (some, draws(6), {"temperature": 0.0}), {}, chosen),
-        Case("top_p, crossed by an id", (known, borders, {"top_p": 0.6}), {}, chosen),
-        Case("top_p below the likeliest", (known, borders, {"top_p": 0.3}), {}, chosen),
-        Case("top_k", (known, borders, {"top_k": 3}), {}, chosen),
-        Case("top_k and top_p", (known, borders, {"top_k": 3, "top_p": 0.77}), {}, chosen),
-        Case(
-            "top_p of warm probabilities",
-            (known * 2, borders, {"temperature": 2.0, "top_p": 0.6}),
-            {},
-            chosen,
-        ),
-        Case("banned ids", (known, borders, {}, [1, 2]), {}, chosen),
-        Case(
-            "a banned id is the likeliest", (known, borders, {"temperature": 0.0}, [1]), {}, chosen
-        ),
-        Case("forced ids", (some, draws(6), {}, [4], forced), {}, chosen),
-        Case("forced and greedy", (some, draws(6), {"temperature": 0.0}, [4], forced), {}, chosen),
-        Case("a banned id is forced", (some, draws(6), {}, [8], forced), {}, chosen),
-        Case("logits in bfloat16", (others.bfloat16(), draws(6)), {}, chosen),
-        Case("a large vocabulary with a long tail", (20000, draws(4)), {}, chosen_from_tail),
-        Case("logits of one row are not numbers", (bad, [0.5, 0.5]), {}, chosen),
-        Case(
-            "logits too large for the temperature",
-            (known * 1e38, borders, {"temperature": 0.01}),
-            {},
-            chosen,
-        ),
-        Case("no id is left", (known, borders, {}, [0, 1, 2, 3]), {}, chosen),
-    ]
+    given = {
+        "known probabilities": (known, borders),
+        "random logits": (some, draws(6)),
+        "a low temperature": (others, draws(6), {"temperature": 0.6}),
+        "a high temperature": (others, draws(6), {"temperature": 2.5}),
+        "greedy": (some, draws(6), {"temperature": 0.0}),
+        "top_p, crossed by an id": (known, borders, {"top_p": 0.6}),
+        "top_p below the likeliest": (known, borders, {"top_p": 0.3}),
+        "top_k": (known, borders, {"top_k": 3}),
+        "top_k and top_p": (known, borders, {"top_k": 3, "top_p": 0.77}),
+        "top_p when it is warm": (known * 2, borders, {"temperature": 2.0, "top_p": 0.6}),
+        "banned ids": (known, borders, {}, [1, 2]),
+        "a banned id is the likeliest": (known, borders, {"temperature": 0.0}, [1]),
+        "forced ids": (some, draws(6), {}, [4], forced),
+        "forced and greedy": (some, draws(6), {"temperature": 0.0}, [4], forced),
+        "a banned id is forced": (some, draws(6), {}, [8], forced),
+        "logits in bfloat16": (others.bfloat16(), draws(6)),
+        "logits of one row are not numbers": (bad, [0.5, 0.5]),
+        "too large for the temperature": (known * 1e38, borders, {"temperature": 0.01}),
+        "no id is left": (known, borders, {}, [0, 1, 2, 3]),
+    }
+    tail = Case("a large vocabulary with a long tail", (20000, draws(4)), {}, chosen_from_tail)
+    return [*(Case(name, arguments, {}, chosen) for name, arguments in given.items()), tail]
 
 
 def chosen(function, logits, u, settings=None, banned=(), forced=None):
