@@ -54,6 +54,7 @@ PAIRS = {
     "301 characters": ("0" * 296 + "1 + 1", "2"),
     "the known one has 301 characters": ("2", "0" * 296 + "1 + 1"),
     "a long one, and a base": ("0" * 300 + "1011", "1011_2"),
+    "no answer, and the known one is long": ("", LONG[:601]),
     "longer than 300 characters": (LONG[:601], "301"),
     "longer than 300 characters, and not equal": (LONG[:601], "300"),
     "spaces that make it long": ("7" + " " * 2000, "7"),
