@@ -26,9 +26,11 @@ def verdict_on(tmp_path, monkeypatch):
     return check
 
 
-def test_the_package_s_own_file_passes(verdict_on):
-    own = inspect.getsource(sys.modules[EXERCISE.function.__module__])
-    assert verdict_on("", own) == ("passed", EXERCISE.look, "", None)
+@pytest.mark.parametrize("exercise", exercises(), ids=lambda exercise: exercise.name)
+def test_the_package_s_own_file_passes(exercise, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(inspect.getsource(sys.modules[exercise.function.__module__]))
+    assert jail.check_file(exercise, file) == ("passed", exercise.look, "", None)
 
 
 def test_a_stub_is_to_do(verdict_on):
