@@ -16,6 +16,7 @@ start takes a lab (A, B, C or D) as well. --answers DIR is a folder other than a
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import sys
@@ -24,7 +25,7 @@ from importlib import import_module
 
 from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
-from nanotir.exercises.answers import Answers, digest, function_text
+from nanotir.exercises.answers import Answers, digest, function_node
 from nanotir.exercises.check import Verdict
 from nanotir.exercises.exercise import LABS, Exercise, exercises
 from nanotir.exercises.jail import check_file
@@ -64,8 +65,10 @@ def options_of(verb: str, about: str, arguments: list[str], which: str, *flags: 
 
 def chosen(which: str) -> list[Exercise]:
     """The exercise of a number, or those of a lab. ValueError for anything else."""
+    if which.isdigit() and (found := exercises(int(which))):
+        return found
     known = exercises()
-    found = [e for e in known if which in (str(e.number), e.name) or which.upper() == e.lab]
+    found = [exercise for exercise in known if which.upper() == exercise.lab]
     if not found:
         numbers = f"{known[0].number} to {known[-1].number}"
         raise ValueError(f"no exercise '{which}': there are {numbers}, and the labs A, B, C and D")
@@ -186,7 +189,8 @@ def diff(arguments: list[str]):
     source = options.answers.source(exercise)
     if not options.give_up and checked(options.answers, exercise).word != "passed":
         raise ValueError("it has not passed yet: check it, take a hint, or add --give-up")
-    yours = function_text(source, exercise.name).splitlines()
+    node = function_node(exercise, source)
+    yours = (ast.get_source_segment(source, node) if node else source).splitlines()
     its = inspect.getsource(inspect.unwrap(exercise.function)).splitlines()
     names = (str(options.answers.path(exercise)), exercise.read[0])
     print(

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from nanotir.exercises.check import error_line, failure
 from nanotir.exercises.exercise import Exercise, exercises
 from nanotir.exercises.stub import file_name, load, plugged, stub
-from nanotir.run_files import reading
 
 RULES = "for_assistants.md"
 
@@ -50,10 +50,10 @@ class Answers:
         if not self.path(exercise).exists():
             return ""
         record = self.record(exercise)
-        if is_stub(self.source(exercise)):
+        source = self.source(exercise)
+        if is_stub(exercise, source):
             return "to do"
-        same = record.get("file") == digest(self.source(exercise))
-        return record["word"] if same else "not checked"
+        return record["word"] if record.get("file") == digest(source) else "not checked"
 
     def record(self, exercise: Exercise) -> dict:
         """{"word", "file", "hints"}: the last verdict, on which text, and the hints taken."""
@@ -62,8 +62,10 @@ class Answers:
     def all_records(self) -> dict:
         if not self.records.exists():
             return {}
-        with reading(self.records):
+        try:
             return json.loads(self.records.read_text())
+        except ValueError as error:
+            raise ValueError(f"'{self.records}' cannot be used: {error}") from None
 
     def keep(self, exercise: Exercise, **what):
         """Add to the record of an exercise."""
@@ -76,34 +78,41 @@ def digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
-def function_text(source: str, name: str) -> str:
-    """The text of a file's function. ValueError if it has none."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return ast.get_source_segment(source, node)
-    raise ValueError(f"the file defines no function {name}")
+def function_node(exercise: Exercise, source: str) -> ast.FunctionDef | None:
+    """The exercise's function in a file; None if there is none."""
+    try:
+        nodes = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return None
+    found = [n for n in nodes if isinstance(n, ast.FunctionDef) and n.name == exercise.name]
+    return found[-1] if found else None
+
+
+def is_stub(exercise: Exercise, source: str) -> bool:
+    """Whether the function in a file is still that of the stub."""
+    node = function_node(exercise, source)
+    return node is not None and ast.dump(node) == ast.dump(function_node(exercise, stub(exercise)))
 
 
 @contextmanager
 def answered(folder: str) -> Iterator[None]:
     """The package runs on the functions in a student's folder, until the block ends.
 
-    Exercises that are not begun are left to the package. Prints which ones are not. ValueError for
-    a folder without any.
+    Exercises that are not begun are left to the package. Prints which ones are not.
+    ValueError for a folder without any.
     """
     answers = Answers(folder)
-    begun = [e for e in exercises() if answers.path(e).exists() and not is_stub(answers.source(e))]
+    files = [exercise for exercise in exercises() if answers.path(exercise).exists()]
+    begun = [exercise for exercise in files if not is_stub(exercise, answers.source(exercise))]
     if not begun:
         raise ValueError(f"no exercise is begun in '{folder}'")
     with ExitStack() as stack:
         for exercise in begun:
-            path = str(answers.path(exercise))
-            with reading(path):
-                function = load(exercise, answers.source(exercise), path)
+            path = answers.path(exercise)
+            try:
+                function = load(exercise, answers.source(exercise), str(path))
+            except Exception as error:
+                raise ValueError(f"'{path}': {error_line(failure(error, str(path)))}") from None
             stack.enter_context(plugged(exercise, function))
         print(f"from {folder}: {', '.join(exercise.name for exercise in begun)}")
         yield
-
-
-def is_stub(source: str) -> bool:
-    return 'raise NotImplementedError("exercise ' in source

@@ -65,11 +65,15 @@ class Exercise:
         return getattr(import_module(module), name)
 
 
-def exercises() -> list[Exercise]:
-    """All exercises in order: the EXERCISE of every file e01_*.py to e14_*.py."""
+def exercises(number: int | None = None) -> list[Exercise]:
+    """All exercises in order, or that of a number: the EXERCISE of the files e01_*.py to e14_*.py.
+
+    Only what is asked for is imported, because some of it takes half a second.
+    """
     folder = import_module("nanotir.exercises").__path__
     names = sorted(file.name for file in pkgutil.iter_modules(folder) if file.name[1:3].isdigit())
-    return [import_module(f"nanotir.exercises.{name}").EXERCISE for name in names]
+    wanted = [name for name in names if number in (None, int(name[1:3]))]
+    return [import_module(f"nanotir.exercises.{name}").EXERCISE for name in wanted]
 
 
 def edited(exercise: Exercise, mistake: Mistake) -> Callable:
