@@ -89,7 +89,13 @@ def compiled(kernel):
 def forward_kernel(
     logits, ids, mask, logps, lse_of, scale: tl.constexpr, stride, V, BLOCK: tl.constexpr
 ):
-    """One token: log-sum-exp over the vocabulary in one pass (Milakov and Gimelshein 2018)."""
+    """One token: its log-prob and its log-sum-exp, in one pass over the vocabulary.
+
+    All tensors are pointers: to rows of V logits, each `stride` after the last, and to one number a
+    token of the others. The distribution is softmax(logits * scale). BLOCK logits are read at a
+    time, with the largest so far and the sum relative to it (Milakov and Gimelshein 2018). Writes
+    logps and lse_of; nothing is read or written where the mask is not set.
+    """
     token = tl.program_id(0).to(tl.int64)
     if tl.load(mask + token) != 0:
         row = logits + token * stride

@@ -14,13 +14,14 @@ from nanotir.trust import measure
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The probability that one of k answers is right, given c right ones among n.
+    """The probability that one of k answers is right, given c right ones among n samples.
 
-    1 - C(n-c, k) / C(n, k), which is unbiased (Chen et al. 2021, eq. 1).
+    The k are drawn from the n, none of them twice, so the estimate is unbiased (Chen et al. 2021,
+    eq. 1). ValueError unless 0 < k <= n.
     """
     if not 0 < k <= n:
         raise ValueError(f"pass@{k} needs k from 1 to the {n} samples there are")
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)  # of all draws, those of wrong ones alone
 
 
 def maj_at_k(answers: list[str | None], gold: str, k: int) -> float:

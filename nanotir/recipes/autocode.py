@@ -154,7 +154,11 @@ def force(run, sampler: Sampler, problems, K: int, seed: int) -> list[Explored]:
 
 
 def strategy(prior: list[float], Q: list[float], config: AutoCodeConfig) -> list[float]:
-    """s*(c|x). With alpha infinite, words win a tie, because they are cheaper."""
+    """s*(c|x) of words and code: exp(alpha pi(c|x) Q(x, c)), divided by their sum.
+
+    alpha 0 stands for infinity: the decision with the larger Q gets 1, and in a tie words do,
+    because they are cheaper.
+    """
     if not config.alpha:
         return [1.0, 0.0] if Q[0] >= Q[1] else [0.0, 1.0]
     return torch.tensor([config.alpha * p * q for p, q in zip(prior, Q)]).softmax(0).tolist()
