@@ -1,6 +1,7 @@
 """Measure a policy: accuracy with its tools and without, pass@k, maj@k, and the use of its tools.
 
 python -m nanotir.evaluate --run runs/tapo-tiny-1 --n 16 --k 1,4,16
+python -m nanotir.evaluate --run runs/tapo-tiny-1 --data generated@2 reworded svamp:SVAMP.json
 """
 
 from __future__ import annotations
@@ -128,7 +129,8 @@ def make_parser() -> Parser:
     parser.add_argument("--run", required=True, help="run folder")
     best = "its best weights, with --eval.every: chosen by the first 64 of its problems"
     parser.add_argument("--best", action="store_true", help=best)
-    parser.add_argument("--data", help="problems, as train.py's --eval-data (default: the run's)")
+    several = "problems, as train.py's --eval-data (default: the run's); each is reported apart"
+    parser.add_argument("--data", nargs="+", metavar="SPEC", help=several)
     count, seed = number(Count), number(Seed)
     parser.add_argument("--problems", type=count, help="how many (default: the run's own number)")
     parser.add_argument("--n", type=count, default=1, help="samples of each problem; 1 is greedy")
@@ -151,13 +153,18 @@ def main(arguments=None):
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
-        data = config["eval_data"] if options.data is None else options.data
-        problems = load(data, "test", n, seed=seed + 1, level=config["level"])
-        problems = problems_with_room(problems, tokenizer, format, model.config.max_seq_len)
+        suites = {}
+        for spec in options.data or [config["eval_data"]]:
+            problems = load(spec, "test", n, seed=seed + 1, level=config["level"])
+            room = (tokenizer, format, model.config.max_seq_len)
+            suites[spec] = problems_with_room(problems, *room)
         sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"].get("budgets", ""))
-        given = (model, tokenizer, tools, format, problems, settings, sampling, seed)
-        result = evaluate(*given)
-        print(json.dumps(result, indent=1) if options.json else table({"": result}))
+        policy = (model, tokenizer, tools, format)
+        asked = (settings, sampling, seed)
+        results = {spec: evaluate(*policy, suites[spec], *asked) for spec in suites}
+        if len(results) == 1:
+            results = {"": results.popitem()[1]}
+        print(json.dumps(results.get("", results), indent=1) if options.json else table(results))
 
 
 if __name__ == "__main__":

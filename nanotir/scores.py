@@ -6,6 +6,8 @@ import math
 import re
 from collections import Counter
 
+import numpy as np
+
 from nanotir.answers import equivalent, extract_answer, likely_answers
 from nanotir.metrics import mean
 from nanotir.problems import Problem
@@ -48,6 +50,18 @@ def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, f
     spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def bootstrap_interval(values: list[float], draws: int = 2000) -> tuple[float, float]:
+    """The 95% interval of a mean over problems: quantiles of resampled means (Efron 1979).
+
+    Problems are drawn with replacement, always in the same way. A degenerate sample, as of zeros
+    alone, has an interval of no width.
+    """
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(values), size=(draws, len(values)))  # (draws, n)
+    low, high = np.quantile(np.asarray(values)[rows].mean(1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def answer_of(trajectory: Trajectory, tokenizer) -> str | None:
@@ -101,8 +115,7 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
         "program_accuracy": program_accuracy(problems, groups),
         "mean_new_tokens": mean([t.new_tokens for t in trajectories]),
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
-        "pass@k": {k: mean([pass_at_k(len(row), sum(row), k) for row in right]) for k in ks},
-        "maj@k": {k: mean_maj_at_k(answers, problems, k) for k in ks},
+        **at_k(right, answers, problems, ks),
         # Of one greedy answer to each problem. Drawn answers have other log-probs.
         "trust": measure(trajectories, verdicts, tokenizer) if len(groups[0]) == 1 else None,
     }
@@ -113,8 +126,17 @@ def shares_of(names) -> dict[str, float]:
     return {name: count / counts.total() for name, count in counts.items()}
 
 
-def mean_maj_at_k(answers, problems, k: int) -> float:
-    return mean([maj_at_k(row, problem.answer, k) for row, problem in zip(answers, problems)])
+def at_k(right, answers, problems, ks: list[int]) -> dict:
+    """pass@k and maj@k, with intervals over problems. (avg@k is the accuracy of k samples.)"""
+    found = {name: {} for name in ("pass@k", "pass@k_interval", "maj@k", "maj@k_interval")}
+    golds = [problem.answer for problem in problems]
+    for k in ks:
+        passes = [pass_at_k(len(row), sum(row), k) for row in right]
+        majorities = [maj_at_k(row, gold, k) for row, gold in zip(answers, golds)]
+        for name, values in (("pass@k", passes), ("maj@k", majorities)):
+            found[name][k] = mean(values)
+            found[f"{name}_interval"][k] = bootstrap_interval(values)
+    return found
 
 
 def program_accuracy(problems, groups) -> float:

@@ -170,6 +170,17 @@ def test_the_command_asks_with_the_last_of_the_run_s_budgets(
     assert json.loads(capsys.readouterr().out)["tools"]["calls_per_problem"] == 0
 
 
+def test_several_sets_of_problems_are_reported_apart(
+    tmp_path, tokenizer, caller, python, monkeypatch, capsys
+):
+    loaded = (asdict(build({"eval.problems": 2})), caller, tokenizer, Format(), [python])
+    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
+    specs = ["plain:itself", "plain@2:last"]
+    main(["--run", str(tmp_path), "--modes", "tools", "--json", "--data", *specs])
+    found = json.loads(capsys.readouterr().out)
+    assert [list(found[spec]["tools"]["by_family"]) for spec in specs] == [["itself"], ["last"]]
+
+
 def test_a_folder_that_is_no_run_is_one_line_and_exit_code_2(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--run", str(tmp_path)])

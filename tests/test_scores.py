@@ -6,6 +6,7 @@ import pytest
 from nanotir import evaluate
 from nanotir.problems import Problem, load
 from nanotir.scores import (
+    bootstrap_interval,
     maj_at_k,
     pass_at_k,
     says,
@@ -61,6 +62,16 @@ def test_wilson_interval_solves_its_equation(successes, n):
     for edge in (low, high):
         distance = 1.96**2 * edge * (1 - edge) / n
         assert (p - edge) ** 2 == pytest.approx(distance, abs=1e-12)
+
+
+def test_a_bootstrap_interval_of_shares_is_near_the_normal_one():
+    values = [1.0] * 300 + [0.0] * 100
+    error = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert bootstrap_interval(values) == pytest.approx((0.75 - error, 0.75 + error), abs=0.003)
+
+
+def test_problems_that_all_score_the_same_leave_nothing_to_resample():
+    assert bootstrap_interval([0.25] * 7) == (0.25, 0.25)
 
 
 def test_wilson_interval_of_nothing_is_everything():
@@ -158,6 +169,9 @@ def test_no_answer_is_right_where_it_is_named_and_wrong_leniently(tokenizer):
 def test_pass_and_majority_are_means_over_problems(found):
     assert found["pass@k"] == {1: 0.5, 2: pytest.approx(2 / 3)}
     assert found["maj@k"] == {1: pytest.approx(2 / 3), 2: pytest.approx(2 / 3)}
+    for name in ("pass@k", "maj@k"):
+        for k, (low, high) in found[f"{name}_interval"].items():
+            assert 0 <= low <= found[name][k] <= high <= 1
 
 
 def test_calls_are_counted_per_answer_and_per_right_answer(found):

@@ -28,22 +28,31 @@ def load(
 
     `spec` is "generated", "generated:lin,mul" (these families only), "gsm8k:PATH", "math:PATH" or
     "jsonl:PATH", or another of GENERATED in place of "generated". Generated problems: n of them,
-    1000 by default. `level` is a ceiling on their difficulty, and the two splits share no question.
+    1000 by default. `level` is a ceiling on their difficulty ("generated@2" has its own), and the
+    two splits share no question.
     Files: the first n problems, all by default; a file holds one split, so `split`, `seed` and
     `level` are ignored. Raises a ValueError of one line.
     """
     source, _, rest = spec.partition(":")
+    source, _, own_level = source.partition("@")
     if source in GENERATED:
+        level = level_of(own_level, spec) if own_level else level
         families = rest.split(",") if rest else None
         n = 1000 if n is None else n
         return generate(n, split, seed, families, level, **GENERATED[source])
-    if source not in READERS:
+    if source not in READERS or own_level:
         raise ValueError(f"no data source '{source}': {_hint(source)}")
     return read_lines(READERS[source], rest)[:n]
 
 
 def is_generated(spec: str) -> bool:
-    return spec.partition(":")[0] in GENERATED
+    return spec.partition(":")[0].partition("@")[0] in GENERATED
+
+
+def level_of(text: str, spec: str) -> int:
+    if text not in ("1", "2", "3"):
+        raise ValueError(f"'{spec}': the level after the @ is 1, 2 or 3")
+    return int(text)
 
 
 def _hint(source: str) -> str:

@@ -10,6 +10,16 @@ def test_generated_problems_come_from_the_generator():
     assert load("generated", "test", 20, seed=3, level=2) == generate(20, "test", 3, None, 2)
 
 
+def test_a_spec_may_have_a_level_of_its_own():
+    assert load("reworded@3:mul", "test", 9, 1) == load("reworded:mul", "test", 9, 1, level=3)
+
+
+@pytest.mark.parametrize("spec", ["generated@0", "generated@4", "generated@x"])
+def test_a_level_that_there_is_not_is_named(spec):
+    with pytest.raises(ValueError, match=f"'{spec}': the level after the @ is 1, 2 or 3"):
+        load(spec)
+
+
 def test_families_can_be_named():
     assert load("generated:lin,mul", n=6) == generate(6, families=["lin", "mul"])
 
