@@ -81,7 +81,8 @@ def edited(exercise: Exercise, mistake: Mistake) -> Callable:
     function = inspect.unwrap(exercise.function)
     source = edited_text(inspect.getsource(function), mistake)
     names = dict(function.__globals__)
-    exec(compile(source, f"<{exercise.name}: {mistake.message}>", "exec", dont_inherit=True), names)
+    # Annotations stay text, as in the package's modules, because compile() inherits that from here.
+    exec(compile(source, f"<{exercise.name}: {mistake.message}>", "exec"), names)
     return names[exercise.name]
 
 
