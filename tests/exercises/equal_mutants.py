@@ -5,8 +5,10 @@ By exercise, then by their first line that differs.
 
 WIDTH = "a tensor of two dimensions: -1 is 1"
 SUM = "the sum of two numbers"
+PRODUCT = "the product of two numbers"
+ORDER = "the order does not count"
+LANES = "there is one dimension, the lanes"
 NOWHERE = "the file's name is shown in tracebacks alone, of which only the last line is read"
-EMPTY = "an empty answer cannot be read, so `decide` says no, as the shortcut does"
 
 EQUAL = {
     "without_tags": {
@@ -35,14 +37,58 @@ EQUAL = {
     "run_cell": {
         "exec(compile(tree, '<code>x', 'exec'), names)": NOWHERE,
         "value = eval(compile(ast.Expression(last.value), '<code>x', 'eval'), names)": NOWHERE,
-        "if stop.code in (0, None):": "the order does not count",
+        "if stop.code in (0, None):": ORDER,
     },
     "equivalent": {
-        "longest = max(len(gold), len(prediction))": "the order does not count",
-        "if prediction == gold or longest > MAX_CHARS:": EMPTY,
-        "if prediction == gold or not gold or longest > MAX_CHARS:": EMPTY,
-        "if prediction == gold or not longest or longest > MAX_CHARS:": EMPTY,
+        "longest = max(len(gold), len(prediction))": ORDER,
         "verdict = decide(prediction, gold, deadline * WORK) "
-        "if longest <= CHARS_HERE else None": "the product of two numbers",
+        "if longest <= CHARS_HERE else None": PRODUCT,
     },
+    "collect": {
+        "for attempt in range(settings.refills + 1):": SUM,
+        "drawn = rng.sample(problems, min(len(problems), missing))": ORDER,
+        "for start in range(0, len(outcome), size):": "there is one outcome for each sample",
+        "differ = len(set(outcome[start:size + start])) > 1": SUM,
+        "rollout.kept += samples[start:size + start]": SUM,
+    },
+    "forward_kernel": {
+        "if tl.load(token + mask) != 0:": SUM,
+        "row = token * stride + logits": SUM,
+        "row = logits + stride * token": PRODUCT,
+        "at = lanes + start": SUM,
+        "x = tl.load(at + row, mask=at < V, other=float('-inf')).to(tl.float32) * scale": SUM,
+        "x = scale * tl.load(row + at, mask=at < V, other=float('-inf')).to(tl.float32)": PRODUCT,
+        "total = tl.zeros([], tl.float32)": "the first block makes a row of it",
+        "higher = tl.maximum(tl.max(x, 0), peak)": ORDER,
+        "higher = tl.maximum(peak, tl.max(x))": LANES,
+        "higher = tl.maximum(peak, tl.max(x, -1))": LANES,
+        "total = tl.exp(x - higher) + total * tl.exp(peak - higher)": SUM,
+        "total = tl.exp(peak - higher) * total + tl.exp(x - higher)": PRODUCT,
+        "lse = tl.log(tl.sum(total, 0)) + peak": SUM,
+        "lse = higher + tl.log(tl.sum(total, 0))": "after the last block, peak is higher",
+        "lse = peak + tl.log(tl.sum(total))": LANES,
+        "lse = peak + tl.log(tl.sum(total, -1))": LANES,
+        "logp = scale * tl.load(row + tl.load(ids + token)).to(tl.float32) - lse": PRODUCT,
+        "logp = tl.load(tl.load(ids + token) + row).to(tl.float32) * scale - lse": SUM,
+        "logp = tl.load(row + tl.load(token + ids)).to(tl.float32) * scale - lse": SUM,
+        "tl.store(token + logps, logp)": SUM,
+        "tl.store(token + lse_of, lse)": SUM,
+    },
+    "strategy": {
+        "return torch.tensor([config.alpha * p * q for p, q in zip(prior, Q)]).softmax(-1)"
+        ".tolist()": "of one dimension, the first is the last",
+        "return torch.tensor([q * (config.alpha * p) for p, q in zip(prior, Q)]).softmax(0)"
+        ".tolist()": PRODUCT,
+        "return torch.tensor([p * config.alpha * q for p, q in zip(prior, Q)]).softmax(0)"
+        ".tolist()": PRODUCT,
+        "return torch.tensor([config.alpha * p * q for q, p in zip(prior, Q)]).softmax(0)"
+        ".tolist()": PRODUCT,
+        "return torch.tensor([config.alpha * p * q for p, q in zip(Q, prior)]).softmax(0)"
+        ".tolist()": PRODUCT,
+    },
+    "imitation_loss": {},
+    "efficiency_reward": {
+        "fewest[prompt] = min(fewest.get(prompt, m), m)": ORDER,
+    },
+    "pass_at_k": {},
 }
