@@ -32,7 +32,7 @@ EXAMPLES = 4  # held-out problems whose answers are written to traces.jsonl at e
 
 @dataclass
 class EvalConfig:
-    problems: Count = 250  # held-out problems
+    problems: Count = 500  # held-out problems
     samples: Count = 1  # answers to each; one is greedy, several are drawn
     k: str = "1"  # pass@k and maj@k for these k, as 1,4,16
     modes: str = "tools,text"  # tools: as trained; text: without tools, so by itself
