@@ -30,7 +30,7 @@ def stub(exercise: Exercise) -> str:
 
     imports = [only(used, n) for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
     lines = [ast.unparse(n) for n in imports if n.names]
-    if helpers := sorted(used & defined_in(tree) - {exercise.name}):
+    if helpers := sorted(used & defined_in(tree)):
         lines.append(f"from {module.__name__} import {', '.join(helpers)}")
     lines[1:1] = [""]  # after `from __future__ import annotations`
 

@@ -96,6 +96,24 @@ def test_the_solution_is_out_of_reach(verdict_on, needs):
     assert "PermissionError" in verdict_on(again).sentence
 
 
+SEARCH = """import gc, types
+    generators = [one for one in gc.get_objects() if isinstance(one, types.GeneratorType)]
+    found = [one.gi_frame.f_locals.get("kept") for one in generators if one.gi_frame]
+    raise ValueError(sorted(code.co_name for code, *_ in filter(None, found)))
+"""
+
+
+def test_the_solution_s_code_is_not_in_memory(verdict_on):
+    assert "ValueError: ['stand_in']" in verdict_on(SEARCH).sentence
+
+
+def test_a_link_is_not_followed(tmp_path):
+    link = tmp_path / "e08_advantages.py"
+    link.symlink_to(tmp_path / "another_student.py")
+    (tmp_path / "another_student.py").write_text(stub(EXERCISE))
+    assert jail.check_file(EXERCISE, link) == ("error", "this is not a plain file", "", None)
+
+
 def test_it_starts_no_process(verdict_on, needs):
     needs("seccomp")
     assert "not permitted" in verdict_on("import os; os.fork()").sentence
