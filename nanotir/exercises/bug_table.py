@@ -1,0 +1,86 @@
+"""Which probe shows which bug: BUGS.md, as `probe --bugs` measures and prints it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from nanotir.exercises.bug_list import BUGS, Bug
+from nanotir.exercises.bugs import plant
+from nanotir.exercises.probes import SOLVED, WORLDS
+from nanotir.lab.tables import table_row
+
+PROCESSES = 2
+
+ABOUT = """# The silent bugs, and what the probes see of them
+
+For the teacher: this names the bugs, which are in bug_list.py. It is printed by
+
+    python -m nanotir.exercises probe --bugs > nanotir/exercises/BUGS.md
+
+A cell is the rollout at which a world was solved, that is, earned {solved} on average: the median
+of {seeds} seeds. **Bold**: from how many seeds it was not, in half as many rollouts again as the
+slowest seed needs without a bug, and the median of the highest rewards. Points are for the place:
+2 where a probe shows the bug, 3 where a log or the traces do, 4 where only reading does."""
+
+
+def document(seeds: int) -> str:
+    """BUGS.md. Two processes at a time, about two minutes of processor time for each bug."""
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        clean, *planted = pool.map(lambda bug: measure(bug, seeds), [None, *BUGS])
+    return markdown(clean, planted, seeds)
+
+
+def measure(bug: Bug | None, seeds: int) -> list[list[dict]]:
+    """The Climbs of each world, as dicts, in a copy of the package with a bug, or without one."""
+    command = [sys.executable, "-m", "nanotir.exercises", "probe", "--json", "--seeds", str(seeds)]
+    with tempfile.TemporaryDirectory() as folder:
+        plant(bug, Path(folder))
+        shown = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    if len(rows) != seeds * len(WORLDS):
+        raise ValueError(f"the probes did not end: {shown.stderr.strip()[-300:]}")
+    print(bug.what if bug else "without a bug", file=sys.stderr, flush=True)
+    return [[row for row in rows if row["world"] == world.name] for world in WORLDS]
+
+
+def markdown(clean: list[list[dict]], planted: list[list[list[dict]]], seeds: int) -> str:
+    """The document from the Climbs of each world without a bug, and with each of BUGS."""
+    about = ABOUT.format(solved=SOLVED, seeds=seeds)
+    lines = [table_row("", "bug", "file", "points", *(world.name for world in WORLDS))]
+    lines += ["|" + "---|" * (4 + len(WORLDS)), table_row("", "none", "", "", *map(cell, clean))]
+    unseen = []
+    for place, (bug, worlds) in enumerate(zip(BUGS, planted, strict=True)):
+        cells = [cell(rows) for rows in worlds]
+        lines.append(table_row(str(place), bug.what, f"`{bug.file}`", str(bug.points), *cells))
+        if not any("*" in text for text in cells):
+            unseen.append(str(place))
+    found = f"{len(BUGS) - len(unseen)} of {len(BUGS)} bugs keep a probe from being solved. "
+    found += f"Those that do not: {', '.join(unseen) or 'none'}."
+    seconds = sum(row["seconds"] for worlds in [clean, *planted] for rows in worlds for row in rows)
+    cpu = torch.backends.cpu.get_cpu_capability()
+    cost = f"Processor time: {seconds / 60:.0f} minutes, one thread each, {cpu}. Without a bug:"
+    times = [f"{world.name} {spread(rows)}" for world, rows in zip(WORLDS, clean)]
+    cost += f" {', '.join(times)} (medians of seconds, with the shortest and the longest)."
+    return "\n".join([about, "", *lines, "", found, "", cost])
+
+
+def spread(rows: list[dict]) -> str:
+    seconds = sorted(row["seconds"] for row in rows)
+    return f"{median(seconds):.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f})"
+
+
+def cell(rows: list[dict]) -> str:
+    """How a world was learned from several seeds."""
+    if any(row["error"] for row in rows):
+        return "**error**"
+    if missed := sum(row["solved"] is None for row in rows):
+        return f"**{missed} of {len(rows)}: {median(row['best'] for row in rows):.2f}**"
+    return f"{median(row['solved'] for row in rows):.0f}"
