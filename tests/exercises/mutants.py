@@ -268,7 +268,7 @@ def one_case(exercise: Exercise, index: int) -> Exercise:
 def passes(exercise: Exercise, source: str, cases: list[Exercise], right: list) -> bool:
     names = dict(inspect.unwrap(exercise.function).__globals__)
     try:
-        exec(compile(source, "<variant>", "exec", dont_inherit=True), names)
+        exec(compile(source, "<variant>", "exec"), names)  # as `edited` does
     except SyntaxError:
         return False
     for place, (case, its) in enumerate(zip(cases, right)):

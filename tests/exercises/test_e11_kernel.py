@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanotir.exercises.language import INTERPRETED, Pointer, StandIn, in_torch, in_triton
+from nanotir.exercises.e11_kernel import INTERPRETED, Pointer, StandIn, in_torch, in_triton
 from nanotir.kernels import forward_kernel
 from nanotir.logps import token_logps
 
@@ -43,6 +43,12 @@ def test_a_masked_load_reads_nothing_beyond_its_memory():
 def test_an_address_outside_of_memory_is_an_error(at, use):
     with pytest.raises(IndexError, match=f"address {at} in a memory of 6"):
         use(Pointer(NUMBERS) + at)
+
+
+@pytest.mark.parametrize("n", [0, 6, 2**21])
+def test_the_number_of_lanes_is_a_power_of_2(n):
+    with pytest.raises(ValueError, match=f"{n} lanes"):
+        tl.arange(0, n)
 
 
 def test_a_masked_store_leaves_the_rest_alone():
