@@ -6,6 +6,7 @@ is 0 or larger than a bound (Burnikel et al., ESA 2001). We use it for other fun
 """
 
 import contextlib
+import contextvars
 import math
 import random
 from fractions import Fraction
@@ -23,6 +24,21 @@ MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs"}  # names that ar
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180), "rad": ("", 1)}
 CONSTANTS |= {"%": ("", 100), "percent": ("", 100)}
 KINDS = {"^", *FOLDS, *EXACT, *COUNTING, *WORDS["fn"]}
+LEFT = contextvars.ContextVar("work that may still be done here", default=math.inf)
+
+
+class TooMuch(Exception):
+    """There is no work left."""
+
+
+def spend(steps: float, bits: float):
+    """Take steps of arithmetic with so many bits from the work that is left, before they are made.
+
+    Work is counted in steps, not in seconds, so that no machine is too slow for it.
+    """
+    LEFT.set(LEFT.get() - steps * (1000 + bits + bits * bits / 1000))
+    if LEFT.get() < 0:
+        raise TooMuch
 
 
 def equal_values(p: tuple, g: tuple) -> bool:
@@ -110,6 +126,7 @@ def value(tree: tuple, at: dict, context=None, real: bool = False):
     Raise ArithmeticError if there is none, or none that is computed here.
     """
     kind, *parts = tree
+    spend(0.3, context.prec if context else 64)
     try:
         if kind in ("num", "sym"):
             result = parts[0] if kind == "num" else at[parts[0]]
@@ -141,6 +158,9 @@ def computed(kind: str, arguments: list, context):
     numbers = [context.convert(x) for x in arguments]
     if kind in EXACT and kind != "abs" and any(x.imag for x in numbers):
         raise ArithmeticError(kind)
+    # Large numbers need more digits, and the gamma function is slow.
+    bits = context.prec + max(0, *map(context.mag, numbers))
+    spend(20_000 if kind in COUNTING else 10, bits)
     function = EXACT[kind] if kind in ("max", "min") else getattr(context, MPMATH.get(kind, kind))
     return function(*numbers)
 
@@ -149,7 +169,10 @@ def power(a, n, context):
     if isinstance(n, Fraction) and n.denominator == 1 and isinstance(a, Fraction):
         bits = max(a.numerator.bit_length(), a.denominator.bit_length())
         if bits * abs(n) < MAX_BITS:
+            spend(1, bits * abs(n.numerator))
             return a**n.numerator
+    is_square_root = isinstance(n, Fraction) and n.denominator == 2
+    spend(1 if is_square_root else 10, context.prec + max(0, context.mag(n)))
     # The root of a negative number is the real one if it is odd.
     if isinstance(n, Fraction) and n.numerator == 1 and n.denominator % 2 and a.imag == 0 > a.real:
         return -context.power(context.convert(-a), context.convert(n))

@@ -12,13 +12,12 @@ from pathlib import Path
 
 from nanotir.answers.compare import same
 from nanotir.answers.parser import parse
-from nanotir.answers.text import WORDS, normalise
-from nanotir.answers.trees import Unreadable, walk
-from nanotir.answers.values import exact, separation, size
+from nanotir.answers.text import normalise
+from nanotir.answers.trees import Unreadable
+from nanotir.answers.values import LEFT, TooMuch
 
 MAX_CHARS, CHARS_HERE = 2000, 300  # longer: compared as text only, or read in a process
-WORK = 300_000  # what is compared here in a second of the deadline, in nodes times bits
-DEAR = {"pm", "mp", *WORDS["fn"]}  # count as ten nodes, and so do powers of irrational exponents
+WORK = 5e7  # what may be done here for each second of the deadline: see values.spend
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
 MAX_START = 30.0  # seconds
 SERVE = "from nanotir.answers import verdict; verdict.serve()"
@@ -43,9 +42,11 @@ def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
 def decide(prediction: str, gold: str, work: float = math.inf) -> bool | None:
     """Whether two answers are one; None if it may take more work to tell."""
     p, g = normalise(prediction), normalise(gold)
+    LEFT.set(work)
     try:
-        left, right = parse(p), parse(g)
-        return left == right or (None if is_more(work, left, right) else same(left, right))
+        return same(parse(p), parse(g))
+    except TooMuch:
+        return None
     except Unreadable:
         # Words may differ in capitals.
         left, right = (" ".join(text.replace('"', " ").split()) for text in (p, g))
@@ -53,16 +54,6 @@ def decide(prediction: str, gold: str, work: float = math.inf) -> bool | None:
         return left == right != "" or is_words and left.casefold() == right.casefold()
     except (ArithmeticError, RecursionError, MemoryError):
         return False
-
-
-def is_more(work: float, *trees: tuple) -> bool:
-    """Whether it may take more work to compare the trees."""
-    nodes = [node for tree in trees for node in walk(tree)]
-    # Sizes come first: they are cheap, and the exponents below are then small.
-    if any(len(nodes) * size(tree, {}) > work for tree in trees):
-        return True
-    dear = [node[0] in DEAR or node[0] == "^" and exact(node[2]) is None for node in nodes]
-    return any((len(nodes) + 9 * sum(dear)) * separation(tree, {}) > work for tree in trees)
 
 
 def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:

@@ -98,7 +98,7 @@ def test_a_box_in_code_or_in_its_output_is_no_answer(block):
     ],
 )
 def test_extraction_takes_linear_time(piece):
-    start = time.perf_counter()
+    start = time.process_time()
     extract_answer(piece * 200_000)
     likely_answers(piece * 200_000)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
