@@ -160,7 +160,7 @@ def computed(kind: str, arguments: list, context):
         raise ArithmeticError(kind)
     # Large numbers need more digits, and the gamma function is slow.
     bits = context.prec + max(0, *map(context.mag, numbers))
-    spend(20_000 if kind in COUNTING else 10, bits)
+    spend(50_000 if kind in COUNTING else 10, bits)
     function = EXACT[kind] if kind in ("max", "min") else getattr(context, MPMATH.get(kind, kind))
     return function(*numbers)
 

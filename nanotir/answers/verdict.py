@@ -17,7 +17,7 @@ from nanotir.answers.trees import Unreadable
 from nanotir.answers.values import LEFT, TooMuch
 
 MAX_CHARS, CHARS_HERE = 2000, 300  # longer: compared as text only, or read in a process
-WORK = 5e7  # what may be done here for each second of the deadline: see values.spend
+WORK = 1e8  # what may be done here for each second of the deadline: see values.spend
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
 MAX_START = 30.0  # seconds
 SERVE = "from nanotir.answers import verdict; verdict.serve()"
