@@ -11,6 +11,8 @@ import copy
 import torch
 from torch import Tensor
 
+from nanotir.rope import rope_angles
+
 
 class KVCache:
     """Ids, keys and values of every layer for `batch` rows of up to `capacity` positions.
@@ -26,6 +28,9 @@ class KVCache:
         self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (L, 2, B, K, S, D)
         self.ids = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)  # (B, S)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
+        self.rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
+        # What does not change from step to step: the rotations at each position, (2, S, 1, D).
+        self.rope = torch.stack(rope_angles(torch.arange(capacity + 1, device=device), config))
         self.width = None  # how many slots are read, where it is fixed beforehand
 
     @property
@@ -34,24 +39,22 @@ class KVCache:
 
     def extend(self, ids: Tensor, positions: Tensor) -> int:
         """Store ids (B, T) at positions (B, T). Returns how many slots the longest row now has."""
-        self.lengths.copy_(torch.maximum(self.lengths, positions.amax(1) + 1))
+        torch.maximum(self.lengths, positions.amax(1) + 1, out=self.lengths)
         width = int(self.lengths.max()) if self.width is None else self.width
         assert width <= self.capacity, f"position {width - 1}, capacity {self.capacity}"
-        rows = torch.arange(len(ids), device=ids.device)[:, None]  # (B, 1)
-        self.ids[rows, positions] = ids
+        self.ids[self.rows, positions] = ids
         return width
 
     def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, width: int):
         """Store k, v (B, T, K, D) at positions (B, T); return the first `width` slots of all."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
         keys, values = self.kv[layer]  # each (B, K, S, D)
-        keys[rows, :, positions] = k.to(keys.dtype)
-        values[rows, :, positions] = v.to(values.dtype)
+        keys[self.rows, :, positions] = k.to(keys.dtype)
+        values[self.rows, :, positions] = v.to(values.dtype)
         return keys[:, :, :width].transpose(1, 2), values[:, :, :width].transpose(1, 2)
 
     def first(self, n: int, width: int | None = None) -> KVCache:
         """The first n rows, as a view: writing to it writes here."""
-        first = self._with(self.kv[:, :, :n], self.ids[:n], self.lengths[:n])
+        first = self._with(self.kv[:, :, :n], self.ids[:n], self.lengths[:n], self.rows[:n])
         first.width = width
         return first
 
@@ -60,7 +63,8 @@ class KVCache:
         rows = torch.tensor(list(rows), dtype=torch.long, device=self.kv.device)
         slots = self.capacity + 1 if capacity is None else capacity + 1
         kv = self.kv[:, :, :, :, :slots][:, :, rows]
-        return self._with(kv, self.ids[rows, :slots], self.lengths[rows])
+        own = torch.arange(len(rows), device=rows.device)[:, None]
+        return self._with(kv, self.ids[rows, :slots], self.lengths[rows], own)
 
     def put(self, rows, other: KVCache):
         """Overwrite rows with the rows of another cache, whose capacity may be smaller."""
@@ -69,12 +73,21 @@ class KVCache:
         self.ids[rows, : other.capacity] = other.ids[:, : other.capacity]
         self.lengths[rows] = other.lengths
 
-    def _with(self, kv, ids, lengths) -> KVCache:
+    def _with(self, kv, ids, lengths, rows) -> KVCache:
         other = copy.copy(self)
         other.kv = kv
         other.ids = ids
         other.lengths = lengths
+        other.rows = rows
         return other
+
+
+def new_cache(model, batch: int, capacity: int) -> KVCache:
+    """An empty cache of a model, in the dtype in which it makes keys and values."""
+    device, dtype = model.embed.weight.device, model.embed.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    return KVCache(model.config, batch, capacity, device, dtype)
 
 
 def extend(model, cache: KVCache, chunks, starts):

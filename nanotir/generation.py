@@ -16,14 +16,14 @@ from heapq import heappop, heappush
 from itertools import islice
 from queue import Empty, SimpleQueue
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nanotir.cache import extend
+from nanotir.cache import KVCache, extend, new_cache
 from nanotir.draws import uniforms
 from nanotir.grammar import grammar_error
 from nanotir.graphs import decoder
-from nanotir.model import KVCache
 from nanotir.rows import Row, Status, intercept
 from nanotir.tools.calls import Calls, Pending
 from nanotir.tools.tool import ToolResult
@@ -71,15 +71,8 @@ class Generation:
         self.returned: SimpleQueue[Row] = SimpleQueue()  # parked rows whose results have come in
         self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
         self.calls = Calls(sampler.tools, self.config.sessions)
-        self.cache = self.new_cache(len(self.slots), self.capacity(prompts))
+        self.cache = new_cache(self.model, len(self.slots), self.capacity(prompts))
         self.step = decoder(self.model, self.cache, self.config.graphs)
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        # Under autocast keys and values are made in its dtype, and are kept in it.
-        dtype, kind = self.model.embed.weight.dtype, self.device.type
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-        return KVCache(self.model.config, batch, capacity, self.device, dtype)
 
     def capacity(self, prompts) -> int:
         if not all(prompts):
@@ -131,7 +124,7 @@ class Generation:
         upcoming = islice(self.waiting, self.config.max_rows)
         distinct = dict.fromkeys(row.prompt for row in upcoming)
         prompts = [prompt for prompt in distinct if prompt not in self.prefilled]
-        cache = self.new_cache(len(prompts), max(map(len, prompts)))
+        cache = new_cache(self.model, len(prompts), max(map(len, prompts)))
         extend(self.model, cache, [prompt[:-1] for prompt in prompts], [0] * len(prompts))
         for i, prompt in enumerate(prompts):
             self.prefilled[prompt] = cache.take([i])
@@ -148,19 +141,24 @@ class Generation:
             return
         histories = [row.trajectory.ids if row else [0] for row in self.slots[: self.live]]
         logits = self.step([ids[-1] for ids in histories], [len(ids) - 1 for ids in histories])
-        logits = logits[[row.slot for row in rows], -1]  # (live, 1, V) -> (B, V)
-
-        lengths = [len(row.trajectory.ids) for row in rows]
-        u = uniforms(self.seed, [row.index for row in rows], lengths)
-        ids, logps = self.sampler.pick(logits, u, self.forced(rows))
+        chosen = slice(None) if len(rows) == self.live else [row.slot for row in rows]
+        u = self.uniforms(rows) if self.config.temperature else None
+        ids, logps = self.sampler.pick(logits[chosen, -1], u, self.forced(rows))  # (B, V)
         for row, id, logp in zip(rows, ids.tolist(), logps.tolist()):
             self.accept(row, id, logp)
         self.compact(len(rows))
 
+    def uniforms(self, rows: list[Row]) -> np.ndarray:
+        """A uniform random number for each row, by what it is and how many ids it has."""
+        lengths = [len(row.trajectory.ids) for row in rows]
+        return uniforms(self.seed, [row.index for row in rows], lengths)
+
     def forced(self, rows: list[Row]) -> Tensor | None:
         """The id that each row has to say next, -1 where it is free; None once all are free."""
+        if min(row.written for row in rows) >= len(self.force):
+            return None
         forced = [self.force[r.written] if r.written < len(self.force) else -1 for r in rows]
-        return torch.tensor(forced, device=self.device) if max(forced) >= 0 else None
+        return torch.tensor(forced, device=self.device)
 
     def accept(self, row: Row, id: int, logp: float):
         """Append a sampled id, and see whether it closes a block or ends the row."""

@@ -168,7 +168,7 @@ def saved_by(m: ModelConfig, sizes: Sizes, tokens: int, learned: int, entropy: b
     attention, ff = saved_by_attention(m, sizes), saved_by_ff(m, sizes)
     blocks = m.n_layers * tokens * attention + ((m.n_layers - 1) * tokens + last) * ff
     shifts = 0 if sizes.rank else m.token_shifts * sizes.c * m.d_model
-    around = tokens * (shifts + 4 * m.d_head) + last * saved_by_norm(m.d_model, 1, sizes.w, sizes)
+    around = tokens * (shifts + 8 * m.d_head) + last * saved_by_norm(m.d_model, 1, sizes.w, sizes)
     around += last * sizes.w * m.d_model
     return blocks + around, logits_of(m, sizes, learned, entropy)
 

@@ -75,32 +75,32 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
-        return (x * scale).to(x.dtype) * self.weight
+        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for q (B, T, H, D) over k, v (B, S, K, D); H is a multiple of K.
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v for q (B, T, H, D) over k, v (B, S, K, D).
 
-    `visible` (B, 1, T, S) says which slots each query may read. Without it, attention is causal.
+    H is a multiple of K. `bias` (B, 1, T, S) is 0 for the slots that a query may read and -inf for
+    the others. Without it, attention is causal.
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, positions, D)
-    if visible is None and q.device.type == "cpu":
+    if bias is None and q.device.type == "cpu":
         # The CPU's backward pass of this is six times slower in bf16 than in fp32.
         dtype = torch.promote_types(v.dtype, torch.float32)
         with torch.autocast("cpu", enabled=False):
             heads = (q.to(dtype), k.to(dtype), v.to(dtype))
             y = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).to(v.dtype)
-    elif visible is None:
+    elif bias is None:
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     else:
         # The query heads of a key head become more queries to it, so each key is read once.
         B, H, T, D = q.shape
         K = k.shape[1]
-        if T > 1:  # the mask of a single query broadcasts
-            visible = visible.repeat(1, 1, H // K, 1)  # (B, 1, H/K*T, S)
+        if T > 1:  # the bias of a single query broadcasts
+            bias = bias.repeat(1, 1, H // K, 1)  # (B, 1, H/K*T, S)
         q = q.reshape(B, K, H // K * T, D)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=visible).reshape(B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).reshape(B, H, T, D)
     return y.transpose(1, 2)  # (B, T, H, D)
 
 
@@ -112,19 +112,23 @@ class Attention(nn.Module):
         width = (self.heads + 2 * self.kv_heads) * self.d_head
         self.qkv = nn.Linear(config.d_model, width, bias=config.qkv_bias)
         self.out = nn.Linear(self.heads * self.d_head, config.d_model, bias=False)
-        norm = RMSNorm if config.qk_norm else nn.Identity  # which ignores its arguments
-        self.q_norm = norm(self.d_head, config.norm_eps)
-        self.k_norm = norm(self.d_head, config.norm_eps)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            self.q_norm = RMSNorm(self.d_head, config.norm_eps)
+            self.k_norm = RMSNorm(self.d_head, config.norm_eps)
 
     def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
-        q, k, v = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q = rotate(self.q_norm(q), layout.cos, layout.sin)
-        k = rotate(self.k_norm(k), layout.cos, layout.sin)
+        qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        if self.qk_norm:
+            q, k = qk.split([self.heads, self.kv_heads], dim=2)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=2)
+        qk = rotate(qk, layout.cos, layout.sin)
+        q, k = qk.split([self.heads, self.kv_heads], dim=2)
         if layout.cache is not None:  # read the row's whole past, (B, S, K, D)
-            k, v = layout.cache.write(layer, k, v, layout.positions, layout.visible.shape[-1])
-        return self.out(attend(q, k, v, layout.visible).reshape(B, T, -1))  # (B, T, H*D)
+            k, v = layout.cache.write(layer, k, v, layout.positions, layout.bias.shape[-1])
+        return self.out(attend(q, k, v, layout.bias).reshape(B, T, -1))  # (B, T, H*D)
 
 
 class FeedForward(nn.Module):
@@ -190,27 +194,27 @@ class Layout:
     """Where the ids of one forward pass stand: what every layer's attention needs to know."""
 
     positions: Tensor  # (B, T)
-    cos: Tensor  # (B, T, 1, D/2)
+    cos: Tensor  # (B, T, 1, D)
     sin: Tensor
     cache: KVCache | None
-    visible: Tensor | None  # (B, 1, T, S), which slots of the cache each id may read
+    bias: Tensor | None  # (B, 1, T, S): 0 for slots of the cache that an id may read, else -inf
 
 
 def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig) -> Layout:
     """Where ids (B, T) stand, their rotations and, with a cache, the slots that each may read.
 
-    Without `positions` (B, T), they begin a row, or go on where the cache ends.
+    Without `positions` (B, T), they begin a row, or go on where the cache ends. A cache stores the
+    ids (`extend`), and holds the rotations of all its positions (`rope`).
     """
-    steps = torch.arange(ids.shape[1], device=ids.device)  # (T,)
-    visible = None
     if positions is None:
+        steps = torch.arange(ids.shape[1], device=ids.device)  # (T,)
         positions = steps.expand(ids.shape) if cache is None else cache.lengths[:, None] + steps
-    if cache is not None:
-        width = cache.extend(ids, positions)
-        slots = torch.arange(width, device=ids.device)
-        visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
-    rope = rope_angles(positions, config)
-    return Layout(positions, *rope, cache, visible)
+    if cache is None:
+        return Layout(positions, *rope_angles(positions, config), None, None)
+    slots = torch.arange(cache.extend(ids, positions), device=ids.device)  # (S,)
+    visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
+    bias = torch.where(visible, 0.0, float("-inf")).to(cache.kv.dtype)
+    return Layout(positions, *cache.rope[:, positions], cache, bias)
 
 
 class Block(nn.Module):

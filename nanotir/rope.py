@@ -11,13 +11,17 @@ from torch import Tensor
 
 
 def rope_angles(positions: Tensor, config) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2i/D), each (B, T, 1, D/2) (Su et al. 2021, eq. 15)."""
+    """cos and sin of position * theta^(-2i/D) (Su et al. 2021, eq. 15), each (..., 1, D).
+
+    `positions` is (...). Both halves of the last axis are for the same pairs: what `rotate` takes.
+    """
     exponents = -torch.arange(0, config.d_head, 2, device=positions.device) / config.d_head
     frequencies = config.rope_theta**exponents
     if config.rope_factor != 1:
         frequencies = stretched(frequencies, config)
     angles = positions[..., None, None] * frequencies
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def stretched(frequencies: Tensor, config) -> Tensor:
@@ -32,6 +36,9 @@ def stretched(frequencies: Tensor, config) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pair (x_i, x_{i+d/2}) of every head, as Llama and Qwen do. x (B, T, H, D)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Rotate the pair (x_i, x_{i+d/2}) of every head, as Llama and Qwen do. x (B, T, H, D).
+
+    The pair (a, b) becomes (a cos - b sin, b cos + a sin).
+    """
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return (x * cos + swapped * sin).to(x.dtype)

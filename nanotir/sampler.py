@@ -73,6 +73,7 @@ class Sampler:
             self.openers[tokenizer.tags[opener]] = name
             self.closers[name] = tokenizer.tags[closer]
         self.banned = self.banned_ids()
+        self.masked = torch.tensor(self.banned, dtype=torch.long, device=model.embed.weight.device)
 
     def banned_ids(self) -> list[int]:
         """All tags that the model has no business to write, which are masked at the logits.
@@ -108,33 +109,36 @@ class Sampler:
         alone its watch is told, and gets the rows of all. Of several threads, each samples a part.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
+        device, bf16 = self.model.embed.weight.device, self.config.bf16
 
         def sample(numbers, stop) -> list[Trajectory]:
             own = [ids[number] for number in numbers]
-            with torch.inference_mode(), autocast(self.model.embed.weight.device, self.config.bf16):
+            # In inference mode, autocast would turn the weights into bf16 at every step.
+            mode = torch.no_grad() if bf16 else torch.inference_mode()
+            with mode, autocast(device, bf16):
                 return Generation(self, own, n, seed, watch, tuple(force), numbers).run(stop)
 
         with merged(self.model):
             rows = in_parts(sample, share(range(len(ids))), n, stop)
         return gather(rows, n)
 
-    def pick(self, logits: Tensor, u: np.ndarray, forced: Tensor | None = None):
-        return pick(logits, u, self.config, self.banned, forced)
+    def pick(self, logits: Tensor, u: np.ndarray | None, forced: Tensor | None = None):
+        return pick(logits, u, self.config, self.masked, forced)
 
 
 def pick(
-    logits: Tensor, u: np.ndarray, config: SamplerConfig, banned: list[int], forced=None
+    logits: Tensor, u: np.ndarray | None, config: SamplerConfig, banned: Tensor, forced=None
 ) -> tuple[Tensor, Tensor]:
     """Next ids (B,) and their log-probs (B,) from logits (B, V) and one uniform a row.
 
     Drawn, or `forced` (B,) where that is not -1. The log-prob is the softmax's at this temperature
     over all ids that are not banned, as a trainer computes it. top_p and top_k narrow the choice
-    but do not renormalise it. ValueError if a row's log-probs are not finite.
+    but do not renormalise it. ValueError if a row's log-probs are not numbers.
     """
-    ban = torch.tensor(banned, dtype=torch.long, device=logits.device)
+    ban = banned.to(logits.device)
     logits = logits.float().index_fill(-1, ban, float("-inf"))
     logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
-    if not logps.amax(-1).isfinite().all():
+    if logps[:, 0].isnan().any():  # then so are all of the row
         raise ValueError("the model's probabilities are not finite: its weights are damaged")
     if config.temperature == 0:
         ids = logps.argmax(-1)

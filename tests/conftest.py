@@ -161,7 +161,7 @@ class ScriptedModel(nn.Module):
         layout = layout_of(ids, positions, cache, self.config)
         self.fed.append(ids.shape)
         stored = ids[:, :, None, None].float().expand(-1, -1, 1, 2)  # (B, T, 1, 2)
-        keys, _ = cache.write(0, stored, stored, layout.positions, layout.visible.shape[-1])
+        keys, _ = cache.write(0, stored, stored, layout.positions, layout.bias.shape[-1])
         return keys[..., 0, 0].long(), layout.positions
 
     def forward(self, ids, positions=None, cache=None):

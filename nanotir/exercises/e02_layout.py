@@ -40,21 +40,24 @@ def cases(seed: int) -> list[Case]:
             placed,
         ),
         Case("slots whose number is fixed", (numbers(2, 3), [4, 1]), {"width": 11}, placed),
+        Case("a cache in bfloat16", (numbers(2, 3), [4, 1]), {"dtype": torch.bfloat16}, placed),
         Case("a stretched rope", (numbers(2, 9), [20, 3]), {"settings": stretched}, placed),
         Case("a row in chunks of 7, 3, 1 and 1", (numbers(1, 12), [7, 3, 1, 1]), {}, in_chunks),
     ]
 
 
-def placed(function, ids, lengths, positions=None, settings=None, width=None) -> dict:
+def placed(
+    function, ids, lengths, positions=None, settings=None, width=None, dtype=torch.float32
+) -> dict:
     """What is laid out for ids behind rows that hold as many ids as `lengths` says."""
     config = ModelConfig(**SIZES | (settings or {}))
     cache = None
     if lengths is not None:
-        cache = KVCache(config, len(lengths), 32 if settings else 12)
+        cache = KVCache(config, len(lengths), 32 if settings else 12, dtype=dtype)
         cache.lengths.copy_(torch.tensor(lengths))
         cache.width = width
     found = function(ids, positions, cache, config)
-    parts = {"positions": found.positions, "visible": found.visible}
+    parts = {"positions": found.positions, "bias": found.bias}
     if cache is not None:
         parts |= {"stored ids": cache.ids[:, :-1], "stored lengths": cache.lengths}
     return parts | {
@@ -74,6 +77,9 @@ def in_chunks(function, ids, chunks) -> Tensor:
 
 
 BEHIND = "cache.lengths[:, None] + steps"
+WIDTH = "cache.extend(ids, positions)"
+SLOTS = f"slots = torch.arange({WIDTH}, device=ids.device)"
+FROM_0 = "torch.arange(ids.shape[1]).expand(ids.shape)"
 VISIBLE = "visible = slots <= positions[:, None, :, None]"
 EXERCISE = Exercise(
     number=2,
@@ -100,7 +106,7 @@ EXERCISE = Exercise(
         Mistake(
             "you turn queries and keys by their place in the chunk, not in the row: distances to "
             "the past are wrong",
-            (("rope_angles(positions,", "rope_angles(steps.expand(ids.shape),"),),
+            (("cache.rope[:, positions]", f"cache.rope[:, {FROM_0}]"),),
             bug=True,
         ),
         Mistake(
@@ -136,12 +142,12 @@ EXERCISE = Exercise(
         Mistake(
             "your mask counts a chunk's ids from 0, as is_causal=True does: right for whole rows, "
             "but behind a cache the ids see too little",
-            ((VISIBLE, VISIBLE.replace("positions", "steps.expand(ids.shape)")),),
+            ((VISIBLE, VISIBLE.replace("positions", FROM_0)),),
             bug=True,
         ),
         Mistake(
             "a chunk reads its own ids alone: the slots are those of the row's whole past",
-            (("torch.arange(width,", "torch.arange(ids.shape[1],"),),
+            ((SLOTS, f"cache.extend(ids, positions)\n    {SLOTS.replace(WIDTH, 'ids.shape[1]')}"),),
         ),
         Mistake(
             "you ignore the positions that are given: chunks of different lengths come padded",
@@ -149,7 +155,7 @@ EXERCISE = Exercise(
         ),
         Mistake(
             "you do not tell the cache of the new ids (cache.extend): the next chunk lands on them",
-            (("cache.extend(ids, positions)", "cache.width or int(positions.max()) + 1"),),
+            ((WIDTH, "cache.width or int(positions.max()) + 1"),),
         ),
     ),
     hints=(
@@ -157,9 +163,9 @@ EXERCISE = Exercise(
         "the third of them stand, and which slots may it read?",
         "An id at position p is kept in slot p and reads the slots 0 to p. cache.lengths (B,) says "
         "where each row ends, and cache.extend stores the ids and returns the number of slots.",
-        "positions = cache.lengths[:, None] + arange(T); visible[b, 0, t, s] = "
-        "s <= positions[b, t]; cos, sin = rope_angles(positions, config). Without a cache, visible "
-        "is None.",
+        "positions = cache.lengths[:, None] + arange(T); bias[b, 0, t, s] = 0 where "
+        "s <= positions[b, t], else -inf, in the dtype of cache.kv; cos, sin = "
+        "cache.rope[:, positions]. Without a cache, rope_angles(positions, config), and no bias.",
     ),
     read=("nanotir/model.py:layout_of", "nanotir/cache.py:KVCache", "nanotir/rope.py:rope_angles"),
     look="one comparison, slots <= positions, is the mask of a prompt, of a chunk and of a single "

@@ -54,7 +54,8 @@ def chosen(function, logits, u, settings=None, banned=(), forced=None):
     """Ids and log-probs, or the name of the error that the function raises."""
     try:
         config = SamplerConfig(**settings or {})
-        return function(logits, np.array(u), config, list(banned), forced)
+        ban = torch.tensor(list(banned), dtype=torch.long)
+        return function(logits, np.array(u), config, ban, forced)
     except ValueError as error:
         return type(error).__name__
 

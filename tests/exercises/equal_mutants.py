@@ -4,6 +4,8 @@ By exercise, then by their first line that differs.
 """
 
 WIDTH = "a tensor of two dimensions: -1 is 1"
+DEVICE = "all is on one device"
+WHOLE = "a row is nan as a whole, or not at all"
 SUM = "the sum of two numbers"
 PRODUCT = "the product of two numbers"
 ORDER = "the order does not count"
@@ -20,14 +22,18 @@ EQUAL = {
         "steps + cache.lengths[:, None]": SUM,
     },
     "pick": {
+        "ban = banned": DEVICE,
+        "ban = banned.to()": DEVICE,
+        "logits = logits.float().index_fill(-1, banned, float('-inf'))": DEVICE,
         "logits = logits.float().index_fill(1, ban, float('-inf'))": WIDTH,
         "logps = (logits / (config.temperature or 1.0)).log_softmax(1)": WIDTH,
-        "if not logps.amax(1).isfinite().all():": WIDTH,
-        "if not logps.amax().isfinite().all():": "a row is finite or nan, and so is the whole",
+        "if logps[:,].isnan().any():": WHOLE,
+        "if logps[:, 1].isnan().any():": WHOLE,
+        "if logps[:, -1].isnan().any():": WHOLE,
         "ids = logps.argmax(1)": WIDTH,
         "ids = logits.argmax(-1)": "the softmax keeps the order",
-        "ids = draw(probs, u)": "all is on one device",
-        "ids = draw(probs, u).to()": "all is on one device",
+        "ids = draw(probs, u)": DEVICE,
+        "ids = draw(probs, u).to()": DEVICE,
         "return (ids, logps.gather(1, ids[:, None])[:, 0])": WIDTH,
         "return (ids, logps.gather(-1, ids[:, None])[:, -1])": "of one column, the first is last",
     },
