@@ -6,6 +6,7 @@ How rows share the model and wait for their tools is in generation.py.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -109,18 +110,26 @@ class Sampler:
         alone its watch is told, and gets the rows of all. Of several threads, each samples a part.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
-        device, bf16 = self.model.embed.weight.device, self.config.bf16
 
         def sample(numbers, stop) -> list[Trajectory]:
             own = [ids[number] for number in numbers]
-            # In inference mode, autocast would turn the weights into bf16 at every step.
-            mode = torch.no_grad() if bf16 else torch.inference_mode()
-            with mode, autocast(device, bf16):
+            with self.decoding():
                 return Generation(self, own, n, seed, watch, tuple(force), numbers).run(stop)
 
         with merged(self.model):
             rows = in_parts(sample, share(range(len(ids))), n, stop)
         return gather(rows, n)
+
+    @contextmanager
+    def decoding(self):
+        """The modes of PyTorch that a generation computes in.
+
+        In inference mode autocast would turn the weights into bf16 at every step, not only once.
+        """
+        bf16 = self.config.bf16
+        mode = torch.no_grad() if bf16 else torch.inference_mode()
+        with mode, autocast(self.model.embed.weight.device, bf16):
+            yield
 
     def pick(self, logits: Tensor, u: np.ndarray | None, forced: Tensor | None = None):
         return pick(logits, u, self.config, self.masked, forced)

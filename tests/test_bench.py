@@ -6,7 +6,7 @@ import torch
 
 from nanotir import kernels
 from nanotir.bench import __main__ as bench
-from nanotir.bench import against, fused, training
+from nanotir.bench import against, decoding, fused, shapes, training
 from nanotir.bench import policy as policies
 from nanotir.bench.search import search_tool
 from nanotir.bench.timing import medians, timed
@@ -98,6 +98,7 @@ def test_the_search_of_a_few_documents_can_be_measured():
 
 FIGURES = {  # measurements that are short on a small policy, and what they must have found
     "rl_step": {"rollout", "rescore", "update", "new_tokens", "calls"},
+    "decode": {"ms_1_rows", "ms_64_rows", "ms_256_rows"},
     "sft_step": {"seconds", "tokens_per_second"},
 }
 
@@ -126,6 +127,17 @@ def test_a_small_policy_can_be_measured(policy, one_round, name):
     figures = bench.MEASUREMENTS[name](policy)
     assert FIGURES[name] <= set(figures)
     assert all(value >= 0 for value in figures.values())
+
+
+@pytest.mark.parametrize("name", ["decode_shapes", "ragged_rollout"])
+def test_fixed_shapes_can_be_measured(policy, monkeypatch, name):
+    monkeypatch.setattr(shapes, "T", shapes.T | {"n_layers": 1, "d_model": 16, "d_ff": 16})
+    monkeypatch.setattr(shapes, "S", shapes.T)
+    for module in (shapes, decoding):
+        monkeypatch.setattr(module, "medians", lambda measure, rounds: medians(measure, rounds=1))
+    figures = bench.MEASUREMENTS[name](policy)
+    assert len(figures) == 6
+    assert all(value > 0 for value in figures.values())
 
 
 def test_a_measurement_leaves_the_policy_as_it_is(policy, one_round):

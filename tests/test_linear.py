@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import small_model
 from doubles import sampler_of, scripted
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nanotir
 from nanotir.batches import micro_batches
@@ -104,6 +106,33 @@ def test_the_work_of_a_rollout_with_a_slot_for_each_row_grows_with_its_rows(cost
 def test_the_work_of_a_rollout_with_a_tool_that_answers_row_by_row_grows_with_its_rows(cost, slots):
     few, many = (cost(*sizes, CALL, "hi<|end|>") for sizes in zip((FEW, MANY), slots))
     assert max(growth(few, many)) < GROWTH
+
+
+def operations(model, tokenizer) -> int:
+    """How many operations of PyTorch one decoding step of one row takes."""
+    count = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            nonlocal count
+            count += 1
+            return operation(*arguments, **(options or {}))
+
+    sampler = sampler_of(model, tokenizer, temperature=0)
+    with sampler.decoding():
+        generation = Generation(sampler, [[1, 2, 3]], n=1, seed=0)
+        generation.admit()
+        with Watch():
+            generation.decode()
+    return count
+
+
+def test_a_layer_of_a_decoding_step_takes_few_operations(tokenizer):
+    """With few rows, a step takes as long as its operations are many."""
+    settings = {"token_shifts": 0, "qk_norm": False}
+    one, four = (small_model(len(tokenizer), n_layers=n, **settings) for n in (1, 4))
+    assert operations(four, tokenizer) - operations(one, tokenizer) <= 3 * 41
+    assert operations(one, tokenizer) <= 41 + 45
 
 
 # What is done with the rows.

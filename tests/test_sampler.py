@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import ScriptedModel, small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of, scripted
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanotir.batches import collate
 from nanotir.draws import LARGE
@@ -38,6 +41,14 @@ def first_ids(rows):
 
 
 # What is drawn.
+
+
+def test_a_tokenizer_without_tags_bans_no_id(tokenizer):
+    plain = SimpleNamespace(tags={}, end_ids=set(), ids=set(range(5)))
+    model = ScriptedModel(5, lambda ids: torch.zeros(5))
+    ids, logps = sampler_of(model, plain, temperature=0).pick(torch.eye(5), None)
+    assert ids.tolist() == [0, 1, 2, 3, 4]
+    torch.testing.assert_close(logps, torch.eye(5).log_softmax(-1).diagonal())
 
 
 def assert_share(drawn, id, probability):
@@ -427,6 +438,29 @@ def test_with_avx_512_matrix_products_are_in_bfloat16(monkeypatch, transformer, 
     pretend(monkeypatch, "AVX512")
     assert decoded(transformer, tokenizer, bf16=True)[1] == {torch.bfloat16}
     assert decoded(transformer, tokenizer, bf16=False)[1] == {torch.float32}
+
+
+def conversions(model, tokenizer, steps: int) -> int:
+    """How many weights a generation of so many steps turns into another precision."""
+    weights = {weight.data_ptr() for weight in model.parameters() if weight.dim() == 2}
+    converted = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+            if operation is torch.ops.aten._to_copy.default:
+                converted.append(arguments[0].data_ptr() in weights)
+            return operation(*arguments, **(options or {}))
+
+    sampler = sampler_of(model, tokenizer, max_new_tokens=steps, bf16=True)
+    with Watch():
+        sampler.generate(["q"], force=(300,) * steps)
+    return sum(converted)
+
+
+def test_weights_are_turned_into_bf16_once_a_generation(monkeypatch, transformer, tokenizer):
+    pretend(monkeypatch, "AVX512")
+    few, many = (conversions(transformer, tokenizer, steps) for steps in (2, 9))
+    assert many == few >= 4 * transformer.config.n_layers
 
 
 def test_without_avx_512_bf16_changes_nothing(monkeypatch, transformer, tokenizer):

@@ -22,6 +22,7 @@ from nanotir.bench.head import head_memory
 from nanotir.bench.policy import Policy, cold_start, policy_of
 from nanotir.bench.sandbox import python_tool
 from nanotir.bench.search import search_tool
+from nanotir.bench.shapes import decode_shapes, ragged_rollout
 from nanotir.bench.training import rl_step, sft_step
 from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
@@ -31,6 +32,8 @@ MEASUREMENTS = {
     "rl_step": rl_step,
     "sft_step": sft_step,
     "decode": decode,
+    "decode_shapes": decode_shapes,
+    "ragged_rollout": ragged_rollout,
     "shared_prefill": shared_prefill,
     "slow_tools": slow_tools,
     "python_tool": python_tool,

@@ -8,34 +8,41 @@ import torch
 
 from nanotir.bench.policy import Policy
 from nanotir.bench.timing import medians, timed
-from nanotir.model import KVCache
+from nanotir.cache import new_cache
+from nanotir.graphs import decoder
+from nanotir.sampler import Sampler
 from nanotir.tools import Tool, ToolResult
 
 
-@torch.inference_mode()
 def decode(policy: Policy) -> dict:
     """Milliseconds of one decoding step: forward pass and draw.
 
     For 1, 64 and 256 rows with about 64 positions each.
     """
-    return {f"ms_{rows}_rows": decoding_step(policy, rows) for rows in (1, 64, 256)}
-
-
-def decoding_step(policy: Policy, rows: int) -> float:
     sampler = policy.sampler()
-    cache = KVCache(policy.model.config, rows, 128)
-    policy.model.hidden(torch.randint(len(policy.tokenizer), (rows, 64)), cache=cache)
-    ids = torch.zeros(rows, 1, dtype=torch.long)
+    return {f"ms_{rows}_rows": decoding_step(sampler, rows)["ms"] for rows in (1, 64, 256)}
 
-    def step(number):
-        positions = torch.full((rows, 1), 64 + number % 32)
-        logits = policy.model(ids, positions, cache)[:, -1]
-        sampler.pick(logits, [0.5] * rows)
 
-    def measure(number):
-        return {"ms": 1000 * timed(step, number)[0]}
+def decoding_step(sampler: Sampler, rows: int, start: int = 64) -> dict:
+    """Milliseconds of one step from `start` on, by the clock and of processor time."""
+    model, device = sampler.model, sampler.model.embed.weight.device
+    with sampler.decoding():
+        cache = new_cache(model, rows, start + 64)
+        model.hidden(
+            torch.randint(model.config.vocab_size, (rows, start), device=device), cache=cache
+        )
+        step = decoder(model, cache, sampler.config.graphs)
 
-    return medians(measure, 30)["ms"]
+        def decoded(number):
+            logits = step([0] * rows, [start + number % 32] * rows)[:, -1]
+            return sampler.pick(logits, [0.5] * rows)[0].tolist()
+
+        def measure(number):
+            busy = time.process_time()
+            seconds, _ = timed(decoded, number)
+            return {"ms": 1000 * seconds, "cpu_ms": 1000 * (time.process_time() - busy)}
+
+        return medians(measure, 30)
 
 
 def shared_prefill(policy: Policy) -> dict:
