@@ -12,8 +12,6 @@ import math
 from fractions import Fraction
 from random import Random
 
-import sympy
-
 from nanotir.problems.numbers import integer, number, signed
 from nanotir.problems.problem import Problem
 from nanotir.problems.world import NAMES, cost, fact, gap, home
@@ -126,6 +124,8 @@ def polynomial(rng: Random, level: int) -> tuple[list[tuple[int, int]], str, str
 
 
 def deriv(rng: Random, level: int) -> Problem:
+    import sympy  # only here, because it takes long: who loads a model need not wait for it
+
     terms, written, code = polynomial(rng, level)
     x = sympy.Symbol("x")
     steps = [f"{a}x^{n} gives {a * n}x^{n - 1}" for a, n in terms]
@@ -188,6 +188,8 @@ def chance(rng: Random, level: int) -> Problem:
 
 
 def dist(rng: Random, level: int) -> Problem:
+    import sympy  # as in deriv
+
     a, b, c, d = (number(rng, level + 4, 0) for _ in range(4))
     squares = (c - a) ** 2 + (d - b) ** 2
     code = f"{SYMPY}sqrt(({c}-{a})**2+({d}-{b})**2)"
