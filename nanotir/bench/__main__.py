@@ -24,6 +24,7 @@ from nanotir.bench.sandbox import python_tool
 from nanotir.bench.search import search_tool
 from nanotir.bench.shapes import decode_shapes, ragged_rollout
 from nanotir.bench.training import rl_step, sft_step
+from nanotir.bench.yardsticks import imitation_of_s, imitation_of_smollm2, rl_step_of_t
 from nanotir.checks import one_of
 from nanotir.commands import Parser, one_line
 from nanotir.run_files import latest_run, saved_runs
@@ -31,6 +32,9 @@ from nanotir.run_files import latest_run, saved_runs
 MEASUREMENTS = {
     "rl_step": rl_step,
     "sft_step": sft_step,
+    "rl_step_of_t": rl_step_of_t,
+    "imitation_of_s": imitation_of_s,
+    "imitation_of_smollm2": imitation_of_smollm2,
     "decode": decode,
     "decode_shapes": decode_shapes,
     "ragged_rollout": ragged_rollout,

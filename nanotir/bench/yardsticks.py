@@ -1,0 +1,148 @@
+"""Training measured on fixed shapes with random weights, as a share of what the processor can do.
+
+Shares are of processor time, so they may be measured on a busy machine.
+
+T   4 layers, width 128, 4 query and 2 key heads, feed-forward 512, vocabulary 512
+S   6, 384, 6 and 2, 1536, 4096
+SmolLM2-135M   30, 576, 9 and 3, 1536, 49152
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import torch
+import torch.nn.functional as F
+
+from nanotir import optim, rl, sft
+from nanotir.advantages import group_advantages
+from nanotir.bench.decoding import Sleeper
+from nanotir.bench.policy import Policy
+from nanotir.bench.timing import medians, timed
+from nanotir.demonstrate import corpus
+from nanotir.model import ModelConfig, Transformer
+from nanotir.rl import drawing_of
+from nanotir.sampler import Sampler, SamplerConfig
+from nanotir.tokenizer import Tokenizer
+from nanotir.tools import TOOLS, Tool
+from nanotir.trajectory import Trajectory
+
+PLAIN = {"token_shifts": 0, "qk_norm": False}
+QWEN = PLAIN | {"qkv_bias": True}
+SHAPES = {
+    "T": {"n_layers": 4, "d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 512} | QWEN,
+    "S": {"n_layers": 6, "d_model": 384, "n_heads": 6, "n_kv_heads": 2, "d_ff": 1536} | QWEN,
+    "SmolLM2": {"n_layers": 30, "d_model": 576, "n_heads": 9, "n_kv_heads": 3, "d_ff": 1536}
+    | PLAIN,
+}
+NEW_IDS = 115  # of an answer in `rl_step_of_t`
+
+
+def shape(name: str, vocab_size: int) -> Transformer:
+    return Transformer(ModelConfig(vocab_size=vocab_size, **SHAPES[name]))
+
+
+def gemm_rate(dtype=torch.float32, size: int = 1024) -> float:
+    """Floating-point operations a second in a product of square matrices: the best of ten."""
+    x, w = torch.randn(2, size, size, dtype=dtype)
+    return 2 * size**3 / min(busy(F.linear, x, w)[0] for _ in range(10))
+
+
+def busy(function, *arguments) -> tuple:
+    """(seconds of processor time of one call, its result)."""
+    start = time.process_time()
+    result = function(*arguments)
+    return time.process_time() - start, result
+
+
+def operations(model: Transformer, ids: int) -> float:
+    """Of training on so many ids: 6 for each weight of a matrix product. Attention is left out."""
+    matrices = [w for name, w in model.named_parameters() if w.dim() == 2 and "embed" not in name]
+    return 6.0 * ids * sum(w.numel() for w in [*matrices, model.head.weight])
+
+
+def rows_of(n: int, length: int, vocab_size: int) -> list[Trajectory]:
+    """Rows of random ids, of which all but the first are learned."""
+    rng = random.Random(0)
+    rows = []
+    for _ in range(n):
+        row = Trajectory()
+        ids = [rng.randrange(vocab_size) for _ in range(length)]
+        row.append("prompt", ids[:1], 0)
+        row.append("text", ids[1:], 1)
+        rows.append(row)
+    return rows
+
+
+def imitation(model: Transformer, rows: list[Trajectory], bf16: bool, rounds: int) -> dict:
+    """One step with AdamW, in micro-batches of 2,048 ids."""
+    config = sft.SFTConfig(bf16=bf16)
+    optimizers = [optim.adamw(model.parameters(), 0.0)]  # the weights stay
+    ids = sum(len(row.ids) - 1 for row in rows)
+
+    def measure(number):
+        rate = gemm_rate(torch.bfloat16 if bf16 else torch.float32)
+        cpu, (seconds, _) = busy(timed, sft.imitate, model, optimizers, rows, 0, config)
+        speed = {"seconds": seconds, "cpu_seconds": cpu, "ids_per_cpu_second": ids / cpu}
+        return speed | {"share_of_gemm_rate": operations(model, ids) / cpu / rate}
+
+    return medians(measure, rounds)
+
+
+def imitation_of_s(policy) -> dict:
+    """Imitation of 8 rows of 256 ids by shape S, in fp32 and in bf16."""
+    model, rows = shape("S", 4096), rows_of(8, 256, 4096)
+    fp32, bf16 = (imitation(model, rows, bf16, 5) for bf16 in (False, True))
+    named = {f"{name}_bf16": value for name, value in bf16.items()}
+    return fp32 | named | {"bf16_speedup": fp32["cpu_seconds"] / bf16["cpu_seconds"]}
+
+
+def imitation_of_smollm2(policy) -> dict:
+    """Imitation of 8 rows of 128 ids by SmolLM2-135M's shape, in bf16."""
+    return imitation(shape("SmolLM2", 49152), rows_of(8, 128, 49152), True, 3)
+
+
+def rl_step_of_t(policy: Policy) -> dict:
+    """One RL step of shape T: 32 prompts, 8 answers each of 115 ids, one update.
+
+    Without tools, and with a tool that takes 50 ms, which every answer begins by calling.
+    """
+    tokenizer = Tokenizer.train(corpus(policy.problems), 512, tools=TOOLS)
+    model = shape("T", len(tokenizer))
+    questions = policy.questions(32)
+    call = tuple(tokenizer.encode("<python>1</python>"))
+    with Sleeper(0.05) as tool:
+        step = {(): rl_step(model, tokenizer, []), call: rl_step(model, tokenizer, [tool])}
+
+        def measure(number):
+            alone = step[()](questions, number, ())
+            called = step[call](questions, number, call)
+            return alone | {f"{name}_with_tool": value for name, value in called.items()}
+
+        return medians(measure, 3)
+
+
+def rl_step(model: Transformer, tokenizer: Tokenizer, tools: list[Tool]):
+    """A function that makes one step and measures it."""
+    sampler = Sampler(model, tokenizer, tools, config=SamplerConfig(max_new_tokens=NEW_IDS))
+    sampler.banned = sorted({*sampler.banned, *tokenizer.end_ids})  # so that no answer ends early
+    optimizer, settings = optim.adamw(model.parameters(), 0.0), rl.RLConfig()
+    advantages = group_advantages([float(i % 2) for i in range(256)], 8)
+
+    def step(questions, number, force) -> dict:
+        given = (sampler.generate, questions, 8, number, None, None, force)
+        cpu_rollout, (rollout, rows) = busy(timed, *given)
+        given = (rl.update, model, optimizer, rows, advantages, settings, drawing_of(sampler))
+        cpu_update, (update, _) = busy(timed, *given)
+        done = operations(model, sum(len(row.ids) - 1 for row in rows))
+        return {
+            "seconds": rollout + update,
+            "rollout": rollout,
+            "update": update,
+            "cpu_seconds": cpu_rollout + cpu_update,
+            "update_share_of_gemm_rate": done / cpu_update / gemm_rate(),
+            "new_ids": sum(row.new_tokens for row in rows) / len(rows),
+        }
+
+    return step
