@@ -59,7 +59,8 @@ def check_file(exercise: Exercise, path: Path, seed: int = 0) -> Verdict:
     judged = apart(lambda: verdict_on(exercise, ending.answer, seed), locked=False)
     if not judged.answer:
         return Verdict("error", f"what came back cannot be compared: {judged.said}")
-    return Verdict(*json.loads(judged.answer))
+    word, sentence, case, mistake = json.loads(judged.answer)
+    return Verdict(word, visible(sentence), visible(case, obeyed="\n"), mistake)
 
 
 def warm_up(exercise: Exercise):

@@ -79,6 +79,13 @@ def test_what_a_process_sends_instead_of_outputs_does_not_pass(verdict_on, sent)
     assert verdict.word == "error"
 
 
+def test_what_a_process_sends_is_shown_without_control_characters(verdict_on):
+    sent = rb'{"kind": "E", "message": "", "line": "\u001b[2K\n", "code": ""}'
+    verdict = verdict_on(FORGE.replace("SENT", repr(sent)))
+    assert "\x1b" not in verdict.sentence
+    assert "<U+001B>[2K↵" in verdict.sentence
+
+
 def test_files_outside_are_out_of_reach(verdict_on, needs, tmp_path):
     needs("Landlock")
     precious = tmp_path / "precious.txt"
