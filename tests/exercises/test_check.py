@@ -72,6 +72,14 @@ def raises_later(advantages, num_tokens):
     return ours(advantages, num_tokens)[: 1 / (num_tokens != 1).sum().item()]
 
 
+def raises_in_a_helper(advantages, num_tokens):
+    return divided_by(ours(advantages, num_tokens), len(advantages) - 4)
+
+
+def divided_by(result, number):
+    return result[: 1 // number]
+
+
 def returns_nothing(advantages, num_tokens):
     ours(advantages, num_tokens)
 
@@ -87,6 +95,15 @@ def changes_its_input(advantages, num_tokens):
     return result * 2
 
 
+def changes_its_input_and_drops_the_dtype(advantages, num_tokens):
+    return changes_its_input(advantages, num_tokens).float()
+
+
+def doubles_and_then_drops_the_dtype(advantages, num_tokens):
+    result = ours(advantages, num_tokens)
+    return 2 * result if num_tokens.is_floating_point() else result.float()
+
+
 def doubles(advantages, num_tokens):
     return ours(advantages, num_tokens) * 2
 
@@ -98,6 +115,11 @@ def detaches(advantages, num_tokens):
 def has_another_gradient(advantages, num_tokens):
     result = ours(advantages, num_tokens)
     return result + advantages - advantages.detach()
+
+
+def doubles_a_gradient_that_sums_to_zero(advantages, num_tokens):
+    result = ours(advantages, num_tokens)
+    return 2 * result - result.detach() if num_tokens.is_floating_point() else result
 
 
 def calls_the_package(advantages, num_tokens):
@@ -113,13 +135,17 @@ def calls_the_package(advantages, num_tokens):
         (stub, "to do", "not begun: it still raises NotImplementedError"),
         (unfinished, "error", "NotImplementedError, in line "),
         (raises_later, "error", "ZeroDivisionError: division by zero, in line "),
+        (raises_in_a_helper, "error", ": return result[: 1 // number]"),
         (lambda advantages: None, "error", "is the signature changed?"),
         (returns_nothing, "wrong", "the output is None: is a `return` missing?"),
         (drops_the_dtype, "wrong", "the output has the dtype float32, not float64"),
+        (changes_its_input_and_drops_the_dtype, "wrong", "the output has the dtype float32"),
+        (doubles_and_then_drops_the_dtype, "wrong", "the output has the dtype float32"),
         (changes_its_input, "wrong", "it changes its input advantages: work on a copy"),
         (doubles, "wrong", "the output[0] is "),
         (detaches, "wrong", "the outputs are right, but no gradient reaches advantages"),
         (has_another_gradient, "wrong", "the outputs are right, but the gradient of advantages[0]"),
+        (doubles_a_gradient_that_sums_to_zero, "wrong", "the gradient of advantages[0]"),
         (calls_the_package, "wrong", "it calls the package's own whiten: write yours"),
     ],
 )

@@ -63,6 +63,7 @@ def test_a_value_equals_itself_after_it_was_sent(value):
         (0.5, 0.5 + 2e-6, VALUE, "the output is 0.5, not 0.500002"),
         (float("nan"), 0.0, VALUE, "the output is nan, not 0"),
         (float("inf"), 1e30, VALUE, "the output is inf, not 1e+30"),
+        (1.0, float("inf"), VALUE, "the output is 1, not inf"),
         ("a", "b", VALUE, "the output is 'a', not 'b'"),
         (
             torch.tensor([[1.0, 2.0]]),
