@@ -130,9 +130,14 @@ READ_FILE = 1 << 2
 READ_DIR = 1 << 3
 
 
+def landlock_version() -> int:
+    """The version of Landlock that the kernel has; less than 1 if it has none."""
+    return LIBC.syscall(CREATE_RULESET, None, 0, 1) if LINUX else 0  # ..._RULESET_VERSION
+
+
 def landlock(folder: str) -> bool:
     """Allow reading what Python needs and writing in `folder`; refuse to open anything else."""
-    version = LIBC.syscall(CREATE_RULESET, None, 0, 1)  # LANDLOCK_CREATE_RULESET_VERSION
+    version = landlock_version()
     if version < 1:
         return False
     # A ruleset forbids what no rule allows, and newer versions know of more ways to use a file.

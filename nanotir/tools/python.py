@@ -183,7 +183,10 @@ class PythonTool(Tool):
             if servers is not self._servers:
                 raise ConnectionAbortedError("it was closed")
             missing = [kind for kind in (False, True) if kind not in servers]
-            started = {kind: ForkServer(kind, self.config.memory_mb) for kind in missing}
+            started = {}
+            for kind in missing:
+                arguments = ["nanotir.tools.sandbox", "warm" if kind else "bare"]
+                started[kind] = ForkServer(arguments, self.config.memory_mb)
             try:
                 for server in started.values():
                     server.idle.append(server.worker())
@@ -223,7 +226,8 @@ def last_words(ending: dict, shown: str, config: PythonConfig) -> str:
 class ForkServer:
     """A fork server: its process, the socket to order workers by, and sockets to idle workers."""
 
-    def __init__(self, warm: bool, memory_mb: int):
+    def __init__(self, arguments: list[str], memory_mb: int, project: Path = PROJECT):
+        """Run `python -m ARGUMENTS FOLDER MEMORY_MB` in the folder of a project."""
         self.idle: list[socket.socket] = []
         self.control, theirs = socket.socketpair()
         self.base = tempfile.mkdtemp(prefix="nanotir-")
@@ -233,13 +237,12 @@ class ForkServer:
         environment["MALLOC_ARENA_MAX"] = "1"
         for library in ("OPENBLAS", "OMP", "MKL"):
             environment[f"{library}_NUM_THREADS"] = "1"
-        command = [sys.executable, "-s", "-m", "nanotir.tools.sandbox"]
-        command += ["warm" if warm else "bare", self.base, str(memory_mb)]
+        command = [sys.executable, "-s", "-m", *arguments, self.base, str(memory_mb)]
         try:
             self.process = subprocess.Popen(
                 command,
                 env=environment,
-                cwd=PROJECT,
+                cwd=project,
                 start_new_session=True,
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,

@@ -47,25 +47,35 @@ def main():
         Parser("python -m nanotir.tools.sandbox", about).parse_args()
     default = ("show", f"/tmp/nanotir-{os.urandom(8).hex()}", "1024")
     mode, base, memory_mb = sys.argv[1:] or default
+    entered = enter(base)
+    if entered is None:
+        return
+    forget_project()
+    if mode == "show":
+        show_layers(*entered, int(memory_mb))
+    else:
+        prepare(warm=mode == "warm")
+        serve(base, int(memory_mb), entered[1])
+
+
+def enter(base: str) -> tuple[bool, bool] | None:
+    """Go on in a forked process, in the folder `base`; None in the first one, once that has ended.
+
+    Returns whether it has namespaces of its own, and whether its mounts are its own.
+    """
     os.makedirs(base, exist_ok=True)
     apart = lockdown.namespaces()
     if server := os.fork():
         os.waitpid(server, 0)
         remove(base)
-        return
+        return None
 
     lockdown.die_with_parent()
     own_mounts = apart and lockdown.mount_memory(base)
     if apart:
         lockdown.limit_processes()
     os.chdir(base)
-    forget_project()
-    if mode == "show":
-        show_layers(apart, own_mounts, int(memory_mb))
-    else:
-        prepare(warm=mode == "warm")
-        lockdown.lock_server(int(memory_mb), own_mounts)
-        serve(socket.socket(fileno=0), base)
+    return apart, own_mounts
 
 
 def forget_project():
@@ -112,8 +122,10 @@ def prepare(warm: bool):
     lockdown.needed()
 
 
-def serve(trainer: socket.socket, base: str):
-    """Fork a worker for every socket that the trainer sends, until the trainer hangs up."""
+def serve(base: str, memory_mb: int, own_mounts: bool):
+    """Lock down, then fork a worker for every socket that the trainer sends, until it hangs up."""
+    lockdown.lock_server(memory_mb, own_mounts)
+    trainer = socket.socket(fileno=0)
     # Workers that end must not stay as zombies, since nothing waits for them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     # A child's garbage collector must not write to memory that it shares with the server.
