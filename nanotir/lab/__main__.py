@@ -59,7 +59,8 @@ def make_parser() -> Parser:
     add = parser.add_argument
     seeds = number(Annotated[int, Range(1, MAX_SEEDS)])
     add("names", nargs="*", metavar="NAME", help="experiments to run, or all; none: list them")
-    add("--seeds", type=seeds, help=f"1 to {MAX_SEEDS} seeds, from 0 (default: 3, with --quick 1)")
+    add("--seeds", type=seeds, help=f"1 to {MAX_SEEDS} seeds (default: 3, with --quick 1)")
+    add("--first-seed", type=number(Whole), default=0, metavar="S", help="other seeds, from S on")
     add("--quick", action="store_true", help="fewer steps, to check that it works")
     add(
         "--workers",
@@ -86,6 +87,8 @@ def check(options: Namespace, experiments: dict[str, Experiment]):
             one_of("experiment", name, experiments)
     if options.quick and options.keep:
         raise ValueError("--keep is for full runs: leave out --quick")
+    if options.first_seed and options.keep:
+        raise ValueError("--keep is for seeds from 0: leave out --first-seed")
     if options.table and options.names:
         raise ValueError("--table is of all committed results: leave out the names")
     if options.write and not options.table:
@@ -106,7 +109,7 @@ def execute(options, source: str, experiments: dict[str, Experiment]) -> dict[Ta
 
 def run_experiments(source: str, experiments: list[Experiment], options) -> dict[Task, str]:
     """Compute the missing cells, then save and print every experiment that is complete."""
-    seeds = range(options.seeds)
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     tasks = missing(source, experiments, seeds, options.quick)
     failures = run_cells(tasks, options.workers)
 

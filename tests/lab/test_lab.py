@@ -123,6 +123,11 @@ def test_seeds_come_one_after_the_other(bench):
     assert [seed for _, seed, _ in bench.calls] == [0, 0, 1, 1]
 
 
+def test_seeds_may_begin_with_another(bench):
+    bench.run("toy", "--seeds", "2", "--first-seed", "40")
+    assert [seed for _, seed, _ in bench.calls] == [40, 40, 41, 41]
+
+
 def test_a_failing_arm_stops_no_other_and_is_told(bench, capsys):
     bench.broken["bad"] = ZeroDivisionError("nothing to divide by")
     assert bench.run("toy", "--seeds", "2") == 1
@@ -195,6 +200,7 @@ def test_kept_results_are_those_of_the_run(bench):
     "arguments, message",
     [
         (["toy", "--quick", "--keep"], "leave out --quick"),
+        (["toy", "--first-seed", "5", "--keep"], "leave out --first-seed"),
         (["tog"], "no experiment 'tog': did you mean 'toy'?"),
         (["toy", "--seeds", "12"], "--seeds: it must be between 1 and 11, not 12"),
         (["toy", "--seeds", "0"], "--seeds: it must be between 1 and 11, not 0"),
