@@ -86,7 +86,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, positions, D)
     if bias is None and q.device.type == "cpu":
-        # The CPU's backward pass of this is six times slower in bf16 than in fp32.
+        # In bf16 the CPU's backward pass of this is slower than in fp32.
         dtype = torch.promote_types(v.dtype, torch.float32)
         with torch.autocast("cpu", enabled=False):
             heads = (q.to(dtype), k.to(dtype), v.to(dtype))

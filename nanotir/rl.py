@@ -103,11 +103,6 @@ class RLConfig:
         if self.fused and self.entropy_coef:
             raise ValueError("rl.fused computes no entropy: leave out rl.entropy_coef")
 
-    @property
-    def learned_size(self) -> int:
-        """Answers of a group that are learned from."""
-        return self.keep or self.group_size
-
     def loss_options(self, max_completion_length: int) -> LossOptions:
         named = {option.name for option in fields(LossOptions)}
         options = {name: value for name, value in vars(self).items() if name in named}
@@ -206,7 +201,7 @@ def exchange(trajectories: list[Trajectory]):
 def advantages_of(samples: list[Sample], trajectories, settings: RLConfig) -> Tensor:
     rewards = [sample.reward for sample in samples]
     num_tokens = torch.tensor([t.new_tokens for t in trajectories])
-    size = settings.learned_size
+    size = settings.keep or settings.group_size
     return group_advantages(rewards, size, settings.scale, settings.baseline, num_tokens=num_tokens)
 
 

@@ -100,7 +100,7 @@ def trace(samples: list[Sample], advantages: Tensor, run, step: int):
     """Write down one whole group that was learned from, about twenty times in a run."""
     if step % max(1, run.config.rl.steps // 20):
         return
-    group = samples[: run.config.rl.learned_size]
+    group = samples[: run.config.rl.keep or run.config.rl.group_size]
     for sample, advantage in zip(group, advantages.tolist()):
         row = {"phase": "rl", "step": step + 1, **sample.problem.summary()}
         row |= {"reward": sample.reward, "correct": sample.correct, "advantage": advantage}

@@ -144,8 +144,7 @@ def pick(
     over all ids that are not banned, as a trainer computes it. top_p and top_k narrow the choice
     but do not renormalise it. ValueError if a row's log-probs are not numbers.
     """
-    ban = banned.to(logits.device)
-    logits = logits.float().index_fill(-1, ban, float("-inf"))
+    logits = logits.float().index_fill(-1, banned, float("-inf"))
     logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
     if logps[:, 0].isnan().any():  # then so are all of the row
         raise ValueError("the model's probabilities are not finite: its weights are damaged")

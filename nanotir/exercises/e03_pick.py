@@ -68,7 +68,7 @@ def chosen_from_tail(function, size, u):
 
 
 TEMPERATURE = "(logits / (config.temperature or 1.0)).log_softmax(-1)"
-BANNED = 'logits.float().index_fill(-1, ban, float("-inf"))'
+BANNED = 'logits.float().index_fill(-1, banned, float("-inf"))'
 PROBS = "probs = truncate(precise(logps.exp()), config.top_p, config.top_k)"
 DRAWN = "ids = draw(probs, u).to(logits.device)"
 FORCED = "        ids = torch.where(forced >= 0, forced, ids)\n"

@@ -22,10 +22,7 @@ EQUAL = {
         "steps + cache.lengths[:, None]": SUM,
     },
     "pick": {
-        "ban = banned": DEVICE,
-        "ban = banned.to()": DEVICE,
-        "logits = logits.float().index_fill(-1, banned, float('-inf'))": DEVICE,
-        "logits = logits.float().index_fill(1, ban, float('-inf'))": WIDTH,
+        "logits = logits.float().index_fill(1, banned, float('-inf'))": WIDTH,
         "logps = (logits / (config.temperature or 1.0)).log_softmax(1)": WIDTH,
         "if logps[:,].isnan().any():": WHOLE,
         "if logps[:, 1].isnan().any():": WHOLE,
