@@ -8,6 +8,7 @@ log-probs do, in their last digits, because other rows share a batch.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +18,21 @@ import torch
 from nanotir.processes import dealt
 
 _pool: ThreadPoolExecutor | None = None
+_owner = 0  # the process that has these threads; one that it forks has none
 at_a_time = 1
 
 
 def use_threads(number: int):
     """From here on, `each` computes so many things at a time, each on one core."""
-    global _pool, at_a_time
+    global _pool, _owner, at_a_time
     torch.set_num_threads(1)
     one_core = {"initializer": torch.set_num_threads, "initargs": (1,)}
     _pool = ThreadPoolExecutor(number, **one_core) if number > 1 else None
-    at_a_time = number
+    _owner, at_a_time = os.getpid(), number
+
+
+def _threads() -> ThreadPoolExecutor | None:
+    return _pool if os.getpid() == _owner else None
 
 
 def each(function: Callable, items: Iterable) -> Iterator:
@@ -34,7 +40,8 @@ def each(function: Callable, items: Iterable) -> Iterator:
 
     A thread starts with the modes of PyTorch's defaults: `function` itself has to set no_grad.
     """
-    return _pool.map(function, items) if _pool else map(function, items)
+    pool = _threads()
+    return pool.map(function, items) if pool else map(function, items)
 
 
 def in_parts(work: Callable, items: list, size: int, stop: Callable | None = None) -> list:
@@ -57,7 +64,7 @@ def in_parts(work: Callable, items: list, size: int, stop: Callable | None = Non
 
 def backpropagate(model, loss_of: Callable, micros: Iterable) -> list:
     """Add up the gradients of all micro-batches; loss_of(micro) is (loss, what else to return)."""
-    if not _pool:
+    if not _threads():
         return [_backward(*loss_of(micro)) for micro in micros]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
 

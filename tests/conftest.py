@@ -48,7 +48,9 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Whatever a run set before."""
+    """Whatever a run sets is undone, before the fixtures of the next file are made, too."""
+    threads.use_threads(1)
+    yield
     threads.use_threads(1)
 
 

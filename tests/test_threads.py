@@ -1,5 +1,6 @@
 """Several threads compute what one does, to the last bit."""
 
+import os
 import threading
 import time
 
@@ -148,3 +149,12 @@ def test_weights_that_no_micro_batch_uses_have_no_gradient():
     model = torch.nn.ModuleDict({"used": torch.nn.Linear(1, 1), "left": torch.nn.Linear(1, 1)})
     threads.backpropagate(model, lambda x: (model["used"](torch.ones(1)).sum() * x, x), [1.0, 2.0])
     assert model["left"].weight.grad is None and model["used"].weight.grad.item() == 3.0
+
+
+def test_a_forked_process_which_has_no_threads_does_without():
+    threads.use_threads(2)
+    pid = os.fork()
+    if not pid:
+        doubled = list(threads.each(lambda number: 2 * number, [1, 2, 3]))
+        os._exit(doubled == [2, 4, 6])
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
