@@ -172,7 +172,8 @@ def checked_value(value: list) -> list:
     expect(type(kind) is str)
     if kind == "tensor":
         _, numbers, shape, dtype = value
-        expect(type(dtype) is str and all(type(size) is int for size in shape))
+        expect(type(dtype) is str)
+        expect(all(type(size) is int and 0 <= size < MAX_CHARS for size in shape))
         expect(all(type(number) in (bool, int, float) for number in numbers))
         expect(len(numbers) == math.prod(shape))
         return value
@@ -183,4 +184,5 @@ def checked_value(value: list) -> list:
     if type(content) is not list:  # an object of another type: its text does not count
         return [f"object {kind[:100]}", str(content)]
     expect(kind != "item" or len(content) == 2)
+    expect(len({item[0] == "item" for item in content}) < 2)
     return [kind[:100], [checked_value(item) for item in content]]

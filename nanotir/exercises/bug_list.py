@@ -15,7 +15,7 @@ class Bug:
     new: str
     what: str  # it does
     silent: str  # why nothing is heard of it
-    points: int  # 2: a probe shows it; 3: logs or traces do; 4: only reading does
+    points: int  # 2: a probe is not solved; 3: logs or traces show it; 4: only reading does
 
     def planted(self, source: str) -> str:
         """The file's text with the bug. ValueError unless the old text occurs exactly once."""
@@ -73,8 +73,9 @@ BUGS = [
         '        self.append(row, "output", ids, 0)\n'
         "        row.trajectory.mask[:] = [0] * len(row.trajectory.mask)",
         "Only the last turn is learned: a result takes the mask off all that came before it.",
-        "Answers still get better. Calls only change because rows without one are learned whole.",
-        2,
+        "Answers get better, and rows without a call, which are learned whole, are pushed up or "
+        "down. In the traces the mask of every call is 0.",
+        3,
     ),
     Bug(
         "generation.py",
@@ -99,7 +100,7 @@ BUGS = [
         "A row draws all of its ids with one and the same random number.",
         "Each id alone is drawn as it should be. But an unsure model says the same id again and "
         "again, and many rows are never tried.",
-        3,
+        2,
     ),
     Bug(
         "generation.py",
@@ -123,8 +124,9 @@ BUGS = [
         "groups - groups.mean(1, keepdim=True)",
         "groups",
         "Rewards are not centred: a row is never pushed down where rewards are not negative.",
-        "Right answers are still pushed up, so easy worlds are learned, only later.",
-        2,
+        "Right answers are still pushed up, and that is enough where there are some. In the traces "
+        "no advantage is negative.",
+        3,
     ),
     Bug(
         "advantages.py",
@@ -133,7 +135,7 @@ BUGS = [
         "The baseline is the mean of the whole batch, not that of the prompt's group.",
         "Where all prompts are equally hard there is no difference. Otherwise the answers to an "
         "easy prompt are all pushed up, right or wrong.",
-        2,
+        3,
     ),
     Bug(
         "losses.py",

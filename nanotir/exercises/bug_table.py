@@ -14,21 +14,26 @@ import torch
 
 from nanotir.exercises.bug_list import BUGS, Bug
 from nanotir.exercises.bugs import plant
-from nanotir.exercises.probes import SOLVED, WORLDS
+from nanotir.exercises.probes import GAP, SOLVED, WORLDS
 from nanotir.lab.tables import table_row
 
 PROCESSES = 2
 
 ABOUT = """# The silent bugs, and what the probes see of them
 
-For the teacher: this names the bugs, which are in bug_list.py. It is printed by
+For the teacher: this names the bugs of bug_list.py. Hunt N with seed S is for bug number
+(S + 9 (N - 1)) mod {bugs}. It is printed by
 
     python -m nanotir.exercises probe --bugs > nanotir/exercises/BUGS.md
 
-A cell is the rollout at which a world was solved, that is, earned {solved} on average: the median
-of {seeds} seeds. **Bold**: from how many seeds it was not, in half as many rollouts again as the
-slowest seed needs without a bug, and the median of the highest rewards. Points are for the place:
-2 where a probe shows the bug, 3 where a log or the traces do, 4 where only reading does."""
+- A cell is the rollout at which a world was solved, that is, earned {solved} on average: the median
+  of {seeds} seeds.
+- Or it is from how many seeds the world was not solved in half as many rollouts again as the
+  slowest seed needs without a bug, and the median of the highest rewards. It is **bold** where
+  these are most seeds: one alone may be chance.
+- "gap": whether sampler and trainer disagree on the log-prob of an id by more than {gap}.
+- Points are for the place: 2 where a probe is not solved, 3 where the gap, the traces or a metric
+  show the bug, 4 where only reading does."""
 
 
 def document(seeds: int) -> str:
@@ -53,17 +58,17 @@ def measure(bug: Bug | None, seeds: int) -> list[list[dict]]:
 
 def markdown(clean: list[list[dict]], planted: list[list[list[dict]]], seeds: int) -> str:
     """The document from the Climbs of each world without a bug, and with each of BUGS."""
-    about = ABOUT.format(solved=SOLVED, seeds=seeds)
-    lines = [table_row("", "bug", "file", "points", *(world.name for world in WORLDS))]
-    lines += ["|" + "---|" * (4 + len(WORLDS)), table_row("", "none", "", "", *map(cell, clean))]
+    about = ABOUT.format(bugs=len(BUGS), solved=SOLVED, seeds=seeds, gap=GAP)
+    lines = [table_row("", "bug", "file", "points", *(world.name for world in WORLDS), "gap")]
+    lines += ["|" + "---|" * (5 + len(WORLDS)), table_row("", "none", "", "", *cells_of(clean))]
     unseen = []
     for place, (bug, worlds) in enumerate(zip(BUGS, planted, strict=True)):
-        cells = [cell(rows) for rows in worlds]
+        cells = cells_of(worlds)
         lines.append(table_row(str(place), bug.what, f"`{bug.file}`", str(bug.points), *cells))
         if not any("*" in text for text in cells):
             unseen.append(str(place))
-    found = f"{len(BUGS) - len(unseen)} of {len(BUGS)} bugs keep a probe from being solved. "
-    found += f"Those that do not: {', '.join(unseen) or 'none'}."
+    found = f"{len(BUGS) - len(unseen)} of {len(BUGS)} bugs are shown by a probe or by the gap. "
+    found += f"Those that are not: {', '.join(unseen) or 'none'}."
     seconds = sum(row["seconds"] for worlds in [clean, *planted] for rows in worlds for row in rows)
     cpu = torch.backends.cpu.get_cpu_capability()
     cost = f"Processor time: {seconds / 60:.0f} minutes, one thread each, {cpu}. Without a bug:"
@@ -77,10 +82,17 @@ def spread(rows: list[dict]) -> str:
     return f"{median(seconds):.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f})"
 
 
+def cells_of(worlds: list[list[dict]]) -> list[str]:
+    """How each world was learned, and whether sampler and trainer agree."""
+    gap = max(row["gap"] for rows in worlds for row in rows)
+    return [*map(cell, worlds), "**yes**" if gap > GAP else "no"]
+
+
 def cell(rows: list[dict]) -> str:
     """How a world was learned from several seeds."""
     if any(row["error"] for row in rows):
         return "**error**"
     if missed := sum(row["solved"] is None for row in rows):
-        return f"**{missed} of {len(rows)}: {median(row['best'] for row in rows):.2f}**"
+        text = f"{missed} of {len(rows)}: {median(row['best'] for row in rows):.2f}"
+        return f"**{text}**" if 2 * missed > len(rows) else text
     return f"{median(row['solved'] for row in rows):.0f}"

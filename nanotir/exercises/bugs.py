@@ -56,12 +56,13 @@ def hunt(number: int, seed: int) -> str:
     plant(bug_of(number, seed), folder)
     return f"""A copy of nanotir with a bug in it is in {folder}
 Nothing crashes there, and training goes on. Go there and compare with what happens here:
-  {COMMAND} probe                       six tiny worlds: which are learned, and when
-  python train.py --preset probe --out run   a short run: its log (logp_gap, grad_norm, ratio_mean)
-  python -m nanotir.page run                 the same and its traces as a page
+  {COMMAND} probe    six tiny worlds: which are learned, and how
+  python train.py --out run            five minutes: its log (logp_gap, grad_norm, ratio_mean)
+  python -m nanotir.page run           the same, and its traces, as a page
 Then read the code that these point to. (To compare the files themselves would be no exercise.)
 Answer from here, with the line in that copy and the reason:
-  {COMMAND} bug {number} --seed {seed} --answer "losses.py:105, why" """.rstrip()
+  {COMMAND} bug {number} --seed {seed} --answer "losses.py:105, why"\
+"""
 
 
 def grade(bug: Bug, answer: str) -> tuple[bool, str]:

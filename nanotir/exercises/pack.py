@@ -17,8 +17,8 @@ from pathlib import Path
 
 from nanotir.checks import Whole
 from nanotir.commands import Parser, number, one_line
-from nanotir.exercises.exercise import LABS, Exercise, edited_text, exercises
-from nanotir.exercises.grade import as_table, by_student, grade
+from nanotir.exercises.exercise import LABS, Exercise, edited_text
+from nanotir.exercises.grade import as_table, by_student, exercises_of, grade
 from nanotir.exercises.stub import file_name, stub
 from nanotir.tools.python import PROJECT
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None):
 
 def contents(service: str, lab: str, seed: int) -> dict[str, bytes]:
     """All files of a zip, by their names in it."""
-    chosen = [exercise for exercise in exercises() if exercise.lab == lab]
+    chosen = exercises_of(lab)
     if not chosen:
         raise ValueError(f"there are no exercises in lab {lab}")
     files = {"lab.json": json.dumps({"lab": lab, "seed": seed}).encode()}

@@ -19,15 +19,15 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
-from nanotir.exercises.exercise import LABS, exercises
-from nanotir.exercises.grade import Grade, grade, total
+from nanotir.exercises.exercise import LABS
+from nanotir.exercises.grade import Grade, exercises_of, grade, total
 from nanotir.tools.python import PROJECT
 
 
 def main():
     service, folder = sys.argv[1], Path(sys.argv[2])
     lab = json.loads((PROJECT / "lab.json").read_text())
-    chosen = [exercise for exercise in exercises() if exercise.lab == lab["lab"]]
+    chosen = exercises_of(lab["lab"])
     started = time.monotonic()
     if service == "gradescope":
         grades = grade({"": folder / "submission"}, chosen, lab["seed"])

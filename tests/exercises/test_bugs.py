@@ -2,16 +2,15 @@
 
 import filecmp
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from nanotir import rl
 from nanotir.exercises import bug_table, bugs
 from nanotir.exercises.bug_list import BUGS
 from nanotir.exercises.bugs import NEAR, ROOT, bug_of, grade, main, plant
-from nanotir.exercises.probes import WORLDS
+from nanotir.exercises.probes import WORLDS, climb
 
 HIDDEN = {"bug_list.py", "bug_table.py", "bugs.py", "BUGS.md"}
 
@@ -66,10 +65,9 @@ def test_a_hunt_says_where_the_copy_is_and_not_what_is_wrong_with_it(hunted):
 
 
 def test_the_copy_sends_those_who_answer_in_it_back(hunted):
-    folder = re.search(r"is in (\S+)", hunted)[1]
-    command = [sys.executable, "-m", "nanotir.exercises", "bug", "2", "--answer", "losses.py:1, x"]
-    told = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert told.returncode == 2 and "answer from where you started" in told.stderr
+    folder = Path(re.search(r"is in (\S+)", hunted)[1])
+    with pytest.raises(ValueError, match="answer from where you started"):
+        exec((folder / "nanotir/exercises/bugs.py").read_text())
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
@@ -108,26 +106,27 @@ def test_an_answer_without_a_place_or_a_reason_is_refused(answer):
         grade(BUGS[0], answer)
 
 
-def test_a_planted_bug_keeps_its_probe_from_being_solved(tmp_path):
-    plant(next(bug for bug in BUGS if "nothing depends on it" in bug.what), tmp_path)
-    script = "from nanotir.exercises.probes import *; print(climb(WORLDS[0]).solved)"
-    command = [sys.executable, "-c", script]
-    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert shown.stdout == "None\n", shown.stderr
+def test_a_planted_bug_keeps_its_probe_from_being_solved(monkeypatch):
+    bug = next(bug for bug in BUGS if "nothing depends on it" in bug.what)
+    names = {"__name__": "nanotir.losses"}
+    exec(compile(bug.planted(source_of(bug)), bug.file, "exec"), names)
+    monkeypatch.setattr(rl, "policy_loss", names["policy_loss"])
+    assert climb(WORLDS[0]).solved is None
 
 
-def climbs(solved, best=1.0, error=""):
-    row = {"solved": solved, "best": best, "seconds": 6.0, "error": error}
-    return [row, row, row]
+def climbs(solved, best=1.0, gap=1e-6):
+    return 3 * [{"solved": solved, "best": best, "gap": gap, "seconds": 6.0, "error": ""}]
 
 
-def test_the_table_marks_what_is_not_solved_and_lists_the_bugs_that_show_nothing():
+def test_the_table_marks_what_shows_a_bug_and_lists_the_bugs_that_nothing_shows():
     clean = [climbs(10)] * len(WORLDS)
-    never = [*clean[1:], climbs(None, best=0.25)]
-    text = bug_table.markdown(clean, [never] + [clean] * (len(BUGS) - 1), seeds=3)
+    never, gap = [*clean[1:], climbs(None, best=0.25)], [*clean[1:], climbs(10, gap=0.5)]
+    text = bug_table.markdown(clean, [never, gap] + [clean] * (len(BUGS) - 2), seeds=3)
     rows = [line for line in text.splitlines() if line.startswith("| ") and "`" in line]
-    assert rows[0].endswith("| 10 | **3 of 3: 0.25** |") and "*" not in rows[1]
-    assert f"1 of {len(BUGS)} bugs keep a probe from being solved. Those that do not: 1," in text
+    assert rows[0].endswith("| 10 | **3 of 3: 0.25** | no |")
+    assert rows[1].endswith("| 10 | 10 | **yes** |") and "*" not in rows[2]
+    assert f"2 of {len(BUGS)} bugs are shown by a probe or by the gap." in text
+    assert "Those that are not: 2, 3," in text
 
 
 def test_the_committed_table_has_a_row_for_every_bug():

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hostile import HOSTILE, calling
 
 from nanotir.exercises import apart, e08_advantages, grade, inside
 from nanotir.exercises.apart import Apart, checked_value
@@ -19,11 +20,6 @@ EXERCISE = e08_advantages.EXERCISE
 FILE = "e08_advantages.py"
 OWN = inspect.getsource(EXERCISE.function)
 HEAD = stub(EXERCISE).split("\n\n\n")[0] + "\n\n\n"
-ZEROS = """
-import torch
-def group_advantages(rewards, *options, **more):
-    return torch.zeros(len(rewards))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +38,6 @@ def outside(tmp_path_factory):
 
 def verdict_on(server, source: str, seed: int = 1):
     return grade.verdict(EXERCISE, server.ask(source, seed), seed)
-
-
-def calling(*lines: str) -> str:
-    """A file whose function begins with these lines and then returns zeros."""
-    body = "\n    ".join(lines)
-    return ZEROS.replace("return", f"{body}\n    return")
 
 
 def test_the_packages_own_text_passes(server):
@@ -80,134 +70,6 @@ def test_the_copy_of_every_exercise_has_no_solution(exercise, tmp_path):
     assert len(grade.body(text, exercise.name)) == 1
 
 
-REFUSED = "PermissionError"
-CALLED = "it calls the package's own group_advantages: write yours"
-DIFFERS = "the output"  # begins a sentence about the outputs
-FORGED = '{"outcomes": [{"output": ["tensor", [], [12], "float64"], "changed": []}]}'
-PACKAGE = Path(apart.PROJECT) / "nanotir"
-
-# What a hostile file does: its text, and what the sentence about it must contain.
-HOSTILE = {
-    "loops for ever": ("while True: pass", "in line 1: while True: pass"),
-    "loops for ever and ignores signals": (
-        "import signal\nfor s in set(range(1, 65)) - {9, 19, 32, 33}:\n"
-        "    signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
-        "nor when told to",
-    ),
-    "forks without end": ("import os\nwhile True: os.fork()", REFUSED),
-    "starts a program": ("import subprocess\nsubprocess.run(['touch', 'OUTSIDE'])", REFUSED),
-    "kills its parent": ("import os\nos.kill(os.getppid(), 9)", REFUSED),
-    "calls the network": ("import socket\nsocket.socket()", REFUSED),
-    "reads another student's file": ("exec(open('OUTSIDE').read())", REFUSED),
-    "reads the exercise": (f"open('{PACKAGE}/exercises/{FILE}').read()", REFUSED),
-    "reads the package's source": (f"exec(open('{PACKAGE}/advantages.py').read())", REFUSED),
-    "deletes files": ("import os\nos.remove('OUTSIDE')", REFUSED),
-    "writes results.json": (
-        "open('results.json', 'w').write('{}')\nopen('OUTSIDE', 'w').write('{}')",
-        REFUSED,
-    ),
-    "imports the solution": ("from nanotir.advantages import group_advantages", CALLED),
-    "wraps the solution": (
-        "import nanotir.advantages as a\n"
-        "def group_advantages(*args, **kwargs): return a.group_advantages(*args, **kwargs)",
-        CALLED,
-    ),
-    "finds the solution in sys.modules": (
-        calling("import sys", "sys.modules['nanotir.advantages'].group_advantages(rewards, 4)"),
-        CALLED,
-    ),
-    "reloads the solution": (
-        "import importlib, nanotir.advantages\nimportlib.reload(nanotir.advantages)",
-        "Error: ",
-    ),
-    "inspects the solution": (
-        "import inspect, nanotir.advantages as a\nexec(inspect.getsource(a.group_advantages))",
-        "OSError",
-    ),
-    "has the reference compiled": (
-        "from nanotir.exercises.check import UNCHANGED\n"
-        "from nanotir.exercises.exercise import edited\n"
-        "from nanotir.exercises.e08_advantages import EXERCISE\n"
-        "group_advantages = edited(EXERCISE, UNCHANGED)",
-        "OSError",
-    ),
-    "collects code from memory": (
-        "import gc, types\n"
-        "codes = [f.__code__ for f in gc.get_objects() if type(f) is types.FunctionType]\n"
-        "codes = [c for c in codes if c.co_name == 'group_advantages' and 'centred' in "
-        "c.co_varnames]\nassert codes, 'nothing found'",
-        "nothing found",
-    ),
-    "looks for the right outputs in frames": (
-        calling(
-            "import sys",
-            "frame = sys._getframe()",
-            "while frame := frame.f_back:",
-            "    assert not {'right', 'its', 'expected'} & set(frame.f_locals)",
-        ),
-        DIFFERS,
-    ),
-    "patches torch": (
-        "import torch\ntorch.allclose = torch.equal = torch.Tensor.equal = lambda *a, **k: True"
-        + ZEROS,
-        DIFFERS,
-    ),
-    "patches the check": (
-        "from nanotir.exercises import check, values\n"
-        "check.difference = values.difference = check.compared = lambda *a: None\n"
-        "check.judge = lambda *a: check.Verdict('passed', '')" + ZEROS,
-        DIFFERS,
-    ),
-    "forges outputs and ends as if it were done": (
-        "import os\nfor d in range(3, 9):\n"
-        f"    try: os.write(d, {FORGED.encode()!r})\n    except OSError: pass\n"
-        "os.kill(os.getpid(), 60)",
-        "wrote to the place",
-    ),
-    "prints a verdict": (
-        'print(\'{"verdict": "passed", "points": 100}\')\nimport os\n'
-        'for d in range(64):\n    try: os.write(d, b\'{"word": "passed"}\')\n'
-        "    except OSError: pass" + ZEROS,
-        "wrote to the place",
-    ),
-    "writes without end": (
-        "import os\nd = [d for d in range(3, 9) if os.path.exists('/')]\n"
-        "for _ in range(3):\n    for d in range(3, 9):\n"
-        "        try: os.write(d, b'x' * 2**20)\n        except OSError: pass" + ZEROS,
-        "too large",
-    ),
-    "leaves with success": ("import os\nos._exit(0)", "ended its own process, with code 0"),
-    "exits in the function": (calling("import sys", "sys.exit(0)"), "SystemExit"),
-    "exits on import": ("raise SystemExit(0)", "SystemExit"),
-    "takes ten gigabytes": (calling("import torch", "torch.ones(10 * 2**30)"), "RuntimeError"),
-    "makes a long list": (calling("x = [0] * 2**31"), "MemoryError"),
-    "recurses deeply": (calling("return group_advantages(rewards)"), "RecursionError"),
-    "writes to address 0": ("import ctypes\nctypes.memset(0, 1, 1)", "it crashed"),
-    "returns what equals everything": (
-        calling("return type('All', (), {'__eq__': lambda s, o: True, '__len__': lambda s: 1})()"),
-        "of type",
-    ),
-    "returns a lying tensor": (
-        calling(
-            "class Lying(torch.Tensor):",
-            "    def __torch_function__(self, *args, **kwargs): return True",
-            "return torch.zeros(len(rewards)).as_subclass(Lying)",
-        ),
-        "",
-    ),
-    "closes everything": ("import os\nos.closerange(0, 256)" + ZEROS, "broke what writes"),
-    "leaves a thread behind": (
-        "import threading\ndef work():\n    while True: pass\n"
-        "threading.Thread(target=work).start()" + ZEROS,
-        DIFFERS,
-    ),
-    "forges at exit": (
-        f"import atexit, os\natexit.register(lambda: os.write(3, {FORGED.encode()!r}))" + ZEROS,
-        DIFFERS,
-    ),
-}
-
-
 @pytest.mark.skipif(lockdown.landlock_version() < 1, reason="needs Landlock")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_does_not_pass_and_is_answered_in_a_sentence(
@@ -233,6 +95,8 @@ def test_a_hostile_file_does_not_pass_and_is_answered_in_a_sentence(
         ["float", "1.0"],
         ["int", True],
         ["list", [1, 2]],
+        ["dict", [["item", [["int", 1], ["int", 1]]], ["int", 1]]],
+        ["tensor", [], [10**9, 0], "float64"],
         ["dict", [["item", [["int", 1]]]]],
         [["float"], 1.0],
         [],
@@ -271,6 +135,7 @@ def alone(server, monkeypatch):
     """The class has one exercise, whose server is running already."""
     monkeypatch.setattr(grade, "Apart", lambda exercise: contextlib.nullcontext(server))
     monkeypatch.setattr(grade, "exercises", lambda: [EXERCISE])
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # what grade deletes is back afterwards
 
 
 @pytest.fixture
@@ -317,6 +182,11 @@ def test_the_same_seed_gives_the_same_bytes(alone, students, capsys):
 def test_one_students_folder_is_graded_under_its_name(alone, students, capsys):
     report = json.loads(printed(capsys, students / "ada", "--json"))
     assert [student["student"] for student in report["students"]] == ["ada"]
+
+
+def test_a_file_that_nests_too_deeply_is_no_copy_and_stops_nothing():
+    deep = f"def group_advantages():\n    return {'+'.join(['1'] * 2000)}\n"
+    assert not grade.is_copy(deep, EXERCISE)
 
 
 def test_a_spreadsheet_takes_no_text_for_a_formula():

@@ -19,11 +19,12 @@ BY_NAME = {world.name: world for world in WORLDS}
 def test_a_world_is_learned_from_random_weights(name):
     found = climb(BY_NAME[name])
     assert found.solved is not None and found.last >= probes.SOLVED, found
+    assert found.gap < probes.GAP
 
 
 def test_equal_seeds_earn_equal_rewards_and_others_do_not():
     def first(seed):
-        return list(itertools.islice(learn(BY_NAME["copy"], seed), 2))
+        return [reward for reward, _ in itertools.islice(learn(BY_NAME["copy"], seed), 2)]
 
     assert first(3) == first(3) != first(4)
 
@@ -97,13 +98,14 @@ def test_an_error_ends_its_own_world_only_and_says_where(monkeypatch):
 def test_the_first_world_that_is_not_learned_says_where_to_look(monkeypatch, capsys):
     def learned(world, seed):
         solved = None if world.name in ("call", "two calls") and seed else 7 + seed
-        return Climb(world.name, seed, solved, 1.0, 0.5, 1.0)
+        return Climb(world.name, seed, solved, best=1.0, last=0.5, gap=0.25, seconds=1.0)
 
     monkeypatch.setattr(probes, "climb", learned)
     assert probes.report(seeds=2) == 1
     out = capsys.readouterr().out
     assert "8 (7 to 8)" in out and "1 of 2" in out
     assert "The first that fails is 'call'. Look at how a block opens" in out
+    assert "Sampler and trainer disagree" in out
 
 
 def test_the_functions_of_a_student_are_plugged_in(tmp_path, monkeypatch, capsys):
