@@ -58,10 +58,10 @@ BUGS = [
     ),
     Bug(
         "generation.py",
-        '        self.append(row, "output", ids, 0)',
-        '        self.append(row, "output", ids[:1], 0)\n'
-        '        self.append(row, "output", ids[1:-1], 1)\n'
-        '        self.append(row, "output", ids[-1:], 0)',
+        '        row.append("output", ids, 0)',
+        '        row.append("output", ids[:1], 0)\n'
+        '        row.append("output", ids[1:-1], 1)\n'
+        '        row.append("output", ids[-1:], 0)',
         "What a tool says between its tags is learned as if the model had chosen it.",
         "The model learns to expect good results, which does its own ids no harm in a short run. "
         "Its log-prob when it was sampled is 0, so logp_gap is large.",
@@ -69,8 +69,8 @@ BUGS = [
     ),
     Bug(
         "generation.py",
-        '        self.append(row, "output", ids, 0)',
-        '        self.append(row, "output", ids, 0)\n'
+        '        row.append("output", ids, 0)',
+        '        row.append("output", ids, 0)\n'
         "        row.trajectory.mask[:] = [0] * len(row.trajectory.mask)",
         "Only the last turn is learned: a result takes the mask off all that came before it.",
         "Answers get better, and rows without a call, which are learned whole, are pushed up or "
@@ -79,8 +79,10 @@ BUGS = [
     ),
     Bug(
         "generation.py",
-        'self.append(row, row.tool or "text", [id], 1, [logp])',
-        'self.append(row, row.tool or "text", [id], int(id not in self.tokenizer.end_ids), [logp])',
+        "        if id in self.tokenizer.end_ids:\n            self.end(row, full)",
+        "        if id in self.tokenizer.end_ids:\n"
+        "            row.trajectory.mask[-1] = 0\n"
+        "            self.end(row, full)",
         "The id that ends an answer is not learned.",
         "Where a model has learned by imitation to end, it goes on ending. Rows get longer slowly.",
         2,
@@ -196,8 +198,9 @@ BUGS = [
     ),
     Bug(
         "model.py",
-        "q = rotate(self.q_norm(q), layout.cos, layout.sin)",
-        "q = self.q_norm(q)",
+        "qk = rotate(qk, layout.cos, layout.sin)",
+        "turned = rotate(qk, layout.cos, layout.sin)[:, :, self.heads :]\n"
+        "        qk = torch.cat((qk[:, :, : self.heads], turned), dim=2)",
         "Queries are not turned by their positions, so attention knows where a key stands, but not "
         "how far away.",
         "Sampler and trainer share the mistake, and short rows do without.",

@@ -1,4 +1,4 @@
-"""Which probe shows which bug: BUGS.md, as `probe --bugs` measures and prints it."""
+"""Which probe shows which bug: BUGS.md, measured and printed in half an hour of processor time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ABOUT = """# The silent bugs, and what the probes see of them
 For the teacher: this names the bugs of bug_list.py. Hunt N with seed S is for bug number
 (S + 9 (N - 1)) mod {bugs}. It is printed by
 
-    python -m nanotir.exercises probe --bugs > nanotir/exercises/BUGS.md
+    python -m nanotir.exercises.bug_table > nanotir/exercises/BUGS.md
 
 - A cell is the rollout at which a world was solved, that is, earned {solved} on average: the median
   of {seeds} seeds.
@@ -96,3 +96,7 @@ def cell(rows: list[dict]) -> str:
         text = f"{missed} of {len(rows)}: {median(row['best'] for row in rows):.2f}"
         return f"**{text}**" if 2 * missed > len(rows) else text
     return f"{median(row['solved'] for row in rows):.0f}"
+
+
+if __name__ == "__main__":
+    print(document(seeds=5))

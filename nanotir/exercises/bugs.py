@@ -52,8 +52,9 @@ def plant(bug: Bug | None, folder: Path):
 
 def hunt(number: int, seed: int) -> str:
     """Plant a bug, and say what to do."""
+    bug = bug_of(number, seed)
     folder = Path(tempfile.mkdtemp(prefix=f"nanotir-bug-{number}-"))
-    plant(bug_of(number, seed), folder)
+    plant(bug, folder)
     return f"""A copy of nanotir with a bug in it is in {folder}
 Nothing crashes there, and training goes on. Go there and compare with what happens here:
   {COMMAND} probe    six tiny worlds: which are learned, and how

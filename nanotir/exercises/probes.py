@@ -229,22 +229,15 @@ def earned(world: World, row: Trajectory, digit: str, tokenizer: Characters) -> 
 def main(arguments=None) -> int:
     parser = Parser("python -m nanotir.exercises probe", "Learn six tiny worlds, in seconds each.")
     add = parser.add_argument
-    add("--seeds", type=number(Count), metavar="N", help="how often (default: 1, or 5 for --bugs)")
+    add("--seeds", type=number(Count), default=1, metavar="N", help="how often (default: 1)")
     about = "a folder with your functions (default: answers, if it is there)"
     add("--answers", metavar="DIR", help=about)
     add("--json", action="store_true", help="one line for each world and seed")
-    about = "instead, print BUGS.md: the probes of each silent bug (half an hour)"
-    add("--bugs", action="store_true", help=about)
     options = parser.parse_args(arguments)
-    if options.bugs:
-        from nanotir.exercises import bug_table  # which a copy with a bug in it lacks
-
-        print(bug_table.document(options.seeds or 5))
-        return 0
     folder = options.answers or ("answers" if Path("answers").is_dir() else None)
     torch.set_num_threads(1)
     with answered(folder) if folder else nullcontext():
-        return report(options.seeds or 1, options.json)
+        return report(options.seeds, options.json)
 
 
 def report(seeds: int, as_json: bool = False) -> int:
