@@ -66,7 +66,7 @@ class Apart:
         {"error": ...} if the file does not even give a function, {"ended": a sentence} if its
         process could not say.
         """
-        request = {"file": file_name(self.exercise), "source": source, "seed": seed}
+        request = {"file": file_name(self.exercise), "programs": [source], "seed": seed}
         request |= {"seconds": SECONDS, "limit": PATIENCE * SECONDS, "max_output_chars": MAX_CHARS}
         ending, output, missing = self._call(request)
         if sentence := last_words(ending):

@@ -78,7 +78,7 @@ def answer(request: dict, silence: int) -> int:
     torch.manual_seed(0)
     signal.signal(signal.SIGPROF, too_slow)
     signal.setitimer(signal.ITIMER_PROF, request["seconds"], 0.1)
-    found = what_it_does(request["seed"], request["file"], request["source"])
+    found = what_it_does(request["seed"], request["file"], *request["programs"])
     signal.setitimer(signal.ITIMER_PROF, 0)
     text = json.dumps(found).encode()
     while text:
