@@ -28,11 +28,12 @@ def cases(seed: int) -> list[Case]:
         case("alpha is infinite, and the prior is against the better one", 0.0, 0.9),
         case("alpha is infinite, and words are better", 0.0, 0.1, [0.5, 0.25]),
         case("alpha is infinite, and both are as good", 0.0, 0.3, [0.5, 0.5]),
+        case("alpha is infinite, and both are as good and as likely", 0.0, 0.5, [0.5, 0.5]),
         case("alpha is infinite, and nothing is ever right", 0.0, 0.3, [0.0, 0.0]),
     ]
 
 
-HARD = "return [1.0, 0.0] if Q[0] >= Q[1] else [0.0, 1.0]"
+HARD = "[share / sum(best) for share in best]"
 SCORES = "[config.alpha * p * q for p, q in zip(prior, Q)]"
 SOFT = f"return torch.tensor({SCORES}).softmax(0).tolist()"
 
@@ -104,24 +105,14 @@ EXERCISE = Exercise(
             bug=True,
         ),
         Mistake(
-            "with alpha infinite the prior has no say: the decision that is right more often wins",
-            (("Q[0] >= Q[1]", "prior[0] * Q[0] >= prior[1] * Q[1]"),),
+            "with alpha infinite you leave the prior out: the larger pi Q wins, not the larger Q",
+            (("scores = [p * q for p, q in zip(prior, Q)]", "scores = Q"),),
             bug=True,
         ),
         Mistake(
-            "words win a tie, because they are cheaper",
-            (("Q[0] >= Q[1]", "Q[0] > Q[1]"),),
+            "you leave a tie to words where alpha is infinite: equal decisions share",
+            ((HARD, "[1.0, 0.0] if scores[0] >= scores[1] else [0.0, 1.0]"),),
             bug=True,
-        ),
-        Mistake(
-            "a tie with alpha infinite is decided for words, not shared",
-            (
-                (
-                    HARD,
-                    "top = [float(q == max(Q)) for q in Q]\n"
-                    "        return [x / sum(top) for x in top]",
-                ),
-            ),
         ),
         Mistake(
             "you always choose the better decision: only an infinite alpha is that sharp",
@@ -131,7 +122,7 @@ EXERCISE = Exercise(
         Mistake(
             "you have swapped the decisions: words come first, as in DECISIONS",
             (
-                (HARD, "return [0.0, 1.0] if Q[0] >= Q[1] else [1.0, 0.0]"),
+                (HARD, "[share / sum(best) for share in reversed(best)]"),
                 (".tolist()", ".flip(0).tolist()"),
             ),
         ),
@@ -142,10 +133,10 @@ EXERCISE = Exercise(
         "Score each decision by how likely it is times how often it is right, and let alpha say "
         "how sharply the better score is preferred. A softmax makes shares of the scores.",
         "s*(c|x) = exp(alpha pi(c|x) Q(x, c)) / sum over c' of exp(alpha pi(c'|x) Q(x, c')); "
-        "alpha 0: 1 for the c with the larger Q, words in a tie",
+        "alpha 0: 1 for the c with the larger product, shared where both are equal",
     ),
     read=("nanotir/recipes/autocode.py:force", "arXiv 2502.00691, section 3"),
-    look="three lines choose what the M-step learns; Q comes from `force`, which makes the policy "
+    look="a few lines choose what the M-step learns; Q comes from `force`, which makes the policy "
     "try the decision that it does not prefer",
     question="Why are K rollouts forced for each decision, whatever the policy prefers, and what "
     "would happen to Q(x, code) of a policy that never writes code?",

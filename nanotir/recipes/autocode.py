@@ -5,20 +5,27 @@ log P(right | x) = log sum_c pi(c|x) P(right | x, c).
 
     E-step   for some problems force each c and draw K rollouts, whatever the policy prefers
              Q(x, c) = share of them that is right
-             s*(c|x) = exp(alpha pi(c|x) Q(x, c)) / Z(x); alpha 0 stands for infinity: the better c,
-             and words where both are as good
+             s*(c|x) = exp(alpha pi(c|x) Q(x, c)) / Z(x); alpha 0 stands for infinity: all of s* is
+             on the c with the larger pi Q, and equal ones share it
              draw K of the 2 K rollouts by s*
-    M-step   minimise  -mean over what was drawn of min(rho A, clip(rho, 1 - eps, 1 + eps) A)
+    M-step   rl.iterations times, minimise
+             -mean over what was drawn of min(rho A, clip(rho, 1 - eps, 1 + eps) A)
              + CE(s*(.|x) || pi(.|x))
-             rho = pi(y|x, c) / pi_old(y|x, c) of the ids after the decision, A the advantage among
-             the rollouts of the same x and c
+             rho = pi(y|x, c) / pi_old(y|x, c) of the ids after the decision, pi_old the policy that
+             explored, A the advantage among the rollouts of the same x and c
 
 This is written from notes and reviews of the paper; its text and code could not be read. They say:
 K = 8 (5 in its first version), about 7,000 problems an E-step, 2-3 rounds, eps = 0.2, alpha
 infinite in the first version and unknown in the second. They print the second term of the M-step as
--E[log pi], a cross-entropy to be minimised. The derivation gives s* proportional to pi Q, but the
-formula exponentiates the product. The M-step is an update of rl.py, by the settings `rl.*`, without
-a reference policy. The paper's baselines are in nanotir/lab/autocode.py.
+-E[log pi], a cross-entropy to be minimised, and rho of whole answers; here each id has its own
+(`--rl.ratio-level sequence`: their geometric mean). There are more, smaller E-steps here, and
+advantages among rollouts of one decision are our choice.
+
+The derivation gives s* = pi Q / sum pi Q, but the formula exponentiates the product. The first is
+`--autocode.strategy posterior`. With either, a decision that the policy hardly takes needs a much
+larger Q to be preferred. `--autocode.strategy quality` leaves the prior out: it prefers the larger
+Q, and words, which are cheaper, where both are equal. The M-step is an update of rl.py, by the
+settings `rl.*`, without a reference policy. The paper's baselines are in nanotir/lab/autocode.py.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ from torch import Tensor
 
 from nanotir import optim, rl
 from nanotir.batches import micro_batches
-from nanotir.checks import Amount, Several, check_settings
+from nanotir.checks import Amount, Several, check_settings, one_of
 from nanotir.demonstrate import act_out, answer_sentence
 from nanotir.logps import autocast, full
 from nanotir.losses import group_advantages
@@ -46,22 +53,32 @@ from nanotir.sampler import Sampler
 from nanotir.trajectory import Trajectory
 
 DECISIONS = ("<think>", "<python>")
+STRATEGIES = ("product", "posterior", "quality")
+CLEAR = 0.25  # decisions whose shares of right answers differ by more than this differ clearly
 SETTINGS = {
     "tools": "python",
     "data": "generated:mul,power,det,queue,same,parity,last,first",
     "sft.steps": 300,
     "rl.steps": 24,
     "rl.updates": 2,
+    "rl.iterations": 2,
+    "rl.epsilon": 0.2,
+    "rl.epsilon_high": 0.2,
 }
 
 
 @dataclass
 class AutoCodeConfig:
     samples: Several = 4  # forced rollouts of each decision a problem (K)
-    alpha: Amount = 0.0  # how sharply s* prefers the better decision; 0 stands for infinity
+    strategy: str = "product"  # s* prefers the decision with the larger pi Q; posterior: is
+    # proportional to it; quality: prefers the larger Q, and words where both are equal
+    alpha: Amount = 0.0  # how sharply s* prefers it; 0 stands for infinity
 
     def __post_init__(self):
         check_settings(self, "autocode")
+        one_of("strategy", self.strategy, STRATEGIES)
+        if self.alpha and self.strategy != "product":
+            raise ValueError("autocode.alpha needs --autocode.strategy product: leave it out")
 
 
 @dataclass
@@ -103,18 +120,22 @@ def in_code(problem: Problem) -> list[tuple[str, str]]:
 
 
 def improve(run):
-    """rl.steps rounds of an E-step on rl.problems problems and an M-step of rl.updates updates."""
+    """rl.steps rounds of an E-step on rl.problems problems and an M-step.
+
+    An M-step learns from its rows rl.iterations times, in rl.updates parts each time.
+    """
     model, settings = run.model, run.config.rl
     optimizer = optim.adamw(model.parameters(), settings.lr)
     sampler = make_sampler(run)
     for step in run.remaining("em", [optimizer], settings.steps):
         optim.schedule([optimizer], step, settings)
         explored = explore(run, sampler, step)
-        everything = [t for row in explored for rollouts in row.rollouts for t in rollouts]
-        rescore(model, everything, settings, drawing_of(sampler))
         drawn = subsample(explored, run, step)
+        # The policy that explored is the old one in all updates.
+        rescore(model, [t for t, _, _ in drawn], settings, drawing_of(sampler))
+        shares = split(list(range(len(drawn))), settings.updates, run.config.seed, step)
         updates = []
-        for rows in split(list(range(len(drawn))), settings.updates, run.config.seed, step):
+        for rows in shares * settings.iterations:
             updates.append(m_step(model, optimizer, [drawn[i] for i in rows], settings, sampler))
         metrics = em_metrics(explored) | step_metrics(updates)
         run.finish_step(step + 1, metrics, [optimizer], last=step + 1 == settings.steps)
@@ -128,7 +149,7 @@ def explore(run, sampler: Sampler, step: int) -> list[Explored]:
     seed = hash_of(config.seed, step)
     explored = force(run, sampler, problems, config.autocode.samples, seed)
     for row in explored:
-        row.target = strategy(row.prior, row.Q, config.autocode)
+        row.target = target_of(row.prior, row.Q, config.autocode)
     return explored
 
 
@@ -153,14 +174,25 @@ def force(run, sampler: Sampler, problems, K: int, seed: int) -> list[Explored]:
     return explored
 
 
+def target_of(prior: list[float], Q: list[float], config: AutoCodeConfig) -> list[float]:
+    """s*(c|x), as config.strategy says. Where nothing is ever right, the posterior is the prior."""
+    if config.strategy == "quality":
+        return [0.0, 1.0] if better(Q) else [1.0, 0.0]
+    if config.strategy == "posterior":
+        scores = [p * q for p, q in zip(prior, Q)]
+        return [score / sum(scores) for score in scores] if any(scores) else prior
+    return strategy(prior, Q, config)
+
+
 def strategy(prior: list[float], Q: list[float], config: AutoCodeConfig) -> list[float]:
     """s*(c|x) of words and code: exp(alpha pi(c|x) Q(x, c)), divided by their sum.
 
-    alpha 0 stands for infinity: the decision with the larger Q gets 1, and in a tie words do,
-    because they are cheaper.
+    alpha 0 stands for infinity: the decision with the larger pi Q gets 1; equal ones share it.
     """
     if not config.alpha:
-        return [1.0, 0.0] if Q[0] >= Q[1] else [0.0, 1.0]
+        scores = [p * q for p, q in zip(prior, Q)]
+        best = [float(score == max(scores)) for score in scores]
+        return [share / sum(best) for share in best]
     return torch.tensor([config.alpha * p * q for p, q in zip(prior, Q)]).softmax(0).tolist()
 
 
@@ -230,13 +262,17 @@ def better(Q: list[float]) -> int:
 
 def em_metrics(explored: list[Explored]) -> dict[str, float]:
     expected = [sum(p * q for p, q in zip(row.prior, row.accuracy)) for row in explored]
-    agrees = [better(row.prior) == better(row.accuracy) for row in explored]
-    return {
+    clear = [row for row in explored if abs(row.accuracy[1] - row.accuracy[0]) > CLEAR]
+    metrics = {
         "accuracy": mean(expected),
         "Q_words": mean([row.accuracy[0] for row in explored]),
         "Q_code": mean([row.accuracy[1] for row in explored]),
         "code_rate": mean([row.prior[1] for row in explored]),
         # The probability of deciding at all, not saying something else.
         "decided": mean([sum(map(math.exp, row.logps)) for row in explored]),
-        "selection_accuracy": mean(agrees),
+        "clear": len(clear) / len(explored),  # share of problems whose decisions differ clearly
     }
+    if clear:  # how often the likelier decision is the better one of those
+        agrees = [better(row.prior) == better(row.accuracy) for row in clear]
+        metrics["clear_selection"] = mean(agrees)
+    return metrics

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -6,7 +7,6 @@ import torch
 from nanotir import rl
 from nanotir.batches import collate
 from nanotir.config import PRESETS, build
-from nanotir.lab import autocode as baselines
 from nanotir.lab.toy import make_run
 from nanotir.logps import autocast, masked_logps
 from nanotir.problems import Problem
@@ -14,7 +14,6 @@ from nanotir.recipes import autocode
 from nanotir.recipes.autocode import (
     AutoCodeConfig,
     Explored,
-    better,
     decision_logps,
     em_metrics,
     explore,
@@ -22,6 +21,7 @@ from nanotir.recipes.autocode import (
     m_step,
     strategy,
     subsample,
+    target_of,
 )
 from nanotir.rl import make_sampler
 from nanotir.routing import Routing, router_loss
@@ -56,13 +56,40 @@ def first_id(trajectory) -> int:
 # The strategy s*.
 
 
-def test_with_alpha_infinite_the_better_decision_wins():
-    assert strategy([0.9, 0.1], [0.25, 0.5], AutoCodeConfig()) == [0.0, 1.0]
+def test_with_alpha_infinite_the_decision_with_the_larger_product_wins():
+    assert strategy([0.9, 0.1], [0.25, 0.5], AutoCodeConfig()) == [1.0, 0.0]
+    assert strategy([0.4, 0.6], [0.5, 0.5], AutoCodeConfig()) == [0.0, 1.0]
 
 
-def test_words_win_a_tie():
-    assert strategy([0.1, 0.9], [0.5, 0.5], AutoCodeConfig()) == [1.0, 0.0]
-    assert better([0.5, 0.5]) == 0
+def test_with_alpha_infinite_the_strategy_is_the_limit_of_the_formula():
+    sharp = AutoCodeConfig(alpha=1e6)
+    for prior, Q in [([0.9, 0.1], [0.25, 0.5]), ([0.3, 0.7], [0.5, 0.25]), ([0.2, 0.8], [0, 0])]:
+        assert strategy(prior, Q, AutoCodeConfig()) == pytest.approx(strategy(prior, Q, sharp))
+
+
+def test_equal_products_share_the_limit():
+    assert strategy([0.5, 0.5], [0.5, 0.5], AutoCodeConfig()) == [0.5, 0.5]
+
+
+def test_by_default_the_target_is_the_papers(run):
+    for row in explore(run, make_sampler(run), 0):
+        assert row.target == strategy(row.prior, row.Q, AutoCodeConfig())
+
+
+def test_by_quality_the_better_decision_wins_whatever_the_prior():
+    quality = AutoCodeConfig(strategy="quality")
+    assert target_of([0.9, 0.1], [0.25, 0.5], quality) == [0.0, 1.0]
+    assert target_of([0.1, 0.9], [0.5, 0.5], quality) == [1.0, 0.0]  # words win a tie
+
+
+def test_the_posterior_is_proportional_to_pi_q():
+    posterior = AutoCodeConfig(strategy="posterior")
+    assert target_of([0.25, 0.75], [0.5, 0.5], posterior) == pytest.approx([0.25, 0.75])
+    assert target_of([0.5, 0.5], [0.25, 0.75], posterior) == pytest.approx([0.25, 0.75])
+
+
+def test_where_nothing_is_right_the_posterior_is_the_prior():
+    assert target_of([0.25, 0.75], [0.0, 0.0], AutoCodeConfig(strategy="posterior")) == [0.25, 0.75]
 
 
 def test_with_finite_alpha_the_strategy_is_the_softmax_of_alpha_pi_q():
@@ -71,7 +98,15 @@ def test_with_finite_alpha_the_strategy_is_the_softmax_of_alpha_pi_q():
     assert s == pytest.approx([words / (words + code), code / (words + code)])
 
 
-@pytest.mark.parametrize("settings", [{"samples": 1}, {"alpha": -1.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"samples": 1},
+        {"alpha": -1.0},
+        {"strategy": "best"},
+        {"strategy": "posterior", "alpha": 4.0},
+    ],
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError):
         AutoCodeConfig(**settings)
@@ -244,6 +279,53 @@ def test_the_policy_gradient_leaves_the_decision_id_alone(run, monkeypatch):
         assert mask[rows, first + 1].all()
 
 
+def improved(tmp_path, **settings) -> tuple:
+    """(the log-probs of before the M-step, how far from them each update's ratios are)."""
+    with make_run(config(tmp_path, rl__steps=1, rl__lr=3e-3, rl__warmup=0, **settings)) as run:
+        seen, before = [], []
+        rescored, updated = autocode.rescore, autocode.m_step
+
+        def rescore(model, trajectories, *rest):
+            gap = rescored(model, trajectories, *rest)
+            before.extend(list(t.old_logps) for t in trajectories)
+            return gap
+
+        def m_step(model, optimizer, drawn, *rest):
+            seen.append((drawn, updated(model, optimizer, drawn, *rest)))
+            return seen[-1][1]
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(autocode, "rescore", rescore)
+            patched.setattr(autocode, "m_step", m_step)
+            autocode.improve(run)
+        logged = [json.loads(row) for row in (run.out / "metrics.jsonl").read_text().splitlines()]
+    return before, seen, logged[-1]
+
+
+def test_the_m_step_learns_from_the_same_rows_several_times(tmp_path):
+    _, seen, _ = improved(tmp_path, rl__updates=1, rl__iterations=3)
+    rows = [[id(trajectory) for trajectory, _, _ in drawn] for drawn, _ in seen]
+    assert len(rows) == 3 and rows[0] == rows[1] == rows[2]
+
+
+def test_ratios_stay_against_the_policy_that_explored(tmp_path):
+    before, seen, _ = improved(tmp_path, rl__updates=1, rl__iterations=3)
+    after = [t.old_logps for t, _, _ in seen[-1][0]]
+    assert sorted(map(str, after)) == sorted(map(str, before))
+    variances = [metrics["ratio_variance"] for _, metrics in seen]
+    assert variances[0] < 1e-8 < variances[1] < variances[2]
+
+
+def test_what_is_clipped_is_logged(tmp_path):
+    _, seen, logged = improved(tmp_path, rl__updates=1, rl__iterations=3, rl__epsilon_high=1e-6)
+    assert {"clip_low", "clip_high", "ratio_variance", "decision_loss"} <= set(logged)
+
+
+def test_by_default_the_ratio_is_clipped_alike_on_both_sides(tmp_path):
+    settings = config(tmp_path).rl
+    assert (settings.epsilon, settings.epsilon_high) == (0.2, 0.2)
+
+
 # Whole runs.
 
 
@@ -312,22 +394,11 @@ def test_metrics_say_how_the_policy_decides_and_how_well():
     assert (metrics["Q_words"], metrics["Q_code"]) == (0.25, 1.0)
     assert metrics["code_rate"] == pytest.approx((0.5 + 0.8) / 2)
     assert metrics["decided"] == pytest.approx((0.5 + 1.0) / 2)
-    assert metrics["selection_accuracy"] == 0.5  # words win the tie of the first
+    assert metrics["clear"] == 1.0
+    assert metrics["clear_selection"] == 0.5  # words are not the better decision of the first
 
 
-def test_a_look_at_the_policy_forces_n_rollouts_of_each_decision(run):
-    explored = baselines.look(run, run.held_out[:3], n=3, seed=5)
-    assert [row.problem for row in explored] == run.held_out[:3]
-    assert [len(rollouts) for row in explored for rollouts in row.rollouts] == [3] * 6
-
-
-def test_a_look_at_the_policy_samples_at_temperature_1(run, monkeypatch):
-    run.config.sampler.temperature = 0.5
-    temperatures = []
-
-    def force(run, sampler, problems, K, seed):
-        temperatures.append(sampler.config.temperature)
-
-    monkeypatch.setattr(baselines, "force", force)
-    baselines.look(run, run.held_out)
-    assert temperatures == [1.0]
+def test_decisions_that_hardly_differ_are_no_selection():
+    tie = Explored(Problem("?", "1"), logps=[-1.0, -2.0], accuracy=[0.5, 0.75])
+    metrics = em_metrics([tie])
+    assert metrics["clear"] == 0 and "clear_selection" not in metrics
