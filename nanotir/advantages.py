@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nanotir.checks import one_of
 
-SCALES = ("group", "batch", "none", "whiten")
+SCALES = ("group", "batch", "none", "whiten", "whiten_all")
 BASELINES = ("mean", "leave_one_out")
 
 
@@ -26,8 +26,10 @@ def group_advantages(
 
     GRPO (Shao et al. 2024, eq. 3): A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1.
     baseline="leave_one_out" subtracts the mean of the others (RLOO). scale="batch" divides by the
-    std of the whole batch, "none" by nothing (Dr. GRPO), "whiten" is described at `whiten`.
-    A group of equal rewards gives exactly 0.
+    std of the whole batch, "none" by nothing (Dr. GRPO). "whiten" and "whiten_all" are described
+    at `whiten`: the first leaves out the tokens of groups of equal rewards, the second, as CIR's
+    code, counts them. A group of equal rewards gives exactly 0, except with "whiten_all" beside a
+    group that is not.
     """
     one_of("scale", scale, SCALES)
     one_of("baseline", baseline, BASELINES)
@@ -49,10 +51,11 @@ def group_advantages(
         centred = centred / (groups.std(1, keepdim=True) + eps)
     elif scale == "batch" and len(rewards) > 1:
         centred = centred / (rewards.std() + eps)
-    elif scale == "whiten":
+    elif scale in ("whiten", "whiten_all"):
         tokens = torch.ones_like(rewards) if num_tokens is None else num_tokens
-        tokens = torch.where(constant, 0, tokens.view_as(groups))  # constant groups do not count
-        return whiten(centred.reshape(-1), tokens.reshape(-1))
+        if scale == "whiten":  # constant groups do not count
+            tokens = torch.where(constant, 0, tokens.view_as(groups)).reshape(-1)
+        return whiten(centred.reshape(-1), tokens)
     return centred.reshape(-1)
 
 

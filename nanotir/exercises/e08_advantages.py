@@ -32,6 +32,11 @@ def cases(seed: int) -> list[Case]:
         Case("others in a group of one", (rewards(3), 1), {"baseline": "leave_one_out"}),
         Case("whitened", (one_constant.clone(), 7), {"scale": "whiten"}),
         Case("whitened by tokens", (spread.clone(), 4), {"scale": "whiten", "num_tokens": tokens}),
+        Case(
+            "whitened over the tokens of all groups",
+            (one_constant.clone(), 7),
+            {"scale": "whiten_all", "num_tokens": torch.arange(1, 15)},
+        ),
         Case("no rewards", ([], 4)),
         Case("groups that do not fit", ([1.0, 2.0, 3.0], 2), through=refused),
         Case("an unknown scale", ([1.0, 2.0], 2), {"scale": "std"}, refused),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from nanotir.answers import equivalent
+from nanotir.demonstrate import act_out
 from nanotir.metrics import mean
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
 from nanotir.rollout import Sample
+from nanotir.trajectory import Call
 
 
 def analyse(run) -> dict:
@@ -18,23 +20,42 @@ def analyse(run) -> dict:
     ):
         correct = is_correct(trajectory.completion(run.tokenizer), problem.answer)
         samples.append(Sample(problem, trajectory, reward=float(correct), correct=correct))
-    found = {"all": fate_of_code(samples)}
+    values = due_values(run)
+    found = {"all": fate_of_code(samples, values)}
     for family in sorted({problem.family for problem in run.held_out}):
-        found[family] = fate_of_code([s for s in samples if s.problem.family == family])
+        chosen = [s for s in samples if s.problem.family == family]
+        found[family] = fate_of_code(chosen, values)
     return found
 
 
-def fate_of_code(samples: list[Sample]) -> dict:
-    """Shares of answers and calls; None where there is nothing to count."""
-    with_calls = [s for s in samples if s.trajectory.calls]
-    failed = [s for s in with_calls if not all(calls_ok(s))]
-    misled = [s for s in with_calls if misleads(s)]
+def due_values(run) -> dict[str, str]:
+    """{question: what its program should print}, of problems that are solved by a program.
+
+    That is what the solution's last program prints, which need not be the answer's own words.
+    """
+    scripts = [list(problem.solution) for problem in run.held_out]
+    given = (run.tokenizer, run.format, run.tools_by_name)
+    values = {}
+    for problem, shown in zip(run.held_out, act_out(run.held_out, scripts, *given)):
+        if programs := programs_of(shown):
+            values[problem.question] = programs[-1].result.output
+    return values
+
+
+def fate_of_code(samples: list[Sample], values: dict[str, str]) -> dict:
+    """Shares of answers and of calls for code; None where there is nothing to count.
+
+    `values` are those of due_values. Searches are no code.
+    """
+    with_code = [s for s in samples if programs_of(s.trajectory)]
+    failed = [s for s in with_code if not all(runs_ok(s))]
+    misled = [s for s in with_code if misleads(s, values)]
     tokens = sum(s.trajectory.new_tokens for s in samples)
     return {
-        "code_ratio": share([bool(s.trajectory.calls) for s in samples]),
-        "pass_ratio": share(all_calls_ok(samples)),
-        "pass_ratio_right": share(all_calls_ok([s for s in samples if s.correct])),
-        "pass_ratio_wrong": share(all_calls_ok([s for s in samples if not s.correct])),
+        "code_ratio": share([bool(programs_of(s.trajectory)) for s in samples]),
+        "pass_ratio": share(all_runs_ok(samples)),
+        "pass_ratio_right": share(all_runs_ok([s for s in samples if s.correct])),
+        "pass_ratio_wrong": share(all_runs_ok([s for s in samples if not s.correct])),
         "repair_rate": share(repairs(failed)),
         "right_after_failure": share([s.correct for s in failed]),  # of code that did not run
         "right_after_wrong_value": share([s.correct for s in misled]),  # of code that misled
@@ -47,24 +68,30 @@ def share(values: list) -> float | None:
     return mean(values) if values else None
 
 
-def calls_ok(sample: Sample) -> list[bool]:
-    return [call.result.ok for call in sample.trajectory.calls]
+def programs_of(trajectory) -> list[Call]:
+    return [call for call in trajectory.calls if call.tool == "python"]
 
 
-def all_calls_ok(samples: list[Sample]) -> list[bool]:
-    return [ok for sample in samples for ok in calls_ok(sample)]
+def runs_ok(sample: Sample) -> list[bool]:
+    return [call.result.ok for call in programs_of(sample.trajectory)]
 
 
-def misleads(sample: Sample) -> bool:
-    """Whether the last call ran, and printed something else than the answer."""
-    last = sample.trajectory.calls[-1].result
-    return last.ok and not equivalent(last.output, sample.problem.answer)
+def all_runs_ok(samples: list[Sample]) -> list[bool]:
+    return [ok for sample in samples for ok in runs_ok(sample)]
+
+
+def misleads(sample: Sample, values: dict[str, str]) -> bool:
+    """Whether the last program ran, and printed neither the value that is due nor the answer."""
+    last = programs_of(sample.trajectory)[-1].result
+    answer = sample.problem.answer
+    due = values.get(sample.problem.question, answer)
+    return last.ok and not (equivalent(last.output, due) or equivalent(last.output, answer))
 
 
 def repairs(samples: list[Sample]) -> list[bool]:
-    """For every failed call that another one follows: did that one run?"""
+    """For every failed program that another one follows: did that one run?"""
     found = []
     for sample in samples:
-        ok = calls_ok(sample)
+        ok = runs_ok(sample)
         found += [after for before, after in zip(ok, ok[1:]) if not before]
     return found

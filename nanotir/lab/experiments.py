@@ -5,11 +5,12 @@ Experiments keep the numbers of the list that the project set out to check, whic
 
 from __future__ import annotations
 
-from nanotir.lab import autocode, cir, grpo, tapo, tora
+from nanotir.lab import autocode, cir, grpo, overlap, tapo, tora
 
 ALL = [
     *tora.EXPERIMENTS,
     *cir.EXPERIMENTS,
+    *overlap.EXPERIMENTS,
     *autocode.EXPERIMENTS,
     *tapo.EXPERIMENTS,
     *grpo.EXPERIMENTS,

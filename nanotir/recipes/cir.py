@@ -3,8 +3,9 @@
     for each problem sample G answers; a finished ```python block is cut out and run, and the answer
         goes on after its output
     R = +1 if the answer is right, else -1
-    A = R - mean of the group, then brought to mean 0 and variance 1 over all ids of the groups that
-        differ (REINFORCE++ with a baseline)
+    A = R - mean of the group, then brought to mean 0 and variance 1 over all ids of the batch
+        (REINFORCE++ with a baseline), also those of groups whose answers are all right or all
+        wrong. `--rl.scale whiten` leaves these out
     minimise - sum_t min(rho A, clip(rho, 1 - 0.2, 1 + 0.28) A) / active ids
     no KL, no entropy bonus
     an answer may have 2 blocks run, later 3, then 4, for a third of the steps each. The next one is
@@ -34,7 +35,7 @@ SETTINGS = {
     "sft.steps": 400,
     "rl.budgets": "2,3,4",
     "sampler.last_turn": True,
-    "rl.scale": "whiten",
+    "rl.scale": "whiten_all",
     "rl.dynamic": False,
     "rl.refills": 0,
     "reward.length": 0.0,

@@ -2,7 +2,7 @@ import pytest
 from conftest import ScriptedModel, follow
 
 from nanotir.config import build
-from nanotir.lab.analysis import analyse, fate_of_code
+from nanotir.lab.analysis import analyse, due_values, fate_of_code, misleads
 from nanotir.problems import Problem
 from nanotir.rollout import Sample
 from nanotir.run import Run
@@ -13,6 +13,7 @@ PROBLEM = Problem("?", "4", "f")
 OK = Call("python", "", ToolResult("4"))
 FAILED = Call("python", "", ToolResult("NameError", False, "error"))
 MISLED = Call("python", "", ToolResult("5"))
+SEARCH = Call("search", "", ToolResult("The price of silk is 9."))
 
 
 def sample(correct: bool, *calls: Call) -> Sample:
@@ -30,7 +31,8 @@ def fate():
             sample(False, FAILED, FAILED),  # not
             sample(False, MISLED),
             sample(True),
-        ]
+        ],
+        values={},
     )
 
 
@@ -59,9 +61,40 @@ def test_accuracy_and_its_cost_in_ids_are_counted(fate):
 
 
 def test_what_never_happened_has_no_rate():
-    fate = fate_of_code([sample(False)])
+    fate = fate_of_code([sample(False)], {})
     rates = ("pass_ratio", "repair_rate", "right_after_failure", "right_after_wrong_value")
     assert [fate[rate] for rate in rates] == [None] * 4
+
+
+def test_a_program_is_compared_with_what_it_should_have_printed():
+    """The answer is put into words. (123, 0) is right for "quotient 123 remainder 0"."""
+    problem = Problem("Divide 246 by 2.", "quotient 123 remainder 0")
+    values = {problem.question: "(123, 0)"}
+
+    def misleading(output: str) -> bool:
+        trajectory = Trajectory(calls=[Call("python", "", ToolResult(output))])
+        return misleads(Sample(problem, trajectory, 1.0, 1.0), values)
+
+    assert not misleading("(123, 0)")
+    assert not misleading("quotient 123 remainder 0")
+    assert misleading("(122, 0)")
+
+
+def test_searches_are_no_code():
+    fate = fate_of_code([sample(True, SEARCH), sample(False, OK, SEARCH)], {})
+    assert fate["code_ratio"] == 1 / 2
+    assert fate["pass_ratio"] == 1.0
+    assert fate["right_after_wrong_value"] is None  # the search prints another value than 4
+
+
+def test_the_value_that_is_due_is_what_the_solution_s_last_program_prints(
+    tokenizer, python, tmp_path
+):
+    model = ScriptedModel(len(tokenizer), None)
+    program = (("text", "I divide."), ("python", "divmod(247,2)"))
+    held_out = [Problem("Divide.", "quotient 123 remainder 1", solution=program), PROBLEM]
+    run = Run(tmp_path, build({}), model, tokenizer, Format(), [python], [], held_out)
+    assert due_values(run) == {"Divide.": "(123, 1)"}
 
 
 def test_the_fate_of_code_is_told_by_family(tokenizer, python, tmp_path):

@@ -41,6 +41,8 @@ KINDS = [
     ("shaping", "4 + corrected"),
     ("shaping", "control"),
     ("rl-mask", "learned"),
+    ("matching", "stop string"),
+    ("ablations", "KL"),
     ("pass-at-k", "RL code"),
     ("autocode", "EM"),
     ("autocode", "words + RL"),
