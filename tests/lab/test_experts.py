@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 from conftest import small_model
 
+from nanotir.lab.experiments import EXPERIMENTS
 from nanotir.lab.experts import chosen_experts, expert_disagreement, expert_use
 
 E = 4
@@ -72,3 +73,22 @@ def test_padding_is_no_disagreement_and_no_agreement(tokenizer, demonstrations):
     together = expert_disagreement(model, demonstrations, tokenizer.pad_id, other)
     expected = sum(n * share for n, share in zip(lengths, apart)) / sum(lengths)
     assert 0 < together == pytest.approx(expected, abs=1e-9)
+
+
+def settings_of(arm: str) -> dict:
+    """The settings that an arm of the experiment adds to its cold start's."""
+    run = EXPERIMENTS["experts"].arms[arm].run
+    closed = dict(zip(run.__code__.co_freevars, run.__closure__))
+    return closed["settings"].cell_contents
+
+
+def test_arms_of_both_ratios_differ_in_the_ratio_alone():
+    for policy in ("experts", "dense"):
+        token, sequence = (settings_of(f"{policy}, {level}") for level in ("token", "sequence"))
+        assert token | {"rl.ratio_level": "sequence"} == sequence != token
+
+
+def test_gspos_clip_is_tried_beside_grpos():
+    tight = settings_of("experts, sequence, 3e-4")
+    clips = {"rl.epsilon": 3e-4, "rl.epsilon_high": 4e-4}
+    assert tight == settings_of("experts, sequence") | clips
