@@ -9,6 +9,7 @@ several rows run once.
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from concurrent.futures import Future
 from contextlib import suppress
@@ -228,7 +229,7 @@ class Generation:
         until they are an eighth of the rows that decode.
         """
         decoding = len(self.seated(Status.DECODING, self.live))
-        if 8 * self.returned.qsize() < decoding:
+        if 8 * self.returned.qsize() < decoding or self.config.barrier and self.in_turn(decoding):
             return
         done = []
         with suppress(Empty):
@@ -256,6 +257,13 @@ class Generation:
         cache = self.cache.take(slots, capacity=max(ends))
         extend(self.model, cache, chunks, starts)
         self.cache.put(slots, cache)
+
+    def in_turn(self, decoding: int) -> bool:
+        """With a barrier: whether rows still decode, or calls of this turn have not come back."""
+        out = self.returned.qsize() < len(self.seated(Status.PARKED))
+        if out and not decoding:
+            time.sleep(0.001)
+        return out or decoding > 0
 
     def append_result(self, row: Row, result: ToolResult):
         room = self.tool_room(row)

@@ -368,6 +368,28 @@ def test_a_result_waits_while_it_is_less_than_an_eighth_of_the_rows_that_decode(
     assert generation.rows[0].trajectory.finish_reason == "stop"
 
 
+def test_with_a_barrier_no_result_is_read_while_a_row_decodes(tokenizer):
+    tool = HeldTool()
+    tool.future.set_result(ToolResult("1"))
+    texts = {"a": [CALLS[0], "x<|end|>"], "b": [TALK]}
+    generation = start(tokenizer, texts, [tool], max_new_tokens=12, barrier=True)
+    seen = observe(generation, status)
+    meanwhile = [a for a, b in seen if b == DECODING]
+    assert [value for value, _ in groupby(meanwhile)] == [DECODING, PARKED]
+    assert [row.trajectory.finish_reason for row in generation.rows] == ["stop", "length"]
+
+
+def test_with_a_barrier_all_calls_of_a_turn_are_waited_for(tokenizer):
+    first, second = HeldTool(), HeldTool()
+    first.future.set_result(ToolResult("1"))
+    second.name = "search"
+    texts = {"a": [CALLS[0], "x<|end|>"], "b": ["<search>x</search>", "x<|end|>"]}
+    generation = start(tokenizer, texts, [first, second], barrier=True)
+    seen = observe(generation, status, second.answer_at_turn_8)
+    assert seen[8] == [PARKED, PARKED]
+    assert [row.trajectory.finish_reason for row in generation.rows] == ["stop", "stop"]
+
+
 def test_each_distinct_prompt_is_prefilled_once(tokenizer):
     model = scripted(tokenizer, "hello<|end|>")
     sampler = sampler_of(model, tokenizer, temperature=0, max_rows=64)

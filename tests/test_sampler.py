@@ -262,8 +262,8 @@ def random_policy(tokenizer):
     return ScriptedModel(len(tokenizer), logits_of)
 
 
-def sampled(model, tokenizer, seed, max_rows, delay):
-    settings = {"max_rows": max_rows, "max_new_tokens": 40, "max_calls": 3}
+def sampled(model, tokenizer, seed, max_rows, delay, **more):
+    settings = {"max_rows": max_rows, "max_new_tokens": 40, "max_calls": 3} | more
     with Spy(delay=delay, seed=max_rows) as tool:
         return sampler_of(model, tokenizer, [tool], **settings).generate(QUESTIONS, 6, seed)
 
@@ -279,6 +279,11 @@ def test_a_seed_gives_the_same_rows_whatever_the_batch_and_the_tools_latency(
     tokenizer, one_by_one, max_rows, delay
 ):
     rows = sampled(random_policy(tokenizer), tokenizer, 0, max_rows, delay)
+    assert ids_of(rows) == ids_of(one_by_one)
+
+
+def test_a_barrier_changes_no_row(tokenizer, one_by_one):
+    rows = sampled(random_policy(tokenizer), tokenizer, 0, 18, 0.02, barrier=True)
     assert ids_of(rows) == ids_of(one_by_one)
 
 

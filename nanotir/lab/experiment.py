@@ -59,6 +59,7 @@ class Compare:
     lower: bool = False  # smaller values are better
     margin: float = 0.0  # how much `better` may lose and still count as not worse
     metric_worse: str | None = None  # metric of the arm `worse`, if it is a different one
+    equal: bool = False  # the claim is that both are equal, up to the margin on either side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,14 +158,23 @@ def compare(part: Compare, better: dict, worse: dict) -> dict:
         "difference": shorten(difference),
         "low": shorten(low),
         "high": shorten(high),
-        "verdict": verdict(low, high, part.margin),
+        "equal": part.equal,
+        "verdict": verdict(low, high, part.margin, part.equal),
     }
 
 
-def verdict(low: float | None, high: float | None, margin: float = 0.0) -> str:
-    """The verdict on one part of a claim, from the interval of its difference."""
+def verdict(low: float | None, high: float | None, margin: float = 0.0, equal: bool = False) -> str:
+    """The verdict on one part of a claim, from the interval of its difference.
+
+    Of an equality, both ends of the interval count: "shown" if it lies within the margin,
+    "reversed" if it lies outside.
+    """
     if low is None:
         return "not shown"
+    if equal:
+        if -margin < low and high < margin:
+            return "shown"
+        return "reversed" if high < -margin or low > margin else "not shown"
     if low > -margin:
         return "shown"
     return "reversed" if high < -margin else "not shown"

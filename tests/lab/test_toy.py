@@ -49,6 +49,7 @@ KINDS = [
     ("calls", "TAPO"),
     ("experts", "experts, sequence"),
     ("overlap", "blocking"),
+    ("overlap", "barrier"),
     ("lengths", "grpo"),
 ]
 
