@@ -28,6 +28,7 @@ from nanotir.run_files import write_text
 
 README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).with_name("results")  # committed
+SEEDS = 5  # that count, from 1; seed 0 is for tuning
 MARKERS = re.compile(r"(<!-- lab -->\n).*?(<!-- /lab -->)", re.DOTALL)
 
 
@@ -40,7 +41,9 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     experiments = importlib.import_module(source).EXPERIMENTS
     with one_line("lab"):
         options = make_parser().parse_args(arguments)
-        options.seeds = options.seeds or (1 if options.quick else 3)
+        options.seeds = options.seeds or (1 if options.quick else SEEDS)
+        if options.first_seed is None:
+            options.first_seed = 0 if options.quick else 1
         check(options, experiments)
         kept = "finished cells are kept, the same command continues"
         try:
@@ -59,8 +62,9 @@ def make_parser() -> Parser:
     add = parser.add_argument
     seeds = number(Annotated[int, Range(1, MAX_SEEDS)])
     add("names", nargs="*", metavar="NAME", help="experiments to run, or all; none: list them")
-    add("--seeds", type=seeds, help=f"1 to {MAX_SEEDS} seeds (default: 3, with --quick 1)")
-    add("--first-seed", type=number(Whole), default=0, metavar="S", help="other seeds, from S on")
+    add("--seeds", type=seeds, help=f"1 to {MAX_SEEDS} seeds (default: {SEEDS}, with --quick 1)")
+    first = "seeds from S on (default: 1, with --quick 0, which is for tuning and does not count)"
+    add("--first-seed", type=number(Whole), metavar="S", help=first)
     add("--quick", action="store_true", help="fewer steps, to check that it works")
     add(
         "--workers",
@@ -87,8 +91,8 @@ def check(options: Namespace, experiments: dict[str, Experiment]):
             one_of("experiment", name, experiments)
     if options.quick and options.keep:
         raise ValueError("--keep is for full runs: leave out --quick")
-    if options.first_seed and options.keep:
-        raise ValueError("--keep is for seeds from 0: leave out --first-seed")
+    if options.first_seed != 1 and options.keep:
+        raise ValueError("--keep is for the seeds that count, from 1 on: leave out --first-seed")
     if options.table and options.names:
         raise ValueError("--table is of all committed results: leave out the names")
     if options.write and not options.table:

@@ -77,7 +77,17 @@ def compared_metric(part: dict) -> str:
         text += " (lower is better)"
     if part["margin"]:
         text += f" (margin {part['margin']})"
-    return text
+    return text + (" (equal)" if part.get("equal") else "")
+
+
+def least_shown(part: dict) -> float | None:
+    """The smallest difference that would have been shown, had the seeds varied as they did.
+
+    None of an equality, or without an interval.
+    """
+    if part["low"] is None or part.get("equal"):
+        return None
+    return (part["high"] - part["low"]) / 2 - part["margin"]
 
 
 # The list of experiments
@@ -113,18 +123,31 @@ def section(results: dict) -> str:
         f"- Published: {results['published']}",
         f"- Measured here: {results['measure']}",
         f"- Cost: {effort(results)}",
+        *not_compared(results),
         "",
-        table_row("arm", "against", "metric", "difference", "verdict"),
-        "|---|---|---|---|---|",
+        table_row("arm", "against", "metric", "difference", "least", "verdict"),
+        "|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [part_row(part) for part in results["parts"]])
+
+
+def not_compared(results: dict) -> list[str]:
+    """A line on the arms without a comparison, if there are any: the means of the main metric."""
+    compared = {part[side] for part in results["parts"] for side in ("better", "worse")}
+    metric = results["metrics"][0]
+    means = []
+    for arm, row in results["arms"].items():
+        if arm not in compared:
+            means.append(f"`{arm}` {number(row['mean'].get(metric, [None])[0])}")
+    return [f"- Not compared, {metric}: {', '.join(means)}"] if means else []
 
 
 def part_row(part: dict) -> str:
     better = f"`{part['better']}` {number(part['better_mean'])}"
     worse = f"`{part['worse']}` {number(part['worse_mean'])}"
     difference = with_interval(part["difference"], part["low"], part["high"], "+")
-    return table_row(better, worse, compared_metric(part), difference, part["verdict"])
+    least = number(least_shown(part), "+")
+    return table_row(better, worse, compared_metric(part), difference, least, part["verdict"])
 
 
 def table_row(*cells: str) -> str:

@@ -112,6 +112,20 @@ def test_a_margin_forgives_a_small_loss_and_no_large_one(margin, expected):
     assert verdict(Compare("a", "b", margin=margin), a, b) == expected
 
 
+@pytest.mark.parametrize(
+    "a, expected",
+    [
+        ([100.0, 100.0, 100.0], "shown"),
+        ([100.2, 99.9, 100.1], "not shown"),
+        ([9000.0, 9000.0, 9000.0], "reversed"),
+        ([1.0, 1.0, 1.0], "reversed"),
+    ],
+)
+def test_an_equality_is_lost_on_either_side(a, expected):
+    equal = Compare("a", "b", margin=0.1, equal=True)
+    assert verdict(equal, a, [100.0] * 3) == expected
+
+
 def test_differences_are_paired_by_seed():
     # The arms vary between seeds far more than they differ.
     a, b = [0.1, 0.5, 0.9], [0.05, 0.44, 0.85]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 
 from nanotir.lab import __main__ as lab
 from nanotir.lab import cells
-from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.tables import markdown
+from nanotir.lab.experiment import Arm, Compare, Experiment, summarise
+from nanotir.lab.experiments import EXPERIMENTS as REAL
+from nanotir.lab.tables import least_shown, markdown
 
 
 def toy(name="toy", number=1, **arms) -> Experiment:
@@ -105,7 +107,7 @@ def bench(monkeypatch, tmp_path):
 def test_a_cell_is_computed_once_however_often_it_is_asked_for(bench):
     assert bench.run("toy") == 0
     assert bench.run("toy") == 0
-    expected = [(key, seed, False) for key in ("bad", "good") for seed in range(3)]
+    expected = [(key, seed, False) for key in ("bad", "good") for seed in range(1, 6)]
     assert sorted(bench.calls) == expected
 
 
@@ -113,14 +115,19 @@ def test_two_experiments_share_the_cells_of_one_key(bench):
     bench.add("other", 2, better=("good", 0.9), worst=("worst", 0.1))
     assert bench.run("all", "--seeds", "2") == 0
     assert len(bench.calls) == 6
-    assert bench.calls.count(("good", 0, False)) == 1
+    assert bench.calls.count(("good", 1, False)) == 1
     for name in ("toy", "other"):
         assert (cells.LAB / name / "results.json").exists()
 
 
 def test_seeds_come_one_after_the_other(bench):
     bench.run("toy", "--seeds", "2")
-    assert [seed for _, seed, _ in bench.calls] == [0, 0, 1, 1]
+    assert [seed for _, seed, _ in bench.calls] == [1, 1, 2, 2]
+
+
+def test_a_quick_run_takes_the_seed_that_is_for_tuning(bench):
+    bench.run("toy", "--quick")
+    assert [seed for _, seed, _ in bench.calls] == [0, 0]
 
 
 def test_seeds_may_begin_with_another(bench):
@@ -155,7 +162,7 @@ def test_after_a_failure_only_what_is_missing_is_computed(bench):
 def test_ctrl_c_leaves_what_is_done(bench, capsys):
     bench.broken["bad"] = KeyboardInterrupt()
     assert bench.run("toy") == 130
-    assert cells.cell_path("good", 0, False).exists()
+    assert cells.cell_path("good", 1, False).exists()
     assert capsys.readouterr().out.strip().startswith("interrupted")
 
 
@@ -164,7 +171,7 @@ def test_quick_and_full_cells_do_not_mix(bench):
     bench.run("toy", "--seeds", "1")
     quick, full = bench.calls[:2], bench.calls[2:]
     assert quick == [("good", 0, True), ("bad", 0, True)]
-    assert full == [("good", 0, False), ("bad", 0, False)]
+    assert full == [("good", 1, False), ("bad", 1, False)]
     assert cells.cell_path("good", 0, True) != cells.cell_path("good", 0, False)
 
 
@@ -179,9 +186,9 @@ def test_what_an_arm_prints_goes_to_its_folder(bench, capsys):
 def test_a_run_prints_arms_comparison_and_verdict(bench, capsys):
     bench.run("toy")
     said = capsys.readouterr().out
-    assert "good  0.910 [0.885, 0.935]" in said
+    assert "good  0.930 [0.910, 0.950]" in said
     assert "good better than bad, accuracy: +0.400 [+0.400, +0.400] shown" in said
-    assert "verdict: shown (3 seeds" in said
+    assert "verdict: shown (5 seeds" in said
 
 
 def test_one_seed_is_told_to_have_no_interval(bench, capsys):
@@ -204,6 +211,7 @@ def test_kept_results_are_those_of_the_run(bench):
         (["tog"], "no experiment 'tog': did you mean 'toy'?"),
         (["toy", "--seeds", "12"], "--seeds: it must be between 1 and 11, not 12"),
         (["toy", "--seeds", "0"], "--seeds: it must be between 1 and 11, not 0"),
+        (["toy", "--first-seed", "0", "--keep"], "--keep is for the seeds that count"),
         (["toy", "--workers", "-1"], "--workers: it must be at least 0, not -1"),
         (["--write", "README.md"], "--write goes with --table"),
     ],
@@ -233,8 +241,8 @@ def test_the_tables_are_made_from_the_committed_files_alone(bench, capsys):
     lab.main(["--table"], "toy_experiments")
     said = capsys.readouterr().out
     assert said.startswith("### 1. toy: shown\n\ngood beats bad | always\n")
-    assert "- Cost: 3 seeds, 0.0 min\n" in said
-    row = "| `good` 0.910 | `bad` 0.510 | accuracy | +0.400 [+0.400, +0.400] | shown |"
+    assert "- Cost: 5 seeds, 0.0 min\n" in said
+    row = "| `good` 0.930 | `bad` 0.530 | accuracy | +0.400 [+0.400, +0.400] | +0.000 | shown |"
     assert said.splitlines()[-1] == row
 
 
@@ -262,6 +270,66 @@ def test_the_readmes_tables_are_those_of_the_committed_results():
     assert found[0] == f"<!-- lab -->\n\n{tables}\n\n<!-- /lab -->"
 
 
+def part(low, high, margin=0.0, **more) -> dict:
+    return {"low": low, "high": high, "margin": margin} | more
+
+
+def test_the_least_difference_that_would_have_been_shown_is_half_the_interval_less_the_margin():
+    assert least_shown(part(-0.1, 0.3)) == pytest.approx(0.2)
+    assert least_shown(part(-0.1, 0.3, margin=0.05)) == pytest.approx(0.15)
+    assert least_shown(part(None, None)) is None
+    assert least_shown(part(0.0, 0.0, margin=0.5, equal=True)) is None
+
+
+def test_arms_without_a_comparison_are_reported(bench):
+    bench.add("three", 3, good=("good", 0.9), bad=("bad", 0.5), coin=("coin", 0.4))
+    bench.run("three", "--keep")
+    assert "- Not compared, accuracy: `coin` 0.430\n" in markdown(lab.committed())
+
+
+# The README.
+
+README = lab.README.read_text()
+COMMITS, CHANGED = README.split("## Changed since")[1].split("\n## ")[0].split("| experiment |")
+
+
+def stated(results: dict) -> list:
+    """What a result says of its experiment's definition."""
+    fields = ("better", "worse", "metric", "lower", "margin")
+    parts = [[part[name] for name in fields] for part in results["parts"]]
+    return [results["claim"], results["measure"], sorted(results["arms"]), parts]
+
+
+def defined(experiment: Experiment) -> list:
+    empty = {
+        arm: {1: {"seconds": 0, "metrics": dict.fromkeys(experiment.metrics)}}
+        for arm in experiment.arms
+    }
+    return stated(summarise(experiment, empty, quick=False))
+
+
+def test_the_readme_names_every_experiment_that_is_defined_otherwise_than_its_results():
+    old = {results["name"]: stated(results) for results in lab.committed()}
+    for name, experiment in REAL.items():
+        if old.get(name) != defined(experiment):
+            assert f"`{name}`" in CHANGED, name
+
+
+def test_the_readme_says_which_commit_every_result_comes_from():
+    for results in lab.committed():
+        assert re.search(rf"^\|.*`{results['name']}`.*\| `[0-9a-f]{{7}}` \|$", COMMITS, re.M)
+
+
+def test_the_readme_names_the_controls_that_are_reported_only():
+    (said,) = re.findall(r"it is reported only in (.*)\.", README)
+    without = set()
+    for name, experiment in REAL.items():
+        compared = {arm for part in experiment.compare for arm in (part.better, part.worse)}
+        if experiment.control and experiment.control not in compared:
+            without.add(f"`{name}`")
+    assert set(re.findall("`[^`]+`", said)) == without
+
+
 def test_dictionaries_take_a_line_an_entry_and_lists_one():
     value = {"a": {"b": [[0, 1.0], [1, None]], "c": {}}, "d": [{"e": 1}]}
     assert json.loads(lab.layout(value)) == value
@@ -274,7 +342,7 @@ def test_worker_processes_find_the_arms_by_name(monkeypatch, tmp_path):
         lab.main(["real", "--workers", "1", "--seeds", "2"], __name__)
     assert exit.value.code == 0
     results = json.loads((cells.LAB / "real" / "results.json").read_text())
-    assert results["parts"][0]["difference"] == pytest.approx(0.405)
+    assert results["parts"][0]["difference"] == pytest.approx(0.415)
 
 
 def test_a_worker_that_is_killed_ends_the_command_and_keeps_what_is_done(
@@ -285,7 +353,7 @@ def test_a_worker_that_is_killed_ends_the_command_and_keeps_what_is_done(
         lab.main(["dying", "--workers", "1", "--seeds", "1"], __name__)
     assert exit.value.code == 1
     assert "a worker was killed" in capsys.readouterr().err
-    assert cells.cell_path("good", 0, False).exists()
+    assert cells.cell_path("good", 1, False).exists()
 
 
 START = "import sys; from nanotir.lab.__main__ import main; main(sys.argv[1:], 'test_lab')"
@@ -318,7 +386,7 @@ def busy(tmp_path):
         text=True,
         start_new_session=True,
     )
-    path = tmp_path / cells.arm_folder("endless", 0, False) / "pid"
+    path = tmp_path / cells.arm_folder("endless", 1, False) / "pid"
     assert wait_for(lambda: path.exists() and path.read_text())
     yield process, int(path.read_text())
     process.kill()
