@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hostile import HOSTILE, calling
+from submissions import HOSTILE, calling
 
 from nanotir.exercises import apart, e08_advantages, grade, inside
 from nanotir.exercises.apart import Apart, checked_value
