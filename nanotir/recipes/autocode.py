@@ -191,7 +191,7 @@ def strategy(prior: list[float], Q: list[float], config: AutoCodeConfig) -> list
     """
     if not config.alpha:
         scores = [p * q for p, q in zip(prior, Q)]
-        best = [float(score == max(scores)) for score in scores]
+        best = [score == max(scores) for score in scores]
         return [share / sum(best) for share in best]
     return torch.tensor([config.alpha * p * q for p, q in zip(prior, Q)]).softmax(0).tolist()
 

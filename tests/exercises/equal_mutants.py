@@ -78,6 +78,9 @@ EQUAL = {
         "tl.store(token + lse_of, lse)": SUM,
     },
     "strategy": {
+        "scores = [p * q for p, q in zip(Q, prior)]": PRODUCT,
+        "scores = [p * q for q, p in zip(prior, Q)]": PRODUCT,
+        "scores = [q * p for p, q in zip(prior, Q)]": PRODUCT,
         "return torch.tensor([config.alpha * p * q for p, q in zip(prior, Q)]).softmax(-1)"
         ".tolist()": "of one dimension, the first is the last",
         "return torch.tensor([q * (config.alpha * p) for p, q in zip(prior, Q)]).softmax(0)"
