@@ -69,8 +69,7 @@ class RLConfig:
     sync_mix: Share = 0.6  # the trained one's share in it then
     kl: str = "k3"  # its estimator: k1, k2, k3, or k3_weighted, which is unbiased off-policy too
     entropy_coef: Amount = 0.0  # weight of a bonus for entropy
-    scale: str = "group"  # divide advantages by the std of the group, the batch, or none; or whiten
-    # them over the tokens of groups that differ; whiten_all: of all groups
+    scale: str = "group"  # divides advantages: group, batch (a std) or none; or whiten, whiten_all
     baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
     dynamic: bool = True  # learn only from groups that differ in correctness (dynamic sampling)
     observations: str = "masked"  # tool output is masked; counted: in the denominator only;

@@ -42,8 +42,7 @@ class SamplerConfig:
     forge: bool = False  # let the model write the delimiters of tool output: for ablations
     stop_string: bool = False  # close a block of format text where an id ends in ```, and not
     # where a line begins with it: what CIR advises against
-    barrier: bool = False  # decode on when no row can and all calls, made side by side, are back: a
-    # baseline
+    barrier: bool = False  # a result waits until no row can decode and all calls are back
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
     graphs: bool = True  # on a GPU, replay decoding steps as CUDA graphs; not for experts
 

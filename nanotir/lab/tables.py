@@ -64,7 +64,8 @@ def aligned(rows: list[list[str]]) -> list[str]:
 def part_line(part: dict) -> str:
     gain = with_interval(part["difference"], part["low"], part["high"], "+")
     why = EXPLAINED.get(part["seeds"], "")
-    arms = f"{part['better']} better than {part['worse']}"
+    relation = "equal to" if part.get("equal") else "better than"
+    arms = f"{part['better']} {relation} {part['worse']}"
     return f"{arms}, {compared_metric(part)}: {gain} {part['verdict']}{why}"
 
 

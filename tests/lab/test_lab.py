@@ -14,9 +14,9 @@ import pytest
 
 from nanotir.lab import __main__ as lab
 from nanotir.lab import cells
-from nanotir.lab.experiment import Arm, Compare, Experiment, summarise
+from nanotir.lab.experiment import Arm, Compare, Experiment, compare, summarise
 from nanotir.lab.experiments import EXPERIMENTS as REAL
-from nanotir.lab.tables import least_shown, markdown
+from nanotir.lab.tables import least_shown, markdown, part_line
 
 
 def toy(name="toy", number=1, **arms) -> Experiment:
@@ -279,6 +279,12 @@ def test_the_least_difference_that_would_have_been_shown_is_half_the_interval_le
     assert least_shown(part(-0.1, 0.3, margin=0.05)) == pytest.approx(0.15)
     assert least_shown(part(None, None)) is None
     assert least_shown(part(0.0, 0.0, margin=0.5, equal=True)) is None
+
+
+def test_an_equality_is_called_one():
+    claim = Compare("a", "b", margin=0.5, equal=True)
+    row = compare(claim, {1: 0.1, 2: 0.1}, {1: 0.1, 2: 0.1})
+    assert part_line(row).startswith("a equal to b, accuracy (margin 0.5) (equal): +0.000")
 
 
 def test_arms_without_a_comparison_are_reported(bench):
