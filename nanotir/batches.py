@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,3 +64,19 @@ def micro_batches(
         fit = sum(3 * lengths[i] >= 2 * longest for i in candidates)
         yield collate(trajectories, pad_id, candidates[:fit], device)
         start += fit
+
+
+class Drawing(NamedTuple):
+    """How ids were drawn, which a trainer must know to recompute their log-probs."""
+
+    temperature: float
+    banned: list[int]  # ids masked at the logits
+    pad_id: int
+    max_new_tokens: int
+
+
+def drawing_of(sampler) -> Drawing:
+    """That of a sampler.Sampler."""
+    config = sampler.config
+    pad_id = sampler.tokenizer.pad_id
+    return Drawing(config.temperature, sampler.banned, pad_id, config.max_new_tokens)

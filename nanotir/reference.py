@@ -7,10 +7,9 @@ import copy
 import torch
 from torch import Tensor
 
-from nanotir.batches import Batch
+from nanotir.batches import Batch, Drawing
 from nanotir.logps import masked_logps
 from nanotir.lora import load_weights, weights_of
-from nanotir.sampler import Drawing
 
 
 def starting_policy(model, run):

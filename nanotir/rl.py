@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nanotir import optim
 from nanotir.advantages import BASELINES, SCALES, group_advantages
-from nanotir.batches import Batch, micro_batches
+from nanotir.batches import Batch, Drawing, drawing_of, micro_batches
 from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
 from nanotir.kernels import fused_logps
 from nanotir.logps import autocast, masked_logits, masked_logps, spread
@@ -36,7 +36,7 @@ from nanotir.processes import gather
 from nanotir.reference import follow, reference_logps, starting_policy
 from nanotir.rollout import Sample, check_tools, collect, trace
 from nanotir.routing import Routing, router_loss
-from nanotir.sampler import Drawing, Sampler, drawing_of
+from nanotir.sampler import Sampler
 from nanotir.selection import chosen, learned_from
 from nanotir.threads import backpropagate, each
 from nanotir.trajectory import Trajectory

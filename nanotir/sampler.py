@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -157,18 +156,3 @@ def pick(
     if forced is not None:
         ids = torch.where(forced >= 0, forced, ids)
     return ids, logps.gather(-1, ids[:, None])[:, 0]
-
-
-class Drawing(NamedTuple):
-    """How ids were drawn, which a trainer must know to recompute their log-probs."""
-
-    temperature: float
-    banned: list[int]  # ids masked at the logits
-    pad_id: int
-    max_new_tokens: int
-
-
-def drawing_of(sampler: Sampler) -> Drawing:
-    config = sampler.config
-    pad_id = sampler.tokenizer.pad_id
-    return Drawing(config.temperature, sampler.banned, pad_id, config.max_new_tokens)

@@ -10,10 +10,10 @@ from conftest import small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import optim, rl, sft, threads
+from nanotir.batches import drawing_of
 from nanotir.demonstrate import TeacherConfig, demonstrate
 from nanotir.problems import load
 from nanotir.rl import RLConfig
-from nanotir.sampler import drawing_of
 from nanotir.trajectory import Format
 
 

@@ -26,12 +26,13 @@ from typing import NamedTuple
 import torch
 
 from nanotir import optim, rl
+from nanotir.batches import drawing_of
 from nanotir.checks import Count
 from nanotir.commands import Parser, number
 from nanotir.exercises.answers import answered
 from nanotir.model import ModelConfig, Transformer
 from nanotir.rollout import Sample, hash_of
-from nanotir.sampler import Sampler, SamplerConfig, drawing_of
+from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tokenizer import ASSISTANT, END, USER
 from nanotir.tools.tool import Tool, ToolResult, last_line
 from nanotir.trajectory import Trajectory
