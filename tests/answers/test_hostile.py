@@ -102,7 +102,7 @@ def calls_of(function, *arguments) -> int:
 def test_no_short_text_takes_many_steps_in_the_caller(monkeypatch):
     monkeypatch.setattr(verdict, "decide_in_time", lambda *pair: False)
     draw = random.Random(0)
-    for k in range(2_000):
+    for k in range(500):
         text = nested(draw, draw.randrange(2, 10)) if k % 10 else repeated(draw)
         text = text[: verdict.CHARS_HERE]
         other = draw.choice([f"{text}+0", "7", f"({text})", text.replace("9", "8")])

@@ -3,6 +3,7 @@
 import json
 
 from nanotir.exercises.apart import PROJECT
+from nanotir.exercises.exercise import exercises
 from nanotir.tools import cell
 
 ZEROS = """
@@ -22,6 +23,7 @@ REFUSED = "PermissionError"
 CALLED = "it calls the package's own group_advantages: write yours"
 DIFFERS = "the output"  # begins a sentence about the outputs
 FORGED = '{"outcomes": [{"output": ["tensor", [], [12], "float64"], "changed": []}]}'
+CASES = len(exercises(8)[0].cases(0))
 HUGE = {"output": ["tensor", [10**400] * 12, [12], "float64"], "changed": []}
 PACKAGE = PROJECT / "nanotir"
 
@@ -105,9 +107,9 @@ HOSTILE = {
         DIFFERS,
     ),
     "forges outputs": (forging(FORGED), "wrote to the place"),
-    "forges no outputs": (forging('{"outcomes": []}'), "0 outcomes of 19 cases"),
+    "forges no outputs": (forging('{"outcomes": []}'), "0 outcomes of"),
     "forges a number that is too large": (
-        forging(json.dumps({"outcomes": [HUGE] * 19})),
+        forging(json.dumps({"outcomes": [HUGE] * CASES})),
         "cannot be compared: OverflowError",
     ),
     "prints a verdict": (

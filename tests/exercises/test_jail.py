@@ -10,6 +10,7 @@ from nanotir.exercises.stub import stub
 
 EXERCISE = next(exercise for exercise in exercises() if exercise.number == 8)
 TO_DO = 'raise NotImplementedError("exercise 8")  # your code goes here'
+LINE = stub(EXERCISE)[: stub(EXERCISE).index(TO_DO)].count("\n") + 1
 
 
 @pytest.fixture
@@ -41,13 +42,17 @@ def test_a_stub_is_to_do(verdict_on):
 @pytest.mark.parametrize(
     "body, word, sentence",
     [
-        ("while True: pass", "error", "did not end within 1 s, in line 26: while True: pass"),
-        ("exit()", "error", "SystemExit, in line 26: exit()"),
+        ("while True: pass", "error", "did not end within 1 s, in line {line}: while True: pass"),
+        ("exit()", "error", "SystemExit, in line {line}: exit()"),
         ("import os; os._exit(0)", "error", "ended its process, with code 0"),
         ("import ctypes; ctypes.string_at(0)", "error", "crashed its process: Segmentation fault"),
-        ("bytearray(10**10)", "error", "MemoryError, in line 26: bytearray(10**10)"),
-        ("return 1 / 0", "error", "ZeroDivisionError: division by zero, in line 26: return 1 / 0"),
-        ("return helper()", "error", "name 'helper' is not defined, in line 26"),
+        ("bytearray(10**10)", "error", "MemoryError, in line {line}: bytearray(10**10)"),
+        (
+            "return 1 / 0",
+            "error",
+            "ZeroDivisionError: division by zero, in line {line}: return 1 / 0",
+        ),
+        ("return helper()", "error", "name 'helper' is not defined, in line {line}"),
         ("pass", "wrong", "the output is None: is a `return` missing?"),
         ("(", "error", "SyntaxError"),
         (
@@ -61,7 +66,7 @@ def test_a_stub_is_to_do(verdict_on):
 def test_what_a_function_does_is_told_in_one_sentence(verdict_on, body, word, sentence):
     verdict = verdict_on(body)
     assert verdict.word == word
-    assert sentence in verdict.sentence
+    assert sentence.format(line=LINE) in verdict.sentence
     assert "\n" not in verdict.sentence
 
 

@@ -12,7 +12,7 @@ from mutants import mutants, survivors
 
 from nanotir.exercises.exercise import exercises
 
-SAMPLE = 60  # of an exercise's variants; with --mutants, all are tried
+SAMPLE = 20  # of an exercise's variants; with --mutants, all are tried
 
 
 TRIED = [exercise for exercise in exercises() if exercise.name in EQUAL]
