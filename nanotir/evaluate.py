@@ -104,7 +104,7 @@ def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
     They exist for generated problems. Families without numbers have none that are longer.
     """
     config = run.config
-    if config.eval_data.partition(":")[0] != "generated":
+    if config.eval_data.partition(":")[0].partition("@")[0] != "generated":
         return
     n, seed = config.eval.problems, config.seed + 1
     for name in ("reworded", "longer", "longest"):  # see problems/sources.py
@@ -149,7 +149,7 @@ def main(arguments=None):
         device = use_device(options.device)
         given = {"device": device, "best": options.best, **USED}
         config, model, tokenizer, format, tools = load_run(options.run, **given)
-        use_device(options.device, config["threads"])
+        use_device(options.device, 1 if config["sampler"].get("bf16") else config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed

@@ -100,9 +100,9 @@ def mend(model, config, prompt: int, free: float) -> str:
             settings = replace(settings, **{name: value})
             config = replace(config, **{section: settings})
         if not fits(phase):
-            return (
-                "take --gradient-checkpointing true, --lora 16 --weights bf16, or a smaller model"
-            )
+            one = "--threads 1, " if threads.at_a_time > 1 else ""
+            smaller = "--gradient-checkpointing true, --lora 16 --weights bf16, or a smaller model"
+            return f"take {one}{smaller}"
         if value < start:
             lowered.append(f"--{setting.replace('_', '-')} to {value}")
     return "lower " + " and ".join(lowered)
@@ -147,12 +147,11 @@ def training_parts(model, config, settings, prompt: int, moments: float) -> dict
     rounded = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
     if cuda:
         activations = max(activations, trained - logits)  # or AdamW's
-    n = (
-        threads.at_a_time
-    )  # of several micro-batches, each has its gradients, and there is their sum
+    # Of several micro-batches each has its gradients, one more than are computed, and their sum.
+    n = threads.at_a_time
     return {
         "weights": bytes_of(model.parameters()) + rounded,
-        "gradients": trained if n == 1 else (n + 1) * trained,
+        "gradients": trained if n == 1 else (n + 2) * trained,
         "moments": moments,
         "activations": n * activations,
         "logits": n * logits,
@@ -194,13 +193,15 @@ def largest_batch(model, config, settings, prompt: int) -> tuple[int, int]:
 
 def sampling_parts(model, config, prompt: int) -> dict[str, float]:
     """The parts of decoding. The cache is there twice while rows are moved."""
-    m, itemsize = model.config, sizes_of(model, config.sampler.bf16, 0).c
+    m, sizes = model.config, sizes_of(model, config.sampler.bf16, 0)
+    rounded = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
     rows = most_rows(config)
     slots = rows * (longest_row(model, config, prompt) + 1)
     matrices = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2)
     return {
-        "weights": bytes_of(model.parameters()) + (matrices if config.lora else 0),  # merged
-        "cache": 2 * slots * m.n_layers * 2 * m.n_kv_heads * m.d_head * itemsize,
+        # With adapters, merged.
+        "weights": bytes_of(model.parameters()) + rounded + (matrices if config.lora else 0),
+        "cache": 2 * slots * m.n_layers * 2 * m.n_kv_heads * m.d_head * sizes.c,
         "logits": 6 * 4 * rows * m.vocab_size,
     }
 

@@ -38,6 +38,7 @@ def follow(reference, model, run, step: int):
         name: frozen[name].lerp(policy[name], settings.sync_mix) for name in frozen
     }
     load_weights(reference, run.state["reference"])
+    run.state["reference"] = weights_of(reference)  # no copy beside the model's
 
 
 @torch.no_grad()

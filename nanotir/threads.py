@@ -2,7 +2,8 @@
 
 PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
 on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
-is learned does not depend on the number of threads, not in a bit. Of what is sampled, the sampler's
+is learned does not depend on the number of threads, not in a bit. (In bf16 there is one: threads
+would share the weights' rounded copies, and training has hung.) Of what is sampled, the sampler's
 log-probs do, in their last digits, because other rows share a batch.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -41,7 +43,17 @@ def each(function: Callable, items: Iterable) -> Iterator:
     A thread starts with the modes of PyTorch's defaults: `function` itself has to set no_grad.
     """
     pool = _threads()
-    return pool.map(function, items) if pool else map(function, items)
+    if not pool:
+        yield from map(function, items)
+        return
+    # One more than there are threads, so that none waits, and no more: each may hold gradients.
+    running = deque()
+    for item in items:
+        running.append(pool.submit(function, item))
+        if len(running) > at_a_time:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
 
 
 def in_parts(work: Callable, items: list, size: int, stop: Callable | None = None) -> list:

@@ -11,6 +11,7 @@ from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import optim, rl, sft, threads
 from nanotir.batches import drawing_of
+from nanotir.config import parse
 from nanotir.demonstrate import TeacherConfig, demonstrate
 from nanotir.problems import load
 from nanotir.rl import RLConfig
@@ -158,3 +159,23 @@ def test_a_forked_process_which_has_no_threads_does_without():
         doubled = list(threads.each(lambda number: 2 * number, [1, 2, 3]))
         os._exit(doubled == [2, 4, 6])
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+
+
+@pytest.mark.parametrize("flag", ["--sft.bf16", "--rl.bf16", "--sampler.bf16"])
+def test_in_bf16_there_is_one_thread(flag):
+    assert parse([]).cores == 2
+    assert parse([flag, "true"]).cores == 1
+
+
+def test_no_more_results_are_held_than_are_computed_and_one():
+    threads.use_threads(2)
+    held, most = [], []
+
+    def work(number):
+        held.append(number)
+        most.append(len(held))
+        return number
+
+    for number in threads.each(work, range(20)):
+        held.remove(number)
+    assert max(most) <= 3

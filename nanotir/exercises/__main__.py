@@ -110,8 +110,12 @@ def start(arguments: list[str]):
 
 def before_passing(exercise: Exercise) -> list[str]:
     """What to read, without the solution itself."""
-    solution = exercise.target.replace(".", "/").replace(":", ".py:")
-    return [place for place in exercise.read if place != solution]
+    return [place for place in exercise.read if place != solution_of(exercise)]
+
+
+def solution_of(exercise: Exercise) -> str:
+    """Where the package's function stands: "nanotir/losses.py:clipped"."""
+    return exercise.target.replace(".", "/").replace(":", ".py:")
 
 
 def check(arguments: list[str]) -> int:
@@ -146,7 +150,7 @@ def report(exercise: Exercise, verdict: Verdict, details: bool = True) -> str:
         return head if verdict.word == "passed" else f"{head}: {verdict.sentence}"
     lines = [f"{head}: {verdict.sentence}", *(f"  {line}" for line in verdict.case.splitlines())]
     if verdict.word == "passed":
-        lines.append(f"  read  {exercise.read[0]}, and `{COMMAND} diff {exercise.number}`")
+        lines.append(f"  read  {solution_of(exercise)}, and `{COMMAND} diff {exercise.number}`")
     elif places := before_passing(exercise):
         lines.append(f"  read  {', '.join(places)}, or `{COMMAND} hint {exercise.number}`")
     return "\n".join(lines)
@@ -192,7 +196,7 @@ def diff(arguments: list[str]):
     node = function_node(exercise, source)
     yours = (ast.get_source_segment(source, node) if node else source).splitlines()
     its = inspect.getsource(inspect.unwrap(exercise.function)).splitlines()
-    names = (str(options.answers.path(exercise)), exercise.read[0])
+    names = (str(options.answers.path(exercise)), solution_of(exercise))
     print(
         "\n".join(difflib.unified_diff(yours, its, *names, n=100, lineterm="")) or "the same text"
     )

@@ -62,7 +62,7 @@ EXERCISE = Exercise(
     teaches="The other answers to a prompt are the baseline: no critic is needed.",
     minutes=20,
     points=20,
-    stars=1,
+    stars=2,
     cases=cases,
     mistakes=(
         Mistake(
@@ -127,8 +127,8 @@ EXERCISE = Exercise(
     ),
     hints=(
         "Two prompts, one easy and one hard: what makes a reward of 1 worth more in one of them?",
-        "View the rewards as (prompts, G). Subtract each row's mean and divide by each row's "
-        "standard deviation. Rows whose rewards are all equal are set to 0 by torch.where.",
+        "Begin with scale='group'; the other options come after. View the rewards as (prompts, G). "
+        "Subtract each row's mean and divide by each row's standard deviation. Rows whose rewards are all equal are set to 0 by torch.where.",
         "A = (r - mean(r)) / (std(r) + eps) within a group, std with ddof 1. The mean of the "
         "others is left by multiplying r - mean(r) by G / (G - 1).",
     ),

@@ -149,7 +149,13 @@ EXERCISE = Exercise(
         "-min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A), where the first ratio is at "
         "most delta. The lower bound is hit where ratio < 1 - epsilon and A < 0.",
     ),
-    read=("nanotir/losses.py:clipped", "arXiv 1707.06347, equation 7", "arXiv 2503.14476"),
+    read=(
+        "nanotir/losses.py:clipped",
+        "nanotir/losses.py:Terms",
+        "nanotir/losses.py:LossOptions",
+        "arXiv 1707.06347, equation 7",
+        "arXiv 2503.14476",
+    ),
     look="look at how `low_hit` and `high_hit` say where the gradient is 0, and at cispo below, "
     "which clips without ever losing a gradient",
     question="In the first update after sampling, all ratios are 1. What does the clip do there?",

@@ -53,7 +53,7 @@ QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
 @contextmanager
 def make_run(config: RunConfig) -> Iterator[run.Run]:
     """An open Run in a new folder, set up as train.py does it."""
-    device = policy.use_device(config.device, config.threads)
+    device = policy.use_device(config.device)
     problems = load(config.data, "train", config.problems, config.seed, config.level)
     held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
     with ExitStack() as stack:

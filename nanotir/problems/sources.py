@@ -34,13 +34,15 @@ def load(
     `level` are ignored. Raises a ValueError of one line.
     """
     source, _, rest = spec.partition(":")
-    source, _, own_level = source.partition("@")
+    source, has_level, own_level = source.partition("@")
     if source in GENERATED:
-        level = level_of(own_level, spec) if own_level else level
+        level = level_of(own_level, spec) if has_level else level
         families = rest.split(",") if rest else None
         n = 1000 if n is None else n
         return generate(n, split, seed, families, level, **GENERATED[source])
-    if source not in READERS or own_level:
+    if has_level:
+        raise ValueError(f"'{spec}': only generated problems have a level")
+    if source not in READERS:
         raise ValueError(f"no data source '{source}': {_hint(source)}")
     return read_lines(READERS[source], rest)[:n]
 

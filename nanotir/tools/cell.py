@@ -92,6 +92,7 @@ def run_cells(request: dict, silence: int) -> int:
 def new_program() -> dict:
     """The variables of a new program. What it finds as `__main__` is its own, say to pickle."""
     random.seed(0)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     program = sys.modules["__main__"] = ModuleType("__main__")
     return program.__dict__
 

@@ -14,7 +14,7 @@ def test_a_spec_may_have_a_level_of_its_own():
     assert load("reworded@3:mul", "test", 9, 1) == load("reworded:mul", "test", 9, 1, level=3)
 
 
-@pytest.mark.parametrize("spec", ["generated@0", "generated@4", "generated@x"])
+@pytest.mark.parametrize("spec", ["generated@0", "generated@4", "generated@x", "generated@"])
 def test_a_level_that_there_is_not_is_named(spec):
     with pytest.raises(ValueError, match=f"'{spec}': the level after the @ is 1, 2 or 3"):
         load(spec)
@@ -51,3 +51,8 @@ def test_the_first_n_problems_of_a_file_are_loaded(tmp_path, n, length):
 def test_an_unknown_source_is_named_with_a_hint(spec, hint):
     with pytest.raises(ValueError, match=hint):
         load(spec)
+
+
+def test_only_generated_problems_have_a_level():
+    with pytest.raises(ValueError, match="'gsm8k@2:x': only generated problems have a level"):
+        load("gsm8k@2:x")
