@@ -128,7 +128,8 @@ EXERCISE = Exercise(
     hints=(
         "Two prompts, one easy and one hard: what makes a reward of 1 worth more in one of them?",
         "Begin with scale='group'; the other options come after. View the rewards as (prompts, G). "
-        "Subtract each row's mean and divide by each row's standard deviation. Rows whose rewards are all equal are set to 0 by torch.where.",
+        "Subtract each row's mean and divide by each row's standard deviation. Rows whose rewards "
+        "are all equal are set to 0 by torch.where.",
         "A = (r - mean(r)) / (std(r) + eps) within a group, std with ddof 1. The mean of the "
         "others is left by multiplying r - mean(r) by G / (G - 1).",
     ),
