@@ -169,7 +169,7 @@ BUGS = [
         "return per_token.sum() / max(float(mask.sum()), 1.0)",
         "Each micro-batch is divided by its own ids, so its weight depends on how rows were dealt.",
         "The gradient is as many times too large as there are micro-batches, and it is clipped.",
-        4,
+        2,
     ),
     Bug(
         "rl.py",
@@ -194,7 +194,7 @@ BUGS = [
         "            optimizer.step()",
         "Gradients are never cleared: every step goes by the sum of all so far.",
         "It acts as a long momentum. grad_norm grows from step to step.",
-        3,
+        2,
     ),
     Bug(
         "model.py",
