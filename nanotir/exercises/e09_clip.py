@@ -17,6 +17,7 @@ def cases(seed: int) -> list[Case]:
     old = -normal(4, 6).abs()
     logps = old + 0.5 * normal(4, 6)
     advantages = torch.tensor([1.5, -0.7, 1.0, -2.0], dtype=torch.float64)
+    small = torch.tensor([0.5, -0.5, 0.0, 0.0], dtype=torch.float64)
     mask = torch.ones(4, 6).bool()
     mask[0, 3:] = mask[1, :2] = mask[3] = False
 
@@ -35,6 +36,8 @@ def cases(seed: int) -> list[Case]:
         case("a bound below the clip", logps, advantages, delta=1.1),
         case("an advantage for each id", logps, normal(4, 6)),
         case("nothing has moved yet: all ratios are 1", old, advantages),
+        case("advantages of 0, and small ones", steps, small, delta=1.4),
+        case("a bound between a ratio and the clip", steps, advantages, delta=1.05),
         case("far away", old + 2 * normal(4, 6), advantages, delta=3.0),
     ]
 

@@ -6,6 +6,10 @@ By exercise, then by their first line that differs.
 WIDTH = "a tensor of two dimensions: -1 is 1"
 DEVICE = "all is on one device"
 WHOLE = "a row is nan as a whole, or not at all"
+NOTHING = "no rewards go through all steps, too"
+MESSAGE = "it is in the text of an error alone"
+SHAPE = "the same numbers in another shape"
+BOUND = "no ratio lies exactly on a bound, where the gradient is a matter of choice"
 SUM = "the sum of two numbers"
 PRODUCT = "the product of two numbers"
 ORDER = "the order does not count"
@@ -93,6 +97,39 @@ EQUAL = {
         ".tolist()": PRODUCT,
     },
     "imitation_loss": {},
+    "group_advantages": {
+        "without: if not len(rewards):": NOTHING,
+        "if False:": NOTHING,
+        "pass": NOTHING,
+        "if not len(scale):": NOTHING,
+        "if not len(baseline):": NOTHING,
+        "one_of('scalex', scale, SCALES)": MESSAGE,
+        "one_of('baselinex', baseline, BASELINES)": MESSAGE,
+        "centred = group_size * centred / max(group_size - 1, 1)": PRODUCT,
+        "centred = centred * group_size / max(1, group_size - 1)": ORDER,
+        "centred = centred / (eps + groups.std(1, keepdim=True))": SUM,
+        "centred = centred / (eps + rewards.std())": SUM,
+        "elif scale in ('whiten_all', 'whiten'):": ORDER,
+        "tokens = torch.ones_like(groups) if num_tokens is None else num_tokens": SHAPE,
+        "tokens = torch.ones_like(centred) if num_tokens is None else num_tokens": SHAPE,
+        "centred = centred / (groups.std() + eps)": SHAPE,
+        "tokens = torch.where(constant, 0, tokens.view_as(centred)).reshape(-1)": SHAPE,
+    },
+    "clipped": {
+        "high = options.epsilon_high + 1": SUM,
+        "low_hit = (t.A < 0) & (t.ratio < low)": ORDER,
+        "high_hit = (t.ratio > min(high, options.delta)) & (t.A > 0)": ORDER,
+        "delta_hit = (t.ratio > max(high, options.delta)) & (t.A < 0)": ORDER,
+        "loss = -torch.minimum(t.ratio.clamp(low, high) * t.A, bounded * t.A)": ORDER,
+        "return (loss, low_hit, delta_hit | high_hit)": ORDER,
+        "loss = -torch.minimum(t.A * bounded, t.ratio.clamp(low, high) * t.A)": PRODUCT,
+        "loss = -torch.minimum(bounded * t.A, t.A * t.ratio.clamp(low, high))": PRODUCT,
+        "high_hit = (t.A > 0) & (t.ratio > min(options.delta, high))": ORDER,
+        "delta_hit = (t.A < 0) & (t.ratio > max(options.delta, high))": ORDER,
+        "low_hit = (t.ratio <= low) & (t.A < 0)": BOUND,
+        "high_hit = (t.A > 0) & (t.ratio >= min(high, options.delta))": BOUND,
+        "delta_hit = (t.A < 0) & (t.ratio >= max(high, options.delta))": BOUND,
+    },
     "efficiency_reward": {
         "fewest[prompt] = min(fewest.get(prompt, m), m)": ORDER,
     },
