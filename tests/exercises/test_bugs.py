@@ -21,7 +21,9 @@ def source_of(bug) -> str:
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.what)
 def test_a_bug_applies_to_the_package_and_compiles(bug):
-    compile(bug.planted(source_of(bug)), bug.file, "exec")
+    planted = bug.planted(source_of(bug))
+    assert planted != source_of(bug)
+    compile(planted, bug.file, "exec")
 
 
 def test_an_edit_whose_text_is_not_there_once_is_an_error():
