@@ -51,19 +51,24 @@ def micro_batches(
     """All trajectories in batches of at most max_tokens, padding counted, and of similar length.
 
     Of several processes, each gets its share of them.
-    Sorted, the longest first, so that what does not fit in memory fails at once. No row is shorter
+    The largest batch comes first: what does not fit in memory fails at once, and of threads that
+    compute batches side by side, none begins a large one when the others end. No row is shorter
     than two thirds of its batch's longest, which halves the padding. A row of more than max_tokens
     is a batch of its own.
     """
     lengths = [len(t.ids) for t in trajectories]
     order = share(sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True))
+    batches = []
     start = 0
     while start < len(order):
         longest = lengths[order[start]]
         candidates = order[start : start + max(1, max_tokens // longest)]
         fit = sum(3 * lengths[i] >= 2 * longest for i in candidates)
-        yield collate(trajectories, pad_id, candidates[:fit], device)
+        batches.append(candidates[:fit])
         start += fit
+    batches.sort(key=lambda rows: len(rows) * lengths[rows[0]], reverse=True)
+    for rows in batches:
+        yield collate(trajectories, pad_id, rows, device)
 
 
 class Drawing(NamedTuple):

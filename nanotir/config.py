@@ -46,7 +46,7 @@ class RunConfig:
     # in one phrasing for each family), gsm8k:PATH, math:PATH, svamp:PATH or jsonl:PATH
     eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
     too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
-    problems: Count = 16000  # training problems, each demonstrated once; a file may hold fewer
+    problems: Count = 32000  # training problems, each demonstrated once; a file may hold fewer
     level: Count = 1  # ceiling of generated problems: numbers of up to level + 4 digits
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, text (fences in plain text), or
@@ -183,7 +183,6 @@ PRESETS = {
         "sft.bf16": True,
         "sampler.max_new_tokens": 320,
         "sampler.max_calls": 8,
-        "sampler.max_rows": 256,
         "reward.max_completion_len": 320,
         "reward.soft_punish_cache": 160,
         "rl.steps": 200,

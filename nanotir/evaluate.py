@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from nanotir.checks import Count, Seed, Whole, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
-from nanotir.held_out import at_the_end, generate_with_bar
+from nanotir.held_out import PROBLEMS, at_the_end, generate_with_bar
 from nanotir.policy import load_run, use_device
 from nanotir.problems import Problem, load
 from nanotir.processes import joined, once
@@ -77,18 +77,22 @@ def evaluations(
 
 
 def evaluate_run(run: Run, name: str) -> dict:
-    """Evaluate the run's model on its held-out problems and record it as `name`, once."""
+    """Evaluate the run's model on its held-out problems and record it as `name`, once.
+
+    Random weights answer nothing, whatever the problem: before training, few are asked.
+    """
     recorded = once(read_evaluations, run.out)
     if name in recorded:  # by the run that is resumed
         return recorded[name]
     config = run.config
     sampling = at_the_end(config.sampler, config.rl.budgets)
     policy = (run.model, run.tokenizer, run.tools, run.format)
-    asked = (run.held_out, config.eval, sampling, config.seed)
+    is_random = name == "before" and not config.init
+    problems = run.held_out[:PROBLEMS] if is_random else run.held_out
     result = {}
-    for mode, found, groups in evaluations(*policy, *asked):
+    for mode, found, groups in evaluations(*policy, problems, config.eval, sampling, config.seed):
         result[mode] = found
-        for problem, group in zip(run.held_out[:EXAMPLES], groups):
+        for problem, group in zip(problems[:EXAMPLES], groups):
             trace(run, name, mode, problem, group[0])
     if name == "final":
         tools_only = replace(config.eval, modes="tools")

@@ -56,7 +56,7 @@ class Stopped(KeyboardInterrupt):
     """The run was asked to stop. The message says how to go on from what it has saved."""
 
 
-@dataclass
+@dataclass(repr=False)  # signal.signal asks for it, and it would spell out all demonstrations
 class Run:
     """All that one training run owns, and its bookkeeping.
 

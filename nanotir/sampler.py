@@ -35,7 +35,7 @@ class SamplerConfig:
     max_new_tokens: Count = 128  # ids that the model may write in a row
     max_calls: Whole = 4  # tool calls in a row; closing one more block ends it
     max_tool_tokens: Whole = 128  # ids of tool output in a row; a result that does not fit is cut
-    max_rows: Count = 128  # rows decoded at the same time
+    max_rows: Count = 256  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
     last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
     forge: bool = False  # let the model write the delimiters of tool output: for ablations

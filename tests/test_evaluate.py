@@ -5,6 +5,7 @@ from dataclasses import asdict
 import pytest
 from conftest import ScriptedModel, follow
 
+from nanotir import evaluate as evaluation
 from nanotir.config import build
 from nanotir.evaluate import (
     EvalConfig,
@@ -72,6 +73,13 @@ def test_an_evaluation_of_a_run_is_recorded_under_its_name(run):
     result = evaluate_run(run, "before")
     assert read_evaluations(run.out) == {"before": json.loads(json.dumps(result))}
     assert (result["tools"]["accuracy"], result["text"]["accuracy"]) == (0.5, 0.0)
+
+
+@pytest.mark.parametrize("name, init, asked", [("before", "", 3), ("before", "x", 6), ("f", "", 6)])
+def test_random_weights_are_asked_few_problems(run, monkeypatch, name, init, asked):
+    monkeypatch.setattr(evaluation, "PROBLEMS", 3)
+    run.config.init = init
+    assert evaluate_run(run, name)["tools"]["n"] == asked
 
 
 def test_a_run_is_evaluated_with_the_last_of_its_budgets(run):

@@ -140,7 +140,7 @@ def test_where_nothing_says_what_is_free_the_prediction_is_shown(run, monkeypatc
 
 
 def test_a_run_without_rl_is_told_what_to_lower_as_well(run, monkeypatch):
-    run.config = build({"rl.steps": 0})
+    run.config = build({"rl.steps": 0, "sampler.max_rows": 128})
     need = sum(predicted_peak(run.model, run.config, 30)["sampling"].values())
     monkeypatch.setattr(memory, "free_memory", lambda model: need - 1)
     with pytest.raises(ValueError, match="sampling needs .* lower --sampler.max-rows to 64$"):

@@ -144,24 +144,21 @@ def write_pictures(run: Recorded, out: Path):
 
 
 def example(traces: list[dict]) -> dict:
-    """Of the short right trajectories whose calls went well, the one with the least likely ids."""
-    good = [
-        row
-        for row in traces
-        if row["correct"] and row["calls"] and all(call["result"]["ok"] for call in row["calls"])
-    ]
+    """The shortest right trajectory with several calls that went well, or with one."""
+    good = [row for row in traces if row["correct"] and went_well(row["calls"])]
     if not good:
         raise ValueError("no recorded trajectory is right after a tool call: train for longer")
-    short = [row for row in good if number_of_ids(row) <= 80]
-    return min(short, key=log_probability) if short else min(good, key=number_of_ids)
+    return min(good, key=lambda row: (len(row["calls"]) == 1, number_of_ids(row)))
+
+
+def went_well(calls: list[dict]) -> bool:
+    """Whether there are calls, all of them succeeded and none was made twice."""
+    different = {(call["tool"], call["code"]) for call in calls}
+    return 0 < len(calls) == len(different) and all(call["result"]["ok"] for call in calls)
 
 
 def number_of_ids(row: dict) -> int:
     return sum(len(span["ids"]) for span in row["spans"])
-
-
-def log_probability(row: dict) -> float:
-    return sum(sum(span["logps"]) for span in row["spans"])
 
 
 def trajectory_picture(row: dict, token_text) -> str:
