@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ def pytest_addoption(parser):
     parser.addoption("--answers", metavar="FOLDER", help="test the functions in these answers")
 
 
+FOLDERS = sorted({path.parent for path in Path(__file__).parent.glob("*/test_*.py")})
+OTHER = pytest.StashKey[tuple]()  # the process that runs the tests in FOLDERS, and what it says
+
+
 def pytest_configure(config):
     if folder := config.getoption("--answers"):
         from nanotir.exercises.answers import answered
@@ -39,11 +44,36 @@ def pytest_configure(config):
         answers = answered(folder)
         answers.__enter__()
         config.add_cleanup(lambda: answers.__exit__(None, None, None))
+    if not config.invocation_params.args:
+        # All tests: another process runs those in folders, and this one those of the files here.
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FOLDERS]
+        said = tempfile.TemporaryFile("w+")
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        config.stash[OTHER] = (process, said)
 
 
 def pytest_ignore_collect(collection_path, config):
     """With --answers, the tests of the exercises would test the answers against themselves."""
-    return True if config.getoption("--answers") and collection_path.name == "exercises" else None
+    if config.getoption("--answers") and collection_path.name == "exercises":
+        return True
+    return True if OTHER in config.stash and collection_path in FOLDERS else None
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A test that fails in the other process fails the whole. An interrupt ends both."""
+    if OTHER in session.config.stash:
+        process, _ = session.config.stash[OTHER]
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            process.terminate()
+        code = process.wait()
+        session.exitstatus = exitstatus or code
+
+
+def pytest_unconfigure(config):
+    if OTHER in config.stash:
+        _, said = config.stash[OTHER]
+        said.seek(0)
+        print(f"\nThe tests in folders, which another process has run:\n\n{said.read()}", end="")
 
 
 @pytest.fixture(autouse=True)

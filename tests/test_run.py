@@ -95,17 +95,28 @@ def test_the_run_that_the_other_tests_repeat_calls_its_tool_and_learns(unbroken)
     assert max(row.get("logp_gap", 0) for row in lines(unbroken, "metrics.jsonl")) <= 1e-4
 
 
-@pytest.mark.parametrize("phase, step", [("sft", 13), ("sft", 60), ("rl", 2)])
-def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    unbroken, tmp_path, monkeypatch, phase, step
-):
-    out = tmp_path / "run"
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
+def stop(out, begin, phase, step):
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(Stopped):
         stop_at(patched, phase, step)
-        start(out)
+        begin(out)
     assert rows(out)[-1]["step"] == step
 
-    resume(out)
+
+@pytest.fixture(scope="module")
+def resumed(shared_tools, tmp_path_factory):
+    """{phase: a run that was stopped in it and resumed}; in imitation twice."""
+    folder = tmp_path_factory.mktemp("resumed")
+    stop(folder / "sft", start, "sft", 13)
+    stop(folder / "sft", resume, "sft", 60)
+    stop(folder / "rl", start, "rl", 2)
+    for out in folder.iterdir():
+        resume(out)
+    return {out.name: out for out in folder.iterdir()}
+
+
+@pytest.mark.parametrize("phase", ["sft", "rl"])
+def test_a_stopped_and_resumed_run_equals_an_unbroken_one_bit_for_bit(unbroken, resumed, phase):
+    out = resumed[phase]
     assert rows(out) == rows(unbroken)
     for name, weight in saved(unbroken)["model"].items():
         assert torch.equal(weight, saved(out)["model"][name])
@@ -192,13 +203,10 @@ def test_an_unbroken_run_has_every_example_answer_once(unbroken):
     every_example_once(unbroken)
 
 
-def test_a_resumed_run_has_every_example_answer_once(unbroken, tmp_path, monkeypatch):
-    with monkeypatch.context() as patched, pytest.raises(Stopped):
-        stop_at(patched, "rl", 2)
-        start(tmp_path / "run")
-    resume(tmp_path / "run")
-    every_example_once(tmp_path / "run")
-    assert examples(tmp_path / "run") == examples(unbroken)
+@pytest.mark.parametrize("phase", ["sft", "rl"])
+def test_a_resumed_run_has_every_example_answer_once(unbroken, resumed, phase):
+    every_example_once(resumed[phase])
+    assert examples(resumed[phase]) == examples(unbroken)
 
 
 @pytest.mark.parametrize("name", ["before", "after_sft", "final"])

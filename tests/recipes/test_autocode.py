@@ -329,6 +329,9 @@ def test_by_default_the_ratio_is_clipped_alike_on_both_sides(tmp_path):
 # Whole runs.
 
 
+SHORT = {"sampler__max_new_tokens": 16}  # what is looked at does not depend on long answers
+
+
 @pytest.mark.parametrize("winner", [0, 1])
 def test_em_moves_the_policy_towards_the_decision_that_answers(tmp_path, monkeypatch, winner):
     """Where only words are right, eight rounds make words likelier; where only code is, code."""
@@ -339,7 +342,7 @@ def test_em_moves_the_policy_towards_the_decision_that_answers(tmp_path, monkeyp
         return values, {"outcome": values, "accuracy": values}
 
     monkeypatch.setattr(autocode, "score", graded)
-    with make_run(config(tmp_path, rl__steps=8, rl__lr=3e-3, rl__warmup=1)) as run:
+    with make_run(config(tmp_path, rl__steps=8, rl__lr=3e-3, rl__warmup=1, **SHORT)) as run:
         autocode.improve(run)
         explored = explore(run, make_sampler(run), 99)
     rate = em_metrics(explored)["code_rate"]
@@ -351,7 +354,7 @@ def weights(run) -> dict:
 
 
 def test_stopped_and_resumed_expectation_maximisation_is_the_same(tmp_path, monkeypatch):
-    with make_run(config(tmp_path / "whole")) as run:
+    with make_run(config(tmp_path / "whole", **SHORT)) as run:
         autocode.improve(run)
         whole = weights(run)
 
@@ -361,12 +364,13 @@ def test_stopped_and_resumed_expectation_maximisation_is_the_same(tmp_path, monk
         self.stop_requested = step == 2
         finish(self, step, *rest, **options)
 
-    with monkeypatch.context() as patched, make_run(config(tmp_path / "half")) as stopped:
+    half = config(tmp_path / "half", **SHORT)
+    with monkeypatch.context() as patched, make_run(half) as stopped:
         patched.setattr(Run, "finish_step", stop_after_two)
         with pytest.raises(Stopped):
             autocode.improve(stopped)
 
-    with make_run(config(tmp_path / "again")) as run:
+    with make_run(config(tmp_path / "again", **SHORT)) as run:
         run.out = stopped.out
         run.resume()
         assert run.state["step"] == 2

@@ -22,6 +22,7 @@ from processes import (
     children,
     folders_of_calls,
     is_alive,
+    light_servers,
     memory_of,
     resident_mb,
     server_of,
@@ -35,9 +36,16 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def light():
+    """How a server lives and dies does not depend on the libraries that it has imported."""
+    with light_servers():
+        yield
+
+
 @pytest.fixture(scope="module")
-def mortal():
-    """A tool whose servers are killed. To replace the one without libraries takes little time."""
+def mortal(light):
+    """A tool whose servers are killed."""
     with PythonTool() as tool:
         yield tool
 
@@ -116,17 +124,26 @@ tool.run("import time\\ntime.sleep(60)")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_trainer_that_is_interrupted_or_killed_leaves_no_process_and_no_folder(number):
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    """{signal that it will get: a trainer}. They start together, to save time."""
     command = [sys.executable, "-c", TRAINER.format(root=str(ROOT))]
-    out, silence = subprocess.PIPE, subprocess.DEVNULL
-    trainer = subprocess.Popen(command, stdout=out, stderr=silence, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with contextlib.ExitStack() as stack:
+        yield {n: stack.enter_context(subprocess.Popen(command, **pipes)) for n in SIGNALS}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_trainer_that_is_interrupted_or_killed_leaves_no_process_and_no_folder(trainers, number):
+    trainer = trainers[number]
     bases = trainer.stdout.readline().split()
     time.sleep(0.2)  # the long call is running
     offspring = below(trainer.pid)
     trainer.send_signal(number)
     trainer.wait(timeout=30)
-    trainer.stdout.close()
 
     def left() -> list:
         alive = [pid for pid in offspring if is_alive(pid)]
@@ -288,7 +305,7 @@ def test_a_process_that_forks_after_a_call_has_servers_of_its_own():
     with PythonTool() as tool:
         assert tool.submit("x = 1", session="a").result(timeout=60).ok
         servers = dict(tool._servers)
-        futures = submit_numbers(tool, 4, seconds=1.5)
+        futures = submit_numbers(tool, 4, seconds=0.8)
 
         def calls() -> str:
             said = [tool.run("2").output, tool.submit("3").result(timeout=20).output]
@@ -310,13 +327,13 @@ def test_a_trainer_whose_output_is_closed_still_gets_outputs():
     assert subprocess.run(command, timeout=60).returncode == 0
 
 
-def test_a_server_that_cannot_start_is_a_crash_and_no_exception(monkeypatch):
+def test_a_server_that_cannot_start_is_a_crash_and_no_exception(tmp_path, monkeypatch):
     monkeypatch.setattr(client.sys, "executable", "/no/such/python")
-    before = set(Path(tempfile.gettempdir()).glob("nanotir-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with PythonTool() as tool:
         result = tool.run("1")
     assert result.status == "crash" and "cannot start" in result.output
-    assert set(Path(tempfile.gettempdir()).glob("nanotir-*")) <= before
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_call_cannot_be_cancelled_and_so_cannot_hold_up_the_others(mortal):
