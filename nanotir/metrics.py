@@ -6,6 +6,8 @@ from collections import Counter
 
 import torch
 
+from nanotir.scores import mean
+
 
 @torch.no_grad()
 def update_metrics(terms, low_hit, high_hit, kl=None, entropy=None) -> dict[str, float]:
@@ -121,10 +123,6 @@ def calls_by_kind(samples) -> dict[str, float]:
         kind = sample.problem.kind or sample.problem.family
         calls.setdefault(kind, []).append(len(sample.trajectory.calls))
     return {kind: round(mean(calls[kind]), 3) for kind in sorted(calls)}
-
-
-def mean(values) -> float:
-    return sum(values) / len(values)
 
 
 def first_loss_explained(first: dict) -> str:

@@ -9,10 +9,13 @@ from collections import Counter
 import numpy as np
 
 from nanotir.answers import equivalent, extract_answer, likely_answers
-from nanotir.metrics import mean
 from nanotir.problems import Problem
 from nanotir.trajectory import Trajectory
 from nanotir.trust import measure
+
+
+def mean(values) -> float:
+    return sum(values) / len(values)
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

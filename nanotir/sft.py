@@ -89,7 +89,8 @@ def imitation_loss(model, micro: Batch, num_active_tokens: int, routing=None) ->
 
     model(ids (B, T)) are the logits (B, T, V). micro.mask (B, T) is True exactly on what the
     teacher wrote, its stop ids included: prompts, tool output and padding give no gradient.
-    num_active_tokens counts what it wrote in all micro-batches of the step. Fills in `routing`.
+    num_active_tokens counts what it wrote in all micro-batches of the step. Hand `routing` on to
+    model.hidden, or to masked_logps: a mixture of experts records there what it chose.
     """
     logps, _ = masked_logps(model, micro.ids, micro.mask, routing=routing)  # (B, T)
     return -logps.sum() / num_active_tokens

@@ -87,25 +87,34 @@ def show_list(arguments: list[str]):
                 f"{e.number:4}  {e.name:24} {stars:5}{e.minutes:3} min  {states[e.number]}".rstrip()
             )
     passed = list(states.values()).count("passed")
-    following = next((number for number, state in states.items() if not state), None)
-    print(
-        f"{passed} of {len(states)} passed"
-        + (f"; next: {COMMAND} start {following}" if following else "")
-    )
+    print(f"{passed} of {len(states)} passed{following(states)}")
+
+
+def following(states: dict[int, str]) -> str:
+    """What to do next: to go on with what is begun, or to begin another exercise."""
+    for number, state in states.items():
+        if state not in ("", "passed", "skipped"):
+            return f"; next: {COMMAND} check {number}"
+    return next((f"; next: {COMMAND} start {n}" for n, state in states.items() if not state), "")
 
 
 def start(arguments: list[str]):
     about = "Write the file of an exercise, or those of a lab (default: the next exercise)."
     options = options_of("start", about, arguments, "N|LAB")
-    new = [e for e in exercises() if not options.answers.path(e).exists()]
-    for exercise in chosen(options.which) if options.which else new[:1]:
-        path = options.answers.path(exercise)
-        if not options.answers.start(exercise):
+    answers = options.answers
+    wanted = chosen(options.which) if options.which else not_begun(answers)[:1]
+    for exercise in wanted:
+        path = answers.path(exercise)
+        if not answers.start(exercise):
             print(f"{path} is there already and stays as it is")
             continue
         print(f"{path}: {exercise.teaches} About {exercise.minutes} minutes.")
         print(f"  read {', '.join(before_passing(exercise)) or exercise.read[0]}")
         print(f"  then {COMMAND} check {exercise.number}")
+
+
+def not_begun(answers: Answers) -> list[Exercise]:
+    return [exercise for exercise in exercises() if not answers.path(exercise).exists()]
 
 
 def before_passing(exercise: Exercise) -> list[str]:

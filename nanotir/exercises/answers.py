@@ -43,7 +43,7 @@ class Answers:
         if not path.exists():
             start = f"python -m nanotir.exercises start {exercise.number}"
             raise ValueError(f"there is no {path}: begin with `{start}`")
-        return path.read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8-sig", errors="replace")
 
     def state(self, exercise: Exercise) -> str:
         """The last verdict, if the file has not changed since."""

@@ -14,15 +14,15 @@ import io
 import linecache
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from nanotir.checks import visible
 from nanotir.exercises.exercise import Case, Exercise, Mistake, edited
 from nanotir.exercises.stub import CalledSolution, forbidden
-from nanotir.exercises.values import STRUCTURE, difference, plain, shown
+from nanotir.exercises.values import STRUCTURE, difference, is_tensor, plain, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = ("passed", "to do", "error", "wrong", "skipped")
 RANKS = ("error", "structure", "changed", "value", "gradient")  # what is told first
@@ -103,6 +103,8 @@ def call(function: Callable, case: Case):
 
 def gradient(function: Callable, case: Case, tensor: Tensor) -> list:
     """The gradient of a weighted sum of the outputs, as a plain value."""
+    import torch  # here, because it takes a second, and many exercises have no tensors
+
     tensor.requires_grad_()
     total = torch.zeros(())
     for output in tensors(call(function, case)):
@@ -117,7 +119,7 @@ def gradient(function: Callable, case: Case, tensor: Tensor) -> list:
 
 def tensors(value) -> list[Tensor]:
     """All tensors in an output."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         return [value]
     if dataclasses.is_dataclass(value):
         value = vars(value)
@@ -131,12 +133,21 @@ def failure(error: BaseException, path: str) -> dict:
     """An error, and the line of the file `path` that it comes from or went through last."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
+    message = text_of(error)
     if isinstance(error, SyntaxError) and error.filename == path:
         lines.append(error.lineno)
+        message = error.msg  # str(error) would name the line as well
     line = lines[-1] if lines else 0
-    message = "" if error.args == (None,) else str(error)[:300]
     code = linecache.getline(path, line).strip()
-    return {"kind": type(error).__name__, "message": message, "line": line, "code": code}
+    return {"kind": type(error).__name__[:100], "message": message, "line": line, "code": code}
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says. Its class may be a student's, whose own code writes the text."""
+    try:
+        return "" if error.args == (None,) else str(error)[:300]
+    except BaseException as another:
+        return f"its text raises {type(another).__name__[:100]}"
 
 
 # Whether that is right.

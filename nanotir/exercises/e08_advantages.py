@@ -114,6 +114,10 @@ EXERCISE = Exercise(
             ((GROUP_STD, "centred = centred / (groups.var(1, keepdim=True) + eps).sqrt()"),),
         ),
         Mistake(
+            "you forget eps: it is added to the standard deviation of the group",
+            ((GROUP_STD, GROUP_STD.replace(" + eps", "")),),
+        ),
+        Mistake(
             "leave_one_out must subtract the mean of the others: scale by G / (G - 1)",
             (("centred = centred * group_size / max(group_size - 1, 1)", "pass"),),
         ),

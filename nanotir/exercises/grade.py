@@ -100,7 +100,7 @@ def read(path: Path, folder: Path) -> str:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"the file is longer than {MAX_BYTES} bytes")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # Windows marks some files
     except UnicodeDecodeError:
         raise ValueError("the file is not in UTF-8") from None
 
@@ -121,14 +121,15 @@ def grade_exercise(exercise: Exercise, students: dict[str, Path], seed: int) -> 
     sources = {}
     faults = {}
     for student, folder in students.items():
-        path = find(folder, file_name(exercise))
-        if path is None:
-            faults[student] = Verdict("to do", f"there is no file {file_name(exercise)}")
-            continue
         try:
-            sources[student] = read(path, folder)
+            if path := find(folder, file_name(exercise)):
+                sources[student] = read(path, folder)
+            else:
+                faults[student] = Verdict("to do", f"there is no file {file_name(exercise)}")
         except (OSError, ValueError) as error:
-            faults[student] = Verdict("error", str(error))
+            faults[student] = Verdict("error", str(error)[:300])
+        except RecursionError:
+            faults[student] = Verdict("error", "its folders are nested too deeply")
 
     for student, fault in faults.items():
         yield graded(student, exercise, fault, "")

@@ -6,7 +6,8 @@ protections are those of the sandbox for programs (tools/lockdown.py): on Linux 
 and its packages alone, write in an empty folder, and start or signal no other process. On other
 systems only the limits of time and output hold.
 
-Children are forked, so torch is imported once for all checks.
+Children are forked, so torch is imported once for all checks, and not at all where no exercise uses
+it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, NamedTuple
-
-import torch
 
 from nanotir.checks import visible
 from nanotir.exercises.check import TooSlow, Verdict, error_line, failure, judge, outcomes
@@ -49,7 +48,7 @@ def check_file(exercise: Exercise, path: Path, seed: int = 0) -> Verdict:
     """The verdict on a student's file."""
     if path.is_symlink() or not path.is_file():
         return Verdict("error", "this is not a plain file")
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         source = file.read(MAX_CHARS)
     warm_up(exercise)
     ending = apart(lambda: of_file(exercise, source, str(path), seed))
@@ -66,8 +65,10 @@ def check_file(exercise: Exercise, path: Path, seed: int = 0) -> Verdict:
 def warm_up(exercise: Exercise):
     """What a child may no longer do: import the package, read about the processor."""
     assert exercise.function
-    torch.set_num_threads(1)  # threads do not survive a fork
-    torch.ones(1).exp()
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        torch.set_num_threads(1)  # threads do not survive a fork
+        torch.ones(1).exp()
 
 
 def of_file(exercise: Exercise, source: str, path: str, seed: int) -> dict | list[dict]:

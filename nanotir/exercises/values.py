@@ -1,14 +1,14 @@
 """Outputs as plain values, which JSON can hold: made, compared and shown.
 
-A plain value is [kind, content], for a tensor ["tensor", numbers, shape, dtype].
+A plain value is [kind, content], for a tensor ["tensor", numbers, shape, dtype]. To import torch
+takes a second, so it is left to the exercises that need it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-
-from torch import Tensor
+import sys
 
 from nanotir.checks import visible
 
@@ -18,7 +18,7 @@ MAX_CHARS = 160  # of a value that is shown
 
 def plain(value) -> list:
     """A number, text, bool, None, tensor, or lists, tuples, dicts and dataclasses of them."""
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         numbers = value.detach().flatten().tolist()
         return ["tensor", numbers, list(value.shape), str(value.dtype).removeprefix("torch.")]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -31,6 +31,10 @@ def plain(value) -> list:
     if value is None or type(value) in (bool, int, float, str):
         return [type(value).__name__, value]
     return [type(value).__name__, repr(value)]
+
+
+def is_tensor(value) -> bool:
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
 
 
 def difference(yours: list, right: list, tolerance: float, at: str = "") -> tuple[int, str] | None:

@@ -143,6 +143,23 @@ HOSTILE = {
         ),
         "",
     ),
+    "raises what has no text": (
+        calling(
+            "class Error(Exception):",
+            "    def __str__(self): raise SystemExit(0)",
+            "raise Error",
+        ),
+        "Error: its text raises SystemExit, in line 7: raise Error",
+    ),
+    "loops in an error's text": (
+        calling(
+            "class Error(Exception):",
+            "    def __str__(self):",
+            "        while True: pass",
+            "raise Error",
+        ),
+        "Error: its text raises TooSlow",
+    ),
     "closes everything": ("import os\nos.closerange(0, 256)" + ZEROS, "broke what writes"),
     "leaves a thread behind": (
         "import threading\ndef work():\n    while True: pass\n"

@@ -14,7 +14,7 @@ from nanotir.exercises import apart, e08_advantages, grade, inside
 from nanotir.exercises.apart import Apart, checked_value
 from nanotir.exercises.exercise import edited_text, exercises
 from nanotir.exercises.stub import stub
-from nanotir.tools import lockdown
+from nanotir.tools import lockdown, sandbox
 
 EXERCISE = e08_advantages.EXERCISE
 FILE = "e08_advantages.py"
@@ -187,6 +187,24 @@ def test_one_students_folder_is_graded_under_its_name(alone, students, capsys):
 def test_a_file_that_nests_too_deeply_is_no_copy_and_stops_nothing():
     deep = f"def group_advantages():\n    return {'+'.join(['1'] * 2000)}\n"
     assert not grade.is_copy(deep, EXERCISE)
+
+
+def test_folders_in_folders_without_end_stop_no_other_student(alone, students, capsys, monkeypatch):
+    monkeypatch.chdir(students / "dan")
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(students)  # so that the long path can be left
+    rows = list(csv.DictReader(printed(capsys, students, "--csv").splitlines()))
+    assert [row["points"] for row in rows] == ["20", "10", "0", "0"]
+    assert rows[3]["sentence"] == "its folders are nested too deeply"
+    sandbox.remove(str(students / "dan"))  # which shutil.rmtree could not
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_file(tmp_path):
+    path = tmp_path / FILE
+    path.write_text(HEAD + OWN, encoding="utf-8-sig")
+    assert grade.read(path, tmp_path) == HEAD + OWN
 
 
 def test_a_spreadsheet_takes_no_text_for_a_formula():

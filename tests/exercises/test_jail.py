@@ -54,7 +54,7 @@ def test_a_stub_is_to_do(verdict_on):
         ),
         ("return helper()", "error", "name 'helper' is not defined, in line {line}"),
         ("pass", "wrong", "the output is None: is a `return` missing?"),
-        ("(", "error", "SyntaxError"),
+        ("(", "error", "SyntaxError: '(' was never closed, in line {line}: ("),
         (
             "from nanotir.advantages import group_advantages as g; return g(rewards, group_size)",
             "wrong",

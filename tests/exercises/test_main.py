@@ -104,6 +104,33 @@ def test_the_list_knows_the_last_verdict_until_the_file_changes(said):
     assert state().endswith("not checked")
 
 
+def test_the_list_goes_on_with_what_is_begun(said):
+    assert said()[1].endswith(" start 1\n")
+    said("start", "8")
+    assert said()[1].endswith(" check 8\n")
+    FILE.write_text(SOLUTION)
+    said("check", "8")
+    assert said()[1].endswith("1 of 14 passed; next: python -m nanotir.exercises start 1\n")
+
+
+WITHOUT_TORCH = """
+import sys
+from nanotir.exercises.__main__ import exercises, main
+for number in (1, 4, 5, 6, 13, 14):
+    assert exercises(number)[0].function
+main(["check", "14"])
+print("torch" in sys.modules)
+"""
+
+
+def test_an_exercise_without_tensors_is_checked_without_torch(said):
+    said("start", "14")
+    command = [sys.executable, "-c", WITHOUT_TORCH]
+    where = {"env": {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(command, capture_output=True, text=True, **where)
+    assert done.stdout.startswith("TO DO  14") and done.stdout.endswith("False\n")
+
+
 def test_every_hint_is_given_once_more(said):
     said("start", "8")
     counts = [len(said("hint", "8")[1].splitlines()) for _ in range(4)]
