@@ -138,7 +138,7 @@ def failure(error: BaseException, path: str) -> dict:
         lines.append(error.lineno)
         message = error.msg  # str(error) would name the line as well
     line = lines[-1] if lines else 0
-    code = linecache.getline(path, line).strip()
+    code = linecache.getline(path, line).strip()[:200]
     return {"kind": type(error).__name__[:100], "message": message, "line": line, "code": code}
 
 

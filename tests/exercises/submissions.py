@@ -149,7 +149,7 @@ HOSTILE = {
             "    def __str__(self): raise SystemExit(0)",
             "raise Error",
         ),
-        "Error: its text raises SystemExit, in line 7: raise Error",
+        "Error: its text raises SystemExit, in line 6: raise Error",
     ),
     "loops in an error's text": (
         calling(
