@@ -98,6 +98,7 @@ class RunConfig:
                 "write what it learns to write"
             )
         check_text(self)
+        autocode.check(self)
         sampling = self.sampler
         narrowed = sampling.top_p < 1 or sampling.top_k or not sampling.temperature
         if self.rl.steps and narrowed:

@@ -141,7 +141,10 @@ def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
     """What the teacher says and calls, without the outputs of the tools."""
     # Keep the order of the random draws: it decides which demonstrations a seed gives.
     flaw = _flaw(problem, rng, config)
-    solution = [_restyled(piece, rng, config.styles) for piece in problem.solution]
+    solution = list(problem.solution)
+    if config.format == "program" and problem.kind == "E":
+        solution = [in_the_answers_words(piece, problem.answer) for piece in solution]
+    solution = [_restyled(piece, rng, config.styles) for piece in solution]
     if config.format == "program":
         # A solution without a call (kind B) becomes a program that is the answer itself.
         calls = [piece for piece in solution if piece[0] != "text"]
@@ -185,9 +188,21 @@ def _restyled(piece: Piece, rng: Random, styles: int) -> Piece:
     kind, code = piece
     if kind != "python" or styles == 1:
         return piece
+    return kind, rng.choice(ways_to_write(code, styles))
+
+
+def ways_to_write(code: str, styles: int) -> list[str]:
+    """The same program in that many styles."""
     head, newline, last = code.rpartition("\n")
     endings = (last, f"print({last})", f"r={last}\nr")
-    return kind, head + newline + rng.choice(endings[:styles])
+    return [head + newline + ending for ending in endings[:styles]]
+
+
+def in_the_answers_words(piece: Piece, answer: str) -> Piece:
+    """The program, with its values put into the words of the answer."""
+    kind, code = piece
+    words = re.sub(r"\d+", "{}", answer)
+    return (kind, f"'{words}'.format(*{code})") if kind == "python" else piece
 
 
 def _with_bugs(pieces: list[Piece], rng: Random) -> list[Piece]:

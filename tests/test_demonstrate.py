@@ -105,7 +105,7 @@ def test_a_program_has_no_words_but_the_end_id(taught, tokenizer):
 
 def test_the_last_output_of_a_program_contains_the_answer(taught):
     for problem, trajectory in zip(PROBLEMS, taught(format="program")):
-        assert problem.kind == "E" or problem.answer in trajectory.calls[-1].result.output
+        assert problem.answer in trajectory.calls[-1].result.output
 
 
 def test_the_mask_is_1_on_the_teachers_ids_and_0_on_the_tools(taught):
@@ -278,6 +278,14 @@ def test_quality_is_the_share_of_flawless_demonstrations():
     config = TeacherConfig(quality=0.7)
     flawless = sum(script(MUL, rng, config) == whole for _ in range(2000))
     assert abs(flawless / 2000 - 0.7) < 0.04  # four standard errors
+
+
+def test_a_program_prints_the_answers_sentence_in_every_style(python):
+    clock = next(problem for problem in PROBLEMS if problem.kind == "E")
+    config = TeacherConfig(format="program", styles=3)
+    programs = {script(clock, Random(seed), config)[0] for seed in range(50)}
+    assert len(programs) == 3
+    assert {python.run(code).output for _, code in programs} == {clock.answer}
 
 
 @pytest.mark.parametrize("styles", [1, 2, 3])

@@ -9,12 +9,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
 from nanotir import rl, sft
 from nanotir.demonstrate import act_out
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, curve, measure, trained, untrained
+from nanotir.lab.toy import cold_start, curve, measure, train, trained, untrained
 from nanotir.metrics import mean
-from nanotir.recipes.autocode import CLEAR, Explored, better, em_metrics, force, in_words
+from nanotir.recipes.autocode import (
+    CLEAR,
+    Explored,
+    better,
+    decision_logps,
+    em_metrics,
+    force,
+    in_words,
+)
 from nanotir.rl import make_sampler
 from nanotir.run import write_json
 
@@ -38,6 +49,8 @@ ROUNDS = {
     "reward.length": 0.0,
     "autocode.samples": 4,
 }
+PROBLEMS = 96  # held-out ones whose decisions are looked at
+PARTS = (0, 25, 50, 75, 100)  # percent of training after which rates of code are written down
 CONTROL = "random rewards"
 
 
@@ -51,8 +64,10 @@ def arm(key: str, recipe: str = "autocode", **settings) -> Arm:
 
     def run_arm(seed, quick, folder):
         own = {"init": both(seed, quick), "sft.steps": 0, **settings}
-        with trained(folder, recipe, COLD | ROUNDS | own, seed, quick) as run:
-            return measured(run, folder, seed, quick)
+        with untrained(folder, recipe, COLD | ROUNDS | own, seed, quick) as run:
+            rates = watched(run)
+            train(run)
+            return measured(run, rates, folder, seed, quick)
 
     return Arm(f"autocode-{key}", run_arm)
 
@@ -63,20 +78,81 @@ def from_words(seed, quick, folder):
         scripts = [in_words(problem) for problem in run.problems]
         given = (run.tokenizer, run.format, run.tools_by_name)
         sft.train(run, act_out(run.problems, scripts, *given))
+        rates = watched(run)
         rl.train(run)
-        return measured(run, folder, seed, quick)
+        return measured(run, rates, folder, seed, quick)
 
 
-def measured(run, folder, seed: int, quick: bool) -> dict:
+def watched(run) -> dict[int, list[float]]:
+    """{step: the rate of code on each held-out problem}, filled in as the run is trained.
+
+    Step 0 is what training starts from.
+    """
+    rates = {0: code_rates(run)}
+    finish_step = run.finish_step
+
+    def finish(step, *rest, **options):
+        rates[step] = code_rates(run)
+        finish_step(step, *rest, **options)
+
+    run.finish_step = finish
+    return rates
+
+
+@torch.no_grad()
+def code_rates(run) -> list[float]:
+    """pi(code|x) of the two decisions, of each problem that the oracle looks at."""
+    problems = run.held_out[:PROBLEMS]
+    prompts = [torch.tensor(run.format.prompt(run.tokenizer, p.question)) for p in problems]
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = pad_sequence(prompts, batch_first=True, padding_value=run.tokenizer.pad_id)
+    logps = decision_logps(run.model, ids, lengths, make_sampler(run, temperature=1.0))  # (B, 2)
+    return logps.softmax(-1)[:, 1].tolist()
+
+
+def measured(run, rates: dict, folder, seed: int, quick: bool) -> dict:
     problems, gaps = oracle(folder, run.held_out, seed, quick)
     rows = look(run, problems, n=4 if quick else 16, seed=seed)
-    found = {"accuracy": measure(run)["accuracy"], "accuracy by step": learning_curve(run)}
-    return metrics(rows, gaps) | found
+    found = metrics(rows, gaps) | {"accuracy": measure(run)["accuracy"]}
+    found["accuracy by rollouts"] = by_rollouts(run, found["own_accuracy"])
+    found["clear selection by step"] = by_step(rates, gaps)
+    return found | histograms(rates)
 
 
-def learning_curve(run) -> list[list]:
-    """Accuracy at temperature 1 by step. A step has as many rollouts in all arms that have any."""
-    return curve(run, "accuracy", "em") or curve(run, "accuracy")
+def by_rollouts(run, accuracy: float) -> list[list]:
+    """Accuracy at temperature 1 by the rollouts that were paid for (the paper's figure 4).
+
+    A step has as many in all arms that have any. Imitation has none: its own accuracy throughout.
+    """
+    points = curve(run, "accuracy", "em") or curve(run, "accuracy")
+    rows = ROUNDS["rl.problems"] * ROUNDS["rl.group_size"]
+    if not points:
+        return [[0, accuracy], [rows * ROUNDS["rl.steps"], accuracy]]
+    return [[rows * step, value] for step, value in points]
+
+
+def by_step(rates: dict, gaps: list[float]) -> list[list]:
+    """[[step, share of the clear problems whose likelier decision is the better one], ...]."""
+    points = []
+    for step, row in rates.items():
+        right = [(p > 0.5) == (gap > 0) for p, gap in zip(row, gaps) if abs(gap) > CLEAR]
+        if right:
+            points.append([step, mean(right)])
+    return points
+
+
+def histograms(rates: dict) -> dict[str, list[list]]:
+    """{"code rate: 50%": [[0.05, share of problems with a rate below 0.1], ...], ...}.
+
+    That is halfway through training (the paper's figure 5).
+    """
+    found = {}
+    for percent in PARTS:
+        row = rates[round(max(rates) * percent / 100)]
+        tenths = [min(9, int(10 * rate)) for rate in row]
+        shares = [[i / 10 + 0.05, tenths.count(i) / len(row)] for i in range(10)]
+        found[f"code rate: {percent}%"] = shares
+    return found
 
 
 def look(run, problems, n: int = 8, seed: int = 0) -> list[Explored]:
@@ -90,7 +166,7 @@ def oracle(folder, held_out: list, seed: int, quick: bool) -> tuple[list, list]:
     The cold start that can do both decides, the same one for all arms of a seed.
     """
     init = Path(both(seed, quick))
-    problems = held_out[: 24 if quick else 96]
+    problems = held_out[:PROBLEMS]
     path = init.parent / "oracle.json"
     if not path.exists():
         settings = COLD | {"init": str(init), "sft.steps": 0}
@@ -164,7 +240,12 @@ AUTOCODE = Experiment(
         Compare("EM", "words + RL"),
     ),
     control=CONTROL,
-    figure=("code rate by gap", "accuracy by step"),
+    figure=(
+        "accuracy by rollouts",
+        "clear selection by step",
+        "code rate by gap",
+        *(f"code rate: {percent}%" for percent in PARTS),
+    ),
     tuned="Three families that only code solves, two that it misleads, three where both do; both "
     "ways are imitated alike.",
 )

@@ -75,7 +75,8 @@ class Experiment:
     arms: dict[str, Arm]
     compare: tuple[Compare, ...]  # parts of the claim, the main one first
     control: str = ""  # the arm with random rewards: training without any information
-    figure: tuple[str, ...] = ()  # curves to draw; "pass by k" is pass over k, "loss" is over steps
+    figure: tuple[str, ...] = ()  # curves to draw; "pass by k" is pass over k, "loss" is over
+    # steps, "experts: words" is a row of a map: see figures.py
     tuned: str = ""  # one sentence: how the difficulty of the task was chosen
 
     def __post_init__(self):
@@ -202,6 +203,7 @@ def summarise(experiment: Experiment, cells: dict, quick: bool) -> dict:
         "torch": torch.__version__,
         "arms": {arm: describe(row) for arm, row in cells.items()},
         "curves": {metric: curves(cells, metric) for metric in experiment.figure},
+        "drawn": bool(experiment.figure),  # the curves have a picture
         "parts": parts,
         "verdict": overall(part["verdict"] for part in parts),
     }

@@ -1,4 +1,4 @@
-"""Which experts a mixture chooses: for each kind of span, and whether decoding chooses the same."""
+"""Which experts a mixture chooses: for each kind of span or token, and alike when decoding?"""
 
 from __future__ import annotations
 
@@ -12,21 +12,45 @@ from nanotir.routing import Routing
 from nanotir.trajectory import Trajectory
 
 MICRO_BATCH_TOKENS = 4096  # in one forward pass
+KINDS = ("words", "digits", "code", "tool output", "tags")  # of tokens
+
+
+def kinds_of_spans(trajectory: Trajectory, tokenizer) -> list[str]:
+    """The kind of the span of every id."""
+    return [span.kind for span in trajectory.spans for _ in range(span.start, span.end)]
+
+
+def kinds_of_tokens(trajectory: Trajectory, tokenizer) -> list[str]:
+    """One of KINDS for every id. The digits are those of the question and of the model's words."""
+    tags = set(tokenizer.tags.values())
+    kinds = []
+    for id, kind in zip(trajectory.ids, kinds_of_spans(trajectory, tokenizer)):
+        if id in tags:
+            kinds.append("tags")
+        elif kind in ("prompt", "text"):
+            kinds.append("digits" if tokenizer.decode([id]).strip().isdigit() else "words")
+        else:
+            kinds.append("tool output" if kind == "output" else "code")
+    return kinds
 
 
 @torch.no_grad()
-def expert_use(model, tokenizer, trajectories: list[Trajectory]) -> dict[str, list[list[float]]]:
-    """{kind of span: for every layer, each expert's share of the choices}."""
+def expert_use(
+    model, tokenizer, trajectories: list[Trajectory], kinds_of=kinds_of_spans
+) -> dict[str, list[list[float]]]:
+    """{kind: for every layer, each expert's share of the choices}, by kinds_of spans or tokens."""
     E = model.config.n_experts
     device = model.embed.weight.device
     counts = {}
     for micro in micro_batches(trajectories, tokenizer.pad_id, MICRO_BATCH_TOKENS, device):
         chosen = chosen_experts(model, micro.ids)  # (L, B, T, k)
         for row, number in enumerate(micro.rows):
-            for span in trajectories[number].spans:
-                picked = chosen[:, row, span.start : span.end].flatten(1)  # (L, n, k) -> (L, n*k)
+            kinds = kinds_of(trajectories[number], tokenizer)
+            for kind in dict.fromkeys(kinds):
+                places = [i for i, other in enumerate(kinds) if other == kind]
+                picked = chosen[:, row, places].flatten(1)  # (L, n, k) -> (L, n*k)
                 count = F.one_hot(picked, E).sum(1)  # (L, E)
-                counts[span.kind] = counts.get(span.kind, 0) + count
+                counts[kind] = counts.get(kind, 0) + count
     return {kind: (count / count.sum(1, keepdim=True)).tolist() for kind, count in counts.items()}
 
 

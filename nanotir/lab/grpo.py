@@ -10,7 +10,7 @@ from nanotir import rl, sft
 from nanotir.demonstrate import act_out, answer_sentence, wrong_guess
 from nanotir.lab.cir import COLD
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.experts import expert_disagreement, expert_use
+from nanotir.lab.experts import KINDS, expert_disagreement, expert_use, kinds_of_tokens
 from nanotir.lab.toy import curve, largest, mean_of, measure, reinforce, untrained
 from nanotir.rl import make_sampler
 from nanotir.tools import Tool, ToolResult
@@ -104,13 +104,17 @@ def growth(points: list) -> float | None:
     return mean_of(points, 0.25) - mean_of(points[: max(1, len(points) // 4)])
 
 
-def experts(level: str, moe: bool, coin: bool = False, tight: bool = False) -> Arm:
+def experts(
+    level: str, moe: bool, coin: bool = False, tight: bool = False, balance: bool = True
+) -> Arm:
     """How much the ratios vary that the loss uses: of ids or of answers, with experts or not.
 
     All arms divide by the rows' own lengths, then by the rows, as GSPO does. They clip at 0.2, or,
-    `tight`, as GSPO does.
+    `tight`, as GSPO does. Without `balance` nothing ever spreads the load of the experts.
     """
     name, start = ("moe", COLD | MOE) if moe else ("cir", COLD)
+    if not balance:
+        name, start = "moe-free", start | {"model.router_aux_coef": 0.0}
     settings = {
         "rl.loss_type": "grpo",
         "rl.steps": 16,
@@ -132,16 +136,33 @@ def experts(level: str, moe: bool, coin: bool = False, tight: bool = False) -> A
                 "accuracy": result["accuracy"],
                 "variance by step": variances,
             }
-            if moe:
-                greedy = make_sampler(run, temperature=0.0)
-                rows = greedy.generate([p.question for p in run.held_out], seed=run.config.seed)
-                found["experts_apart"] = apart(expert_use(run.model, run.tokenizer, rows))
-                given = (run.model, rows[:64], run.tokenizer.pad_id)
-                found["disagreement"] = expert_disagreement(*given)
-            return found
+            return found | (choices(run) if moe else {})
 
-    kind = f"{'-tight' if tight else ''}{'-random' if coin else ''}"
+    kind = f"{'-tight' if tight else ''}{'-random' if coin else ''}{'' if balance else '-free'}"
     return Arm(f"grpo-rows-{'moe' if moe else 'dense'}-{level}{kind}", run_arm)
+
+
+def choices(run) -> dict:
+    """Which experts read what in greedy answers to the held-out problems, and how even the load is.
+
+    `load` is that of RL's last quarter: 1 where all experts are chosen as often, 4 where two of
+    eight are always chosen. The x of a map's column is the layer, then the expert.
+    """
+    greedy = make_sampler(run, temperature=0.0)
+    rows = greedy.generate([p.question for p in run.held_out], seed=run.config.seed)
+    given = (run.model, run.tokenizer, rows)
+    by_token = expert_use(*given, kinds_of_tokens)
+    found = {
+        "experts_apart": apart(expert_use(*given)),
+        "disagreement": expert_disagreement(run.model, rows[:64], run.tokenizer.pad_id),
+        "load": mean_of(curve(run, "router_aux"), 0.25),
+    }
+    for kind in KINDS:
+        columns = []
+        for layer, shares in enumerate(by_token.get(kind, [])):
+            columns += [[round(layer + 1 + e / 10, 1), share] for e, share in enumerate(shares, 1)]
+        found[f"experts: {kind}"] = columns
+    return found
 
 
 def apart(use: dict) -> float:
@@ -187,17 +208,20 @@ EXPERTS = Experiment(
     name="experts",
     system="GRPO",
     claim="With experts the ratios of ids vary more than in a dense policy, and a ratio per row "
-    "costs no accuracy there, at GSPO's clip or at 0.2.",
+    "costs no accuracy there, at GSPO's clip or at 0.2; the auxiliary loss spreads the load.",
     source="Zheng et al. 2025, GSPO; the first part is our own hypothesis",
     published="GSPO trains a mixture of 30B parameters stably, and clips 100 times as many ids",
     measure="greedy accuracy; log10 of the mean of (ratio - 1)^2 over the ids of four updates a "
     "rollout (a logarithm, since single ids have ratios of 70); equal active parameters, and one "
-    "denominator in all arms: each row's length, then the rows",
-    expected="experts > dense in variance; no arm loses 5 points of accuracy by a ratio per row",
+    "denominator in all arms: each row's length, then the rows; load of the experts in RL's last "
+    "quarter, E sum f P: 1 if all serve as much, 4 if two do everything",
+    expected="experts > dense in variance; no arm loses 5 points of accuracy by a ratio per row; "
+    "load near 1 with the auxiliary loss, above without",
     arms={
         "experts, token": experts("token", moe=True),
         "experts, sequence": experts("sequence", moe=True),
         "experts, sequence, 3e-4": experts("sequence", moe=True, tight=True),
+        "experts, no auxiliary loss": experts("token", moe=True, balance=False),
         "dense, token": experts("token", moe=False),
         "dense, sequence": experts("sequence", moe=False),
         CONTROL: experts("token", moe=True, coin=True),
@@ -208,9 +232,10 @@ EXPERTS = Experiment(
         Compare("experts, sequence", "experts, token", margin=0.05),
         Compare("dense, sequence", "dense, token", margin=0.05),
         Compare("experts, token", CONTROL),
+        Compare("experts, token", "experts, no auxiliary loss", "load", lower=True),
     ),
     control=CONTROL,
-    figure=("variance by step",),
+    figure=("variance by step", *(f"experts: {kind}" for kind in KINDS)),
     tuned="As for CIR; 8 experts, 2 a token. That a mean over a row varies less than its terms is "
     "arithmetic, and no part of the claim.",
 )

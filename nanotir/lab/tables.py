@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from nanotir.lab.experiment import Experiment
 
+FLOOR, CEILING = 0.10, 0.95  # of a share that shows how large a difference is
+SHARES = ("accuracy", "selection", "pass", "invented", "rate")  # in the names of such metrics
 EXPLAINED = {0: " (undefined)", 1: " (one seed has no interval)"}  # by number of seeds
 
 
@@ -40,6 +42,7 @@ def summary(results: dict) -> str:
             f"{results['name']}: {results['claim']}",
             *aligned(rows),
             *[part_line(part) for part in results["parts"]],
+            *at_the_ends(results),
             f"verdict: {results['verdict']} ({effort(results)}{quick})",
         ]
     )
@@ -91,6 +94,23 @@ def least_shown(part: dict) -> float | None:
     return (part["high"] - part["low"]) / 2 - part["margin"]
 
 
+def at_the_ends(results: dict) -> list[str]:
+    """A line on the arms that are compared where a share has no room, if there are any.
+
+    Of comparisons that claim a difference. Its size is cut off there.
+    """
+    found = {}
+    for part in results["parts"]:
+        for arm, metric in (("better", "metric"), ("worse", "metric_worse")):
+            value, name = part[f"{arm}_mean"], part[metric]
+            differs = not part["margin"] and not part.get("equal") and value is not None
+            if differs and any(word in name for word in SHARES) and not FLOOR <= value <= CEILING:
+                found[f"`{part[arm]}` {number(value)} {name}"] = None
+    if not found:
+        return []
+    return [f"Below {FLOOR:.0%} or above {CEILING:.0%}: {', '.join(found)}"]
+
+
 # The list of experiments
 
 
@@ -125,6 +145,8 @@ def section(results: dict) -> str:
         f"- Measured here: {results['measure']}",
         f"- Cost: {effort(results)}",
         *not_compared(results),
+        *[f"- {line}" for line in at_the_ends(results)],
+        *pictured(results),
         "",
         table_row("arm", "against", "metric", "difference", "least", "verdict"),
         "|---|---|---|---|---|---|",
@@ -141,6 +163,11 @@ def not_compared(results: dict) -> list[str]:
         if arm not in compared:
             means.append(f"`{arm}` {number(row['mean'].get(metric, [None])[0])}")
     return [f"- Not compared, {metric}: {', '.join(means)}"] if means else []
+
+
+def pictured(results: dict) -> list[str]:
+    name = results["name"]
+    return ["", f"![The curves of {name}](results/{name}.svg)"] if results.get("drawn") else []
 
 
 def part_row(part: dict) -> str:

@@ -115,6 +115,30 @@ def chart(lines: list[Line], title: str, unit: str, x_label: str = "step", width
     return "".join(marks), height
 
 
+def heat_map(rows: dict[str, list[tuple[float, float]]], title: str, unit: str, width: int = 390):
+    """(marks, height) of rows of (column, share): the larger the share, the darker its box.
+
+    All rows have the columns of the first. In each box stands its share in percent.
+    """
+    columns = [column for column, _ in next(iter(rows.values()))]
+    left = 8 + 6.5 * max(map(len, rows))
+    size = (width - left) / len(columns)
+    largest = max(share for row in rows.values() for _, share in row) or 1.0
+    marks = [text(0, 16, title, "bold"), text(0, 34, unit, "soft")]
+    for i, column in enumerate(columns):
+        marks.append(text(left + (i + 0.5) * size, 54, f"{column:g}", "soft small", "middle"))
+    y = 60
+    for name, row in rows.items():
+        marks.append(text(0, y + 15, name))
+        for i, (_, share) in enumerate(row):
+            x = left + i * size
+            filled = box(x, y, size - 1, 21, "c0 fill")
+            marks.append(f'<g fill-opacity="{0.75 * share / largest:.2f}">{filled}</g>')
+            marks.append(text(x + size / 2, y + 15, f"{100 * share:.0f}", "small", "middle"))
+        y += 22
+    return "".join(marks), y + 14
+
+
 def curve(line: Line, at_x, at_y) -> str:
     points = [f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in line.points]
     if len(points) == 1:

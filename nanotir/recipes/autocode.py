@@ -81,6 +81,13 @@ class AutoCodeConfig:
             raise ValueError("autocode.alpha needs --autocode.strategy product: leave it out")
 
 
+def check(config):
+    """ValueError for settings of a RunConfig that rl.py's own loop alone follows."""
+    if config.recipe == "autocode" and (config.rl.keep or config.rl.drop_void):
+        drawn = "--recipe autocode draws the answers that it learns from by s*"
+        raise ValueError(f"{drawn}: leave out --rl.keep and --rl.drop-void")
+
+
 @dataclass
 class Explored:
     """What an E-step finds out about one problem. Lists have one entry for each decision."""

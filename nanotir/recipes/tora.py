@@ -3,7 +3,8 @@
     imitate   M = argmin sum over (q, r1 a1 o1 .. rn) of sum_i -log p(r_i a_i | q, r1 .. o_{i-1})
               (eq. 4: words r and programs a, never the outputs o)
     shape     draw K answers a problem from M; keep the valid and distinct ones
-              cut a wrong one after its longest good prefix and let the teacher complete it
+              cut a wrong one after its longest good prefix, which may end inside a program, and
+              let the teacher complete it
               retrain M *from its base* on the corpus and at most 4 such answers a problem
 
 `--teacher.format` chooses what is imitated: tool (interleaved), program (one program, whose output
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from nanotir import sft
 from nanotir.checks import Part, Whole, check_settings
-from nanotir.demonstrate import act_out, answer_sentence, demonstrate
+from nanotir.demonstrate import act_out, answer_sentence, demonstrate, ways_to_write
 from nanotir.lora import load_weights, weights_of
 from nanotir.problems import Problem
 from nanotir.processes import is_main, once
@@ -124,15 +125,44 @@ def correct(wrong: list[tuple], run) -> dict[Problem, list[Trajectory]]:
     problems, scripts, starts = [], [], []
     for (problem, trajectory), model_answer in zip(wrong, model_answers):
         good = good_calls(trajectory, model_answer)
-        if good:
-            rest = after_calls(problem.solution, good)
+        if found := good_prefix(problem, trajectory, good, run):
+            start, rest = found
             problems.append(problem)
             scripts.append([*rest, ("text", answer_sentence(problem.answer))])
-            starts.append(trajectory.first(spans_with_calls(trajectory, good), good))
+            starts.append(start)
     completed: dict[Problem, list] = {}
     for problem, trajectory in zip(problems, act_out(problems, scripts, *given, starts)):
         completed.setdefault(problem, []).append(trajectory)
     return completed
+
+
+def good_prefix(problem: Problem, trajectory: Trajectory, good: int, run) -> tuple | None:
+    """(the good prefix of a wrong answer, the pieces that follow it); None if nothing is good.
+
+    `good` calls are, and the ids of the next program, as far as they begin one of the teacher's. It
+    is written anew with the same ids, and then goes on as the teacher's.
+    """
+    rest = after_calls(problem.solution, good)
+    calls = [i for i, span in enumerate(trajectory.spans) if span.kind in run.tools_by_name]
+    kind, code = next((piece for piece in rest if piece[0] != "text"), ("", ""))
+    if kind == "python" and len(calls) > good:
+        i = calls[good]
+        if program := begun(trajectory, trajectory.spans[i], code, run):
+            return trajectory.first(i, good), [(kind, program), *after_calls(rest, 1)]
+    return (trajectory.first(spans_with_calls(trajectory, good), good), rest) if good else None
+
+
+def begun(trajectory: Trajectory, span: Span, code: str, run) -> str:
+    """The way to write the teacher's program that the span begins the most of, or ""."""
+    ids = trajectory.ids[span.start : span.end]
+    lengths = {}
+    for program in ways_to_write(code, run.config.teacher.styles):
+        block = run.format.trajectory(run.tokenizer, "", [("python", program)], end=False)
+        same = [a == b for a, b in zip(ids, block.ids[block.spans[-1].start :])]
+        lengths[program] = same.index(False) if False in same else len(same)
+    best = max(lengths, key=lengths.get)
+    opener, _ = run.format.delimiters("python")
+    return best if len(run.tokenizer.decode(ids[: lengths[best]])) > len(opener) else ""
 
 
 def good_calls(trajectory: Trajectory, model_answer: Trajectory) -> int:
@@ -150,8 +180,8 @@ def spans_with_calls(trajectory: Trajectory, calls: int) -> int:
 
 def after_calls(solution, calls: int) -> list:
     """The pieces of a solution that follow that many of its calls."""
-    ends = [i for i, (kind, _) in enumerate(solution, 1) if kind != "text"]
-    return list(solution)[ends[calls - 1] :]
+    ends = [0, *(i for i, (kind, _) in enumerate(solution, 1) if kind != "text")]
+    return list(solution)[ends[calls] :]
 
 
 def remembered(path: Path, make) -> list[Trajectory]:

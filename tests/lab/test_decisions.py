@@ -38,6 +38,54 @@ def test_a_look_at_the_policy_forces_n_rollouts_of_each_decision(run):
     assert [len(rollouts) for row in explored for rollouts in row.rollouts] == [3] * 6
 
 
+def test_rates_of_code_are_the_priors_of_the_two_decisions(run):
+    rates = baselines.code_rates(run)
+    priors = [row.prior[1] for row in baselines.look(run, run.held_out, n=2)]
+    assert rates == pytest.approx(priors, abs=1e-5)
+
+
+def test_rates_are_written_down_at_the_start_and_after_every_step(run, monkeypatch):
+    seen = iter("abc")
+    monkeypatch.setattr(baselines, "code_rates", lambda run: next(seen))
+    rates = baselines.watched(run)
+    run.state["phase"] = "em"
+    for step in (1, 2):
+        run.finish_step(step, {"accuracy": 0.5}, [])
+    assert rates == {0: "a", 1: "b", 2: "c"}
+    assert baselines.curve(run, "accuracy", "em") == [[1, 0.5], [2, 0.5]]
+
+
+def test_histograms_count_problems_by_tenths_of_their_rates():
+    found = baselines.histograms(
+        {0: [0.5, 0.5], 1: [0.2, 0.8], 2: [0.0, 0.3], 3: [0.0, 0.3], 4: [0.0, 1.0]}
+    )
+    assert list(found) == [f"code rate: {percent}%" for percent in (0, 25, 50, 75, 100)]
+    assert found["code rate: 0%"][5] == [0.55, 1.0]
+    assert [x for x, _ in found["code rate: 100%"]] == pytest.approx(
+        [0.05 + i / 10 for i in range(10)]
+    )
+    assert [share for _, share in found["code rate: 100%"]] == [0.5, *[0] * 8, 0.5]
+
+
+def test_selection_by_step_is_over_clear_problems():
+    rates = {0: [0.9, 0.9, 0.1], 1: [0.1, 0.9, 0.9]}
+    assert baselines.by_step(rates, gaps=[-1.0, 0.5, 0.1]) == [[0, 0.5], [1, 1.0]]
+    assert baselines.by_step(rates, gaps=[0.0, 0.0, 0.25]) == []
+
+
+def test_accuracy_is_drawn_over_the_rollouts_of_a_step(run):
+    run.state["phase"] = "rl"
+    run.finish_step(1, {"accuracy": 0.25}, [])
+    assert baselines.by_rollouts(run, 0.5) == [[128, 0.25]]
+    (run.out / "metrics.jsonl").unlink()
+    assert baselines.by_rollouts(run, 0.5) == [[0, 0.5], [128 * 20, 0.5]]
+
+
+def test_em_and_rl_pay_for_as_many_rollouts_a_step():
+    rounds = baselines.ROUNDS
+    assert rounds["rl.group_size"] == 2 * rounds["autocode.samples"]
+
+
 def test_a_look_at_the_policy_samples_at_temperature_1(run, monkeypatch):
     run.config.sampler.temperature = 0.5
     temperatures = []

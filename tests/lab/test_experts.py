@@ -7,8 +7,18 @@ import torch
 import torch.nn as nn
 from conftest import small_model
 
+from nanotir.demonstrate import act_out
 from nanotir.lab.experiments import EXPERIMENTS
-from nanotir.lab.experts import chosen_experts, expert_disagreement, expert_use
+from nanotir.lab.experts import (
+    KINDS,
+    chosen_experts,
+    expert_disagreement,
+    expert_use,
+    kinds_of_spans,
+    kinds_of_tokens,
+)
+from nanotir.problems import load
+from nanotir.trajectory import Format
 
 E = 4
 
@@ -31,6 +41,40 @@ def test_expert_use_counts_choices_by_kind_and_layer(tokenizer, demonstrations):
     for kind, shares in use.items():
         expected = counts[kind] / counts[kind].sum(1, keepdim=True)
         torch.testing.assert_close(torch.tensor(shares), expected)
+
+
+def test_kinds_of_tokens_tell_digits_code_and_tags_apart(tokenizer, python):
+    (problem,) = load("generated:mul", n=1)
+    script = [[("text", "I get 7."), ("python", "6*2")]]
+    (t,) = act_out([problem], script, tokenizer, Format(), {"python": python})
+    said = {kind: [] for kind in KINDS}
+    for id, kind in zip(t.ids, kinds_of_tokens(t, tokenizer)):
+        said[kind].append(tokenizer.decode([id]))
+    tags = ["<|user|>", "<|assistant|>", "<python>", "</python>", "<output>", "</output>"]
+    assert said["tags"] == [*tags, tokenizer.decode([tokenizer.end_id])]
+    assert "".join(said["code"]) == "6*2"
+    assert "".join(said["tool output"]) == "12"
+    asked = [character for character in problem.question if character.isdigit()]
+    assert [digit.strip() for digit in said["digits"]] == [*asked, "7"]
+    assert "I get" in "".join(said["words"])
+
+
+def test_expert_use_counts_any_kind_that_ids_are_given(tokenizer, demonstrations):
+    model = moe_model(len(tokenizer))
+    by_token = expert_use(model, tokenizer, demonstrations, kinds_of_tokens)
+    assert set(by_token) == set(KINDS)
+    kinds = [kind for t in demonstrations for kind in kinds_of_tokens(t, tokenizer)]
+    spans = [kind for t in demonstrations for kind in kinds_of_spans(t, tokenizer)]
+    for use, names in ((by_token, kinds), (expert_use(model, tokenizer, demonstrations), spans)):
+        whole = sum(torch.tensor(use[kind]) * names.count(kind) for kind in use) / len(names)
+        torch.testing.assert_close(whole.sum(1), torch.ones(2))
+        torch.testing.assert_close(whole, all_choices(model, demonstrations))
+
+
+def all_choices(model, rows):
+    """For every layer, each expert's share of all choices: (L, E)."""
+    chosen = [chosen_experts(model, torch.tensor([t.ids])).flatten(1) for t in rows]
+    return torch.nn.functional.one_hot(torch.cat(chosen, 1), E).float().mean(1)
 
 
 def test_sampler_and_trainer_choose_the_same_experts(tokenizer, demonstrations):
@@ -75,17 +119,28 @@ def test_padding_is_no_disagreement_and_no_agreement(tokenizer, demonstrations):
     assert 0 < together == pytest.approx(expected, abs=1e-9)
 
 
-def settings_of(arm: str) -> dict:
-    """The settings that an arm of the experiment adds to its cold start's."""
+def given_to(arm: str, name: str) -> dict:
     run = EXPERIMENTS["experts"].arms[arm].run
     closed = dict(zip(run.__code__.co_freevars, run.__closure__))
-    return closed["settings"].cell_contents
+    return closed[name].cell_contents
+
+
+def settings_of(arm: str) -> dict:
+    """The settings that an arm of the experiment adds to its cold start's."""
+    return given_to(arm, "settings")
 
 
 def test_arms_of_both_ratios_differ_in_the_ratio_alone():
     for policy in ("experts", "dense"):
         token, sequence = (settings_of(f"{policy}, {level}") for level in ("token", "sequence"))
         assert token | {"rl.ratio_level": "sequence"} == sequence != token
+
+
+def test_only_one_arm_has_no_auxiliary_loss_from_the_cold_start_on():
+    for arm in EXPERIMENTS["experts"].arms:
+        free = arm == "experts, no auxiliary loss"
+        assert (given_to(arm, "start").get("model.router_aux_coef") == 0.0) == free
+    assert settings_of("experts, no auxiliary loss") == settings_of("experts, token")
 
 
 def test_gspos_clip_is_tried_beside_grpos():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from nanotir.lab import __main__ as lab
 from nanotir.lab import cells
 from nanotir.lab.experiment import Arm, Compare, Experiment, compare, summarise
 from nanotir.lab.experiments import EXPERIMENTS as REAL
-from nanotir.lab.tables import least_shown, markdown, part_line
+from nanotir.lab.tables import at_the_ends, least_shown, markdown, part_line
 
 
 def toy(name="toy", number=1, **arms) -> Experiment:
@@ -203,6 +204,21 @@ def test_kept_results_are_those_of_the_run(bench):
     assert json.loads(kept)["verdict"] == "shown"
 
 
+def test_curves_are_drawn_beside_the_results(bench):
+    bench.experiments["toy"] = replace(bench.experiments["toy"], figure=("reward",))
+    bench.run("toy", "--keep")
+    drawn = (cells.LAB / "toy" / "toy.svg").read_text()
+    assert drawn.startswith("<svg") and ">reward</text>" in drawn
+    assert (lab.RESULTS / "toy.svg").read_text() == drawn
+    assert "\n![The curves of toy](results/toy.svg)\n" in markdown(lab.committed())
+
+
+def test_without_curves_nothing_is_drawn(bench):
+    bench.run("toy", "--keep")
+    assert not (cells.LAB / "toy" / "toy.svg").exists()
+    assert ".svg" not in markdown(lab.committed())
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -285,6 +301,32 @@ def test_an_equality_is_called_one():
     claim = Compare("a", "b", margin=0.5, equal=True)
     row = compare(claim, {1: 0.1, 2: 0.1}, {1: 0.1, 2: 0.1})
     assert part_line(row).startswith("a equal to b, accuracy (margin 0.5) (equal): +0.000")
+
+
+def ended(better: float, worse: float, metric="accuracy", **more) -> list[str]:
+    """The line on a comparison of two such values."""
+    claim = Compare("a", "b", metric, **more)
+    return at_the_ends({"parts": [compare(claim, {1: better}, {1: worse})]})
+
+
+def test_arms_at_a_floor_or_a_ceiling_are_told():
+    assert ended(0.951, 0.099) == ["Below 10% or above 95%: `a` 0.951 accuracy, `b` 0.099 accuracy"]
+    assert ended(0.95, 0.10) == []
+    assert ended(0.5, 0.99, "pass@16") == ["Below 10% or above 95%: `b` 0.990 pass@16"]
+
+
+def test_floors_and_ceilings_are_those_of_shares_where_a_difference_is_claimed():
+    assert ended(0.99, 0.5, "sampled_calls") == ended(-3.0, 0.5, "log_ratio_variance") == []
+    assert ended(0.99, 0.98, margin=0.05) == ended(0.99, 0.98, equal=True, margin=0.1) == []
+    assert at_the_ends({"parts": [compare(Compare("a", "b"), {1: None}, {1: 0.5})]}) == []
+
+
+def test_floors_and_ceilings_stand_in_the_tables_and_in_the_summary(bench, capsys):
+    bench.add("toy", good=("good", 0.95), bad=("bad", 0.5))
+    bench.run("toy", "--keep")
+    line = "Below 10% or above 95%: `good` 0.980 accuracy"
+    assert line in capsys.readouterr().out
+    assert f"- {line}\n" in markdown(lab.committed())
 
 
 def test_arms_without_a_comparison_are_reported(bench):

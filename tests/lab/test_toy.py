@@ -38,7 +38,7 @@ LEAST = {
 KINDS = [
     ("formats", "program"),
     ("sft-mask", "learned"),
-    ("shaping", "4 + corrected"),
+    ("shaping", "4"),
     ("shaping", "control"),
     ("rl-mask", "learned"),
     ("matching", "stop string"),
@@ -202,3 +202,28 @@ def test_the_control_of_shaping_learns_from_as_many_demonstrations_alone(
     corpus = corpora[-1]
     assert len(seen) == len(corpus) + metrics["shaped"] > len(corpus)
     assert {tuple(t.ids) for t in seen} == {tuple(t.ids) for t in corpus}
+
+
+def shaped_by(arm: str, folder, monkeypatch) -> tuple[int, list]:
+    """(how many problems the corpus covers, the questions of the answers beyond it)."""
+    sizes, seen = [], []
+    monkeypatch.setattr(tora, "is_valid", lambda *_: True)
+
+    def retrain(run, shown):
+        sizes.append(round(run.config.tora.covered * run.config.problems))
+        seen.extend(t.ids[: t.spans[0].end] for t in shown)
+
+    monkeypatch.setattr(tora, "retrain", retrain)
+    EXPERIMENTS["shaping"].arms[arm].run(0, True, folder)
+    return sizes[0], seen
+
+
+def test_an_arm_of_shaping_answers_the_demonstrated_problems_alone(least, tmp_path, monkeypatch):
+    n, prompts = shaped_by("4, covered", tmp_path / "arm", monkeypatch)
+    assert len(prompts) > n
+    assert {tuple(ids) for ids in prompts} == {tuple(ids) for ids in prompts[:n]}
+
+
+def test_the_other_arms_of_shaping_answer_all_problems(least, tmp_path, monkeypatch):
+    n, prompts = shaped_by("4", tmp_path / "arm", monkeypatch)
+    assert {tuple(ids) for ids in prompts[n:]} > {tuple(ids) for ids in prompts[:n]}

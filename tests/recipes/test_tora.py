@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -9,13 +10,14 @@ from nanotir import sft
 from nanotir.config import PRESETS, build
 from nanotir.demonstrate import TeacherConfig, demonstrate
 from nanotir.lab.toy import make_run
-from nanotir.problems import load
+from nanotir.problems import Problem, load
 from nanotir.recipes import tora
 from nanotir.rewards import is_correct
 from nanotir.trajectory import Format
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
 (HOME,) = load("generated:home", n=1)
+MUL = Problem("What is 12 * 34?", "408", solution=(("text", "I multiply."), ("python", "12*34")))
 WOOL = ("search", "price of fine wool")
 
 
@@ -26,7 +28,8 @@ WOOL = ("search", "price of fine wool")
 def desk(tokenizer, python, search):
     """What `correct` needs of a run."""
     tools = {"python": python, "search": search}
-    return SimpleNamespace(tokenizer=tokenizer, format=Format(), tools_by_name=tools)
+    config = SimpleNamespace(teacher=TeacherConfig(styles=3))
+    return SimpleNamespace(tokenizer=tokenizer, format=Format(), tools_by_name=tools, config=config)
 
 
 def demonstration(desk, problem, pieces=None):
@@ -70,6 +73,54 @@ def test_a_misread_result_is_completed_by_the_answer_alone(desk):
 def test_an_answer_without_a_good_prefix_is_left_alone(desk):
     astray = demonstration(desk, HOME, [WOOL])
     assert tora.correct([(HOME, astray)], desk) == {}
+    alien = demonstration(desk, MUL, [("python", "'?'[0]")])
+    assert tora.correct([(replace(MUL, solution=(("python", "2*3"),)), alien)], desk) == {}
+
+
+@pytest.mark.parametrize(
+    "written, kept, program",
+    [
+        ("12*35", "12*3", "12*34"),
+        ("print(12-34)", "print(12", "print(12*34)"),
+        ("r=12*4\nr", "r=12*", "r=12*34\nr"),
+    ],
+)
+def test_a_wrong_program_is_kept_as_far_as_the_teacher_could_have_written_it(
+    desk, written, kept, program
+):
+    words = ("text", "Let me see.")
+    wrong = demonstration(desk, replace(MUL, answer="1"), [words, ("python", written)])
+    (completed,) = tora.correct([(MUL, wrong)], desk)[MUL]
+    same = len(os.path.commonprefix([completed.ids, wrong.ids]))
+    assert desk.tokenizer.decode(wrong.ids[:same]).endswith(f"Let me see.<python>{kept}")
+    assert [call.code for call in completed.calls] == [program]
+    assert is_correct(completed.completion(desk.tokenizer), "408")
+    assert completed.mask == [0 if author in PASSIVE else 1 for author in authors(completed)]
+
+
+PASSIVE = ("prompt", "output")
+
+
+def authors(trajectory) -> list[str]:
+    spans = trajectory.spans
+    return [span.kind for span in spans for _ in range(span.start, span.end)]
+
+
+def test_a_program_that_was_cut_off_is_completed_as_well(desk):
+    cut = demonstration(desk, MUL).first(spans=2, calls=0)
+    words = desk.tokenizer.encode("12*")
+    cut.append("python", [desk.tokenizer.tags["<python>"], *words], 1)
+    (completed,) = tora.correct([(MUL, cut)], desk)[MUL]
+    assert completed.ids[: len(cut.ids)] == cut.ids
+    assert is_correct(completed.completion(desk.tokenizer), "408")
+
+
+def test_a_second_program_is_completed_behind_a_good_first_one(desk):
+    problem = replace(MUL, solution=(("python", "5+5"), ("text", "Now."), ("python", "12*34")))
+    wrong = demonstration(desk, problem, [("python", "5+5"), ("python", "12*99")])
+    (completed,) = tora.correct([(problem, wrong)], desk)[problem]
+    assert [call.code for call in completed.calls] == ["5+5", "12*34"]
+    assert completed.ids[: completed.spans[3].start + 4] == wrong.ids[: wrong.spans[3].start + 4]
 
 
 # Shaping and retraining.

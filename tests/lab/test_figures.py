@@ -1,0 +1,77 @@
+"""The pictures of experiments: which curves become lines, which become maps, and where they lie."""
+
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from nanotir.lab.figures import draw, lines_of, mean_curve, placed
+
+LINES = {"a": {"1": [[1, 0.0], [2, 1.0]], "2": [[1, 1.0], [3, 0.5]]}, "b": {"1": []}}
+MAP = {"a": {"1": [[0.05, 0.25], [0.15, 0.75]], "2": [[0.05, 1.0], [0.15, 0.0]]}}
+
+
+def results(**curves) -> dict:
+    arms = dict.fromkeys(["a", "b"])
+    return {"number": 1, "name": "toy & more", "seeds": 2, "arms": arms, "curves": curves}
+
+
+def texts(picture: str) -> list[str]:
+    return [node.text for node in ElementTree.fromstring(picture).iter() if node.text]
+
+
+def test_a_line_is_the_mean_of_the_seeds_that_have_a_value():
+    assert mean_curve(LINES["a"].values()) == [(1, 0.5), (2, 1.0), (3, 0.5)]
+    assert mean_curve([[[1, None], [2, 3.0]]]) == [(2, 3.0)]
+
+
+def test_an_arm_without_points_has_no_line():
+    assert [line.label for line in lines_of(LINES, "loss", ["a", "b"])] == ["a"]
+    assert "loss" not in texts(draw(results(loss={"b": {"1": []}})))
+
+
+def test_an_arm_has_one_colour_in_all_charts_and_the_seventh_is_dashed():
+    arms = list("abcdefgh")
+    (line,) = lines_of({"h": LINES["a"]}, "loss", arms)
+    assert line.style == "c1 dash"
+
+
+def test_pass_by_k_is_drawn_over_the_logarithm_of_k():
+    (line,) = lines_of({"a": {"1": [[1, 0.2], [256, 0.9]]}}, "pass by k", ["a"])
+    assert line.points == [(0.0, 0.2), (8.0, 0.9)]
+    assert "log2 of k" in texts(draw(results(**{"pass by k": {"a": {"1": [[1, 0.2], [4, 0.9]]}}})))
+
+
+@pytest.mark.parametrize("name, label", [("loss", "step"), ("accuracy by rollouts", "rollouts")])
+def test_the_x_axis_is_named_by_the_metric(name, label):
+    assert label in texts(draw(results(**{name: LINES})))
+
+
+def test_metrics_with_a_colon_are_the_rows_of_a_map_of_the_first_seed():
+    words = texts(draw(results(**{"rate: start": MAP, "rate: end": MAP})))
+    assert words.count("rate, a") == 1
+    assert [word for word in words if word in ("start", "end", "0.05")] == ["0.05", "start", "end"]
+    assert words.count("25") == words.count("75") == 2
+    assert "100" not in words  # that is the second seed
+
+
+def test_a_larger_share_has_a_darker_box():
+    opacities = re.findall(r'fill-opacity="([\d.]+)"><rect', draw(results(**{"rate: start": MAP})))
+    assert list(map(float, opacities)) == [0.25, 0.75]
+
+
+def test_two_narrow_parts_stand_beside_each_other_and_a_wide_one_alone():
+    marks, height = placed([("A", 100, 390), ("B", 200, 390), ("C", 50, 798), ("D", 10, 390)])
+    assert re.findall(r"translate\(([\d.]+),([\d.]+)\)", "".join(marks)) == [
+        ("16.0", "70.0"),
+        ("424.0", "70.0"),
+        ("16.0", "286.0"),
+        ("16.0", "352.0"),
+    ]
+    assert height == 378
+
+
+def test_a_picture_is_one_svg_file_whose_texts_are_escaped():
+    root = ElementTree.fromstring(draw(results(loss=LINES)))
+    assert root.tag.endswith("svg")
+    assert "1. toy & more" in texts(draw(results(loss=LINES)))
