@@ -278,13 +278,12 @@ def flags(cls=RunConfig, prefix: str = "") -> dict[str, tuple]:
     """{flag: (type, default, comment and range)} of a settings class and of those inside it."""
     found = {}
     comments = comments_of(cls)
-    hints = hints_of(cls)
     for item in dataclasses.fields(cls):
         section = item.default_factory
         if dataclasses.is_dataclass(section):
             found |= flags(section, f"{item.name}.")
         else:
-            allowed = range_of(hints[item.name])
+            allowed = range_of(hints_of(cls)[item.name])
             comment = comments[item.name] + (f" [{allowed}]" if allowed else "")
             found[prefix + item.name] = (type(item.default), item.default, comment)
     return found

@@ -4,7 +4,7 @@ python -m nanotir.lab                       list the experiments
 python -m nanotir.lab NAME [--quick]        run one; a run that was stopped continues
 python -m nanotir.lab --table [--write]     the README's tables, made from the committed results
 
-Results are written to runs/lab/NAME/results.json, and their curves are drawn beside it.
+Results are written to runs/lab/NAME/results.json, and their curves drawn in figure.svg beside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nanotir.checks import Range, Whole, one_of
 from nanotir.commands import Parser, number, one_line
 from nanotir.lab.cells import LAB, Task, arm_folder, missing, read_cells, run_cells
 from nanotir.lab.experiment import MAX_SEEDS, Experiment, summarise
-from nanotir.lab.figures import draw
+from nanotir.lab.figures import figure
 from nanotir.lab.tables import listing, markdown, summary
 from nanotir.run_files import write_text
 
@@ -134,15 +134,15 @@ def run_experiments(source: str, experiments: list[Experiment], options) -> dict
 
 
 def save(results: dict, keep: bool):
-    """Write results and picture to the runs folder and, to keep them, to the committed ones."""
-    paths = [LAB / results["name"] / "results.json"]
+    """Write results and figure to the runs folder and, to keep them, to the committed ones."""
+    name, texts = results["name"], {"json": layout(results) + "\n", "svg": figure(results)}
+    paths = {LAB / name / "results.json": "json", LAB / name / "figure.svg": "svg"}
     if keep:
-        paths.append(RESULTS / f"{results['name']}.json")
-    for path in paths:
+        paths |= {RESULTS / f"{name}.{kind}": kind for kind in texts}
+    for path, kind in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, layout(results) + "\n")
-        if results["drawn"]:
-            write_text(path.with_name(f"{results['name']}.svg"), draw(results))
+        if texts[kind]:
+            write_text(path, texts[kind])
 
 
 def layout(value, indent: str = "") -> str:

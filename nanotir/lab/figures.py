@@ -17,8 +17,8 @@ WIDE, NARROW = 798, 390  # a whole row of the picture, and half of it
 MOST = 12  # columns of a map for which half a row has room
 
 
-def draw(results: dict) -> str:
-    """All charts and maps of an experiment's results as an SVG file."""
+def figure(results: dict) -> str:
+    """All charts and maps of an experiment's results as an SVG file; "" without curves."""
     arms = list(results["arms"])
     parts, rows_of_maps = [], {}
     for name, curves in results["curves"].items():
@@ -32,6 +32,8 @@ def draw(results: dict) -> str:
         wide = max(map(len, rows.values())) > MOST
         width = WIDE if wide else NARROW
         parts.append((*heat_map(rows, f"{title}, {arm}", "percent", width), width))
+    if not parts:
+        return ""
     marks, height = placed(parts)
     caption = "Lines are means over seeds. Maps are of the first seed."
     return picture(height, f"{results['number']}. {results['name']}", caption, marks)
@@ -41,7 +43,7 @@ def lines_of(curves: dict, name: str, arms: list[str]) -> list[Line]:
     """A line an arm. An arm has the same colour in all charts; from the seventh on it is dashed."""
     lines = []
     for arm, seeds in curves.items():
-        if points := mean_curve(seeds.values()):
+        if points := mean_curve(list(seeds.values())):
             if x_label(name).startswith("log2"):
                 points = [(math.log2(x), y) for x, y in points]
             i = arms.index(arm)
@@ -49,14 +51,11 @@ def lines_of(curves: dict, name: str, arms: list[str]) -> list[Line]:
     return lines
 
 
-def mean_curve(seeds) -> list[tuple[float, float]]:
-    """The mean at each x over the seeds that have a value there."""
-    values = {}
-    for points in seeds:
-        for x, y in points:
-            if y is not None:
-                values.setdefault(x, []).append(y)
-    return [(x, mean(ys)) for x, ys in sorted(values.items())]
+def mean_curve(seeds: list[list]) -> list[tuple[float, float]]:
+    """The mean over seeds at every x where all have a value."""
+    curves = [{x: y for x, y in points if y is not None} for points in seeds]
+    shared = [x for x in curves[0] if all(x in curve for curve in curves)]
+    return [(x, mean([curve[x] for curve in curves])) for x in shared]
 
 
 def x_label(name: str) -> str:

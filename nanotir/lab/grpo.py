@@ -6,12 +6,11 @@ import math
 import random
 from concurrent.futures import Future
 
-from nanotir import rl, sft
 from nanotir.demonstrate import act_out, answer_sentence, wrong_guess
 from nanotir.lab.cir import COLD
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.experts import KINDS, expert_disagreement, expert_use, kinds_of_tokens
-from nanotir.lab.toy import curve, largest, mean_of, measure, reinforce, untrained
+from nanotir.lab.toy import cold_start, curve, largest, mean_of, measure, reinforce, trained
 from nanotir.rl import make_sampler
 from nanotir.tools import Tool, ToolResult
 
@@ -79,12 +78,12 @@ def lengths(key: str, coin: bool = False, **loss) -> Arm:
     """How much longer wrong answers are in the last quarter of RL than in the first."""
 
     def run_arm(seed, quick, folder):
-        settings = LINE | {"reward.coin": coin}
+        taught = {"wrap": BadLine, "teach": demonstrations}
+        start = cold_start("lengths", LINE | {"rl.steps": 0}, seed, quick, "grpo", **taught)
+        settings = LINE | {"reward.coin": coin, "init": start, "sft.steps": 0}
         for name, value in loss.items():
             settings[f"rl.{name}"] = value
-        with untrained(folder, "grpo", settings, seed, quick, wrap=BadLine) as run:
-            sft.train(run, demonstrations(run))
-            rl.train(run)
+        with trained(folder, "grpo", settings, seed, quick, wrap=BadLine) as run:
             wrong = curve(run, "new_tokens_wrong")
             return {
                 "wrong_growth": growth(wrong),

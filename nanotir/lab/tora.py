@@ -15,7 +15,7 @@ from nanotir.recipes import tora
 from nanotir.sampler import Sampler
 
 DATA = {
-    "data": "plain:mul,power,gcd,det,quot,clock",
+    "data": "plain:mul,power,gcd,det,quot,clock,parity,last",
     "tools": "python",
     "teacher.quality": 1.0,
     "sft.steps": 200,
@@ -105,7 +105,7 @@ FORMATS = Experiment(
     claim="Interleaving words and programs beats programs alone, which beat words alone.",
     source="Gou et al. 2024, figure 4",
     published="MATH, 7B: 33.6 / 27.8 / 7.2",
-    measure="greedy accuracy on held-out problems of kinds A and E; "
+    measure="greedy accuracy on held-out problems of kinds A, C and E; "
     "of the program arm, what its last call printed",
     expected="tool > program > rationale",
     arms={
@@ -118,7 +118,8 @@ FORMATS = Experiment(
         Compare("program", "rationale"),
         Compare("tool", "rationale"),
     ),
-    tuned="Four compute-hard families and two whose answer is a sentence, which a program prints.",
+    tuned="Four compute-hard families, two whose answer is a sentence, which a program prints, and "
+    "two that are easy by head, so that no arm is near 0 or 1.",
 )
 
 SHAPED = Experiment(

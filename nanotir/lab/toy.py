@@ -47,7 +47,7 @@ TOY = {
 }
 
 # With --quick these settings are at most as large as this.
-QUICK = {"sft.steps": 150, "rl.steps": 3, "eval.problems": 40}
+QUICK = {"problems": 1000, "sft.steps": 150, "rl.steps": 3, "eval.problems": 40, "tora.samples": 2}
 
 
 @contextmanager
@@ -64,11 +64,14 @@ def make_run(config: RunConfig) -> Iterator[run.Run]:
         yield stack.enter_context(run.Run(config.out, *given).create())
 
 
-def train(run):
-    """Train a run by its recipe, without evaluations: arms are measured in their own ways."""
+def train(run, teach: Callable | None = None):
+    """Train a run by its recipe, without evaluations: arms are measured in their own ways.
+
+    What it imitates is teach(run), by default the recipe's demonstrations.
+    """
     recipe = RECIPES[run.config.recipe]
     if run.config.sft.steps:
-        sft.train(run, recipe.demonstrations(run))
+        sft.train(run, (teach or recipe.demonstrations)(run))
     recipe.improve(run)
 
 
@@ -85,7 +88,7 @@ def untrained(
     out.parent.mkdir(parents=True, exist_ok=True)
     values = {**TOY, **settings}
     if quick:
-        values |= {name: min(values[name], most) for name, most in QUICK.items()}
+        values |= {name: min(values.get(name, most), most) for name, most in QUICK.items()}
     own = {"recipe": recipe, "seed": seed, "out": str(out)}
     with make_run(build({**RECIPES[recipe].SETTINGS, **values, **own})) as run:
         if wrap:
@@ -95,18 +98,27 @@ def untrained(
 
 @contextmanager
 def trained(
-    folder, recipe: str, settings: dict, seed: int, quick: bool, wrap: Callable | None = None
+    folder,
+    recipe: str,
+    settings: dict,
+    seed: int,
+    quick: bool,
+    wrap: Callable | None = None,
+    teach: Callable | None = None,
 ):
     """The same, trained."""
     with untrained(folder, recipe, settings, seed, quick, wrap) as run:
-        train(run)
+        train(run, teach)
         yield run
 
 
-def cold_start(name: str, settings: dict, seed: int, quick: bool, recipe: str = "tapo") -> str:
+def cold_start(
+    name: str, settings: dict, seed: int, quick: bool, recipe: str = "tapo", **given
+) -> str:
     """The folder of a run that several arms start from. It is trained now if it is missing.
 
-    The folder's name depends on the settings, so different settings never share a cold start.
+    The folder's name depends on the settings, so different settings never share a cold start. What
+    else is `given` to `trained` must be the same for all of one name.
     """
     described = json.dumps([recipe, TOY, settings, quick and QUICK], sort_keys=True)
     settings_key = hashlib.sha256(described.encode()).hexdigest()[:8]
@@ -115,7 +127,7 @@ def cold_start(name: str, settings: dict, seed: int, quick: bool, recipe: str = 
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other workers wait until it is trained
         if not (folder / "done").exists():
-            with trained(folder, recipe, settings, seed, quick):
+            with trained(folder, recipe, settings, seed, quick, **given):
                 (folder / "done").touch()
     return str(folder / "run")
 

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nanotir.lab.figures import draw, lines_of, mean_curve, placed
+from nanotir.lab.figures import figure, lines_of, mean_curve, placed
 
 LINES = {"a": {"1": [[1, 0.0], [2, 1.0]], "2": [[1, 1.0], [3, 0.5]]}, "b": {"1": []}}
 MAP = {"a": {"1": [[0.05, 0.25], [0.15, 0.75]], "2": [[0.05, 1.0], [0.15, 0.0]]}}
@@ -20,14 +20,17 @@ def texts(picture: str) -> list[str]:
     return [node.text for node in ElementTree.fromstring(picture).iter() if node.text]
 
 
-def test_a_line_is_the_mean_of_the_seeds_that_have_a_value():
-    assert mean_curve(LINES["a"].values()) == [(1, 0.5), (2, 1.0), (3, 0.5)]
+def test_a_line_is_the_mean_where_all_seeds_have_a_value():
+    assert mean_curve(list(LINES["a"].values())) == [(1, 0.5)]
     assert mean_curve([[[1, None], [2, 3.0]]]) == [(2, 3.0)]
 
 
 def test_an_arm_without_points_has_no_line():
     assert [line.label for line in lines_of(LINES, "loss", ["a", "b"])] == ["a"]
-    assert "loss" not in texts(draw(results(loss={"b": {"1": []}})))
+
+
+def test_without_curves_there_is_no_figure():
+    assert figure(results()) == figure(results(loss={"b": {"1": []}})) == ""
 
 
 def test_an_arm_has_one_colour_in_all_charts_and_the_seventh_is_dashed():
@@ -39,16 +42,18 @@ def test_an_arm_has_one_colour_in_all_charts_and_the_seventh_is_dashed():
 def test_pass_by_k_is_drawn_over_the_logarithm_of_k():
     (line,) = lines_of({"a": {"1": [[1, 0.2], [256, 0.9]]}}, "pass by k", ["a"])
     assert line.points == [(0.0, 0.2), (8.0, 0.9)]
-    assert "log2 of k" in texts(draw(results(**{"pass by k": {"a": {"1": [[1, 0.2], [4, 0.9]]}}})))
+    assert "log2 of k" in texts(
+        figure(results(**{"pass by k": {"a": {"1": [[1, 0.2], [4, 0.9]]}}}))
+    )
 
 
 @pytest.mark.parametrize("name, label", [("loss", "step"), ("accuracy by rollouts", "rollouts")])
 def test_the_x_axis_is_named_by_the_metric(name, label):
-    assert label in texts(draw(results(**{name: LINES})))
+    assert label in texts(figure(results(**{name: LINES})))
 
 
 def test_metrics_with_a_colon_are_the_rows_of_a_map_of_the_first_seed():
-    words = texts(draw(results(**{"rate: start": MAP, "rate: end": MAP})))
+    words = texts(figure(results(**{"rate: start": MAP, "rate: end": MAP})))
     assert words.count("rate, a") == 1
     assert [word for word in words if word in ("start", "end", "0.05")] == ["0.05", "start", "end"]
     assert words.count("25") == words.count("75") == 2
@@ -56,7 +61,9 @@ def test_metrics_with_a_colon_are_the_rows_of_a_map_of_the_first_seed():
 
 
 def test_a_larger_share_has_a_darker_box():
-    opacities = re.findall(r'fill-opacity="([\d.]+)"><rect', draw(results(**{"rate: start": MAP})))
+    opacities = re.findall(
+        r'fill-opacity="([\d.]+)"><rect', figure(results(**{"rate: start": MAP}))
+    )
     assert list(map(float, opacities)) == [0.25, 0.75]
 
 
@@ -72,6 +79,6 @@ def test_two_narrow_parts_stand_beside_each_other_and_a_wide_one_alone():
 
 
 def test_a_picture_is_one_svg_file_whose_texts_are_escaped():
-    root = ElementTree.fromstring(draw(results(loss=LINES)))
+    root = ElementTree.fromstring(figure(results(loss=LINES)))
     assert root.tag.endswith("svg")
-    assert "1. toy & more" in texts(draw(results(loss=LINES)))
+    assert "1. toy & more" in texts(figure(results(loss=LINES)))

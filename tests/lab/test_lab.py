@@ -207,7 +207,7 @@ def test_kept_results_are_those_of_the_run(bench):
 def test_curves_are_drawn_beside_the_results(bench):
     bench.experiments["toy"] = replace(bench.experiments["toy"], figure=("reward",))
     bench.run("toy", "--keep")
-    drawn = (cells.LAB / "toy" / "toy.svg").read_text()
+    drawn = (cells.LAB / "toy" / "figure.svg").read_text()
     assert drawn.startswith("<svg") and ">reward</text>" in drawn
     assert (lab.RESULTS / "toy.svg").read_text() == drawn
     assert "\n![The curves of toy](results/toy.svg)\n" in markdown(lab.committed())
@@ -215,7 +215,7 @@ def test_curves_are_drawn_beside_the_results(bench):
 
 def test_without_curves_nothing_is_drawn(bench):
     bench.run("toy", "--keep")
-    assert not (cells.LAB / "toy" / "toy.svg").exists()
+    assert not (cells.LAB / "toy" / "figure.svg").exists()
     assert ".svg" not in markdown(lab.committed())
 
 

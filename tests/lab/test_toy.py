@@ -1,6 +1,7 @@
 """The experiments' code on models that learn nothing: every kind of arm runs."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -133,6 +134,25 @@ def computation(arm):
     """What an arm runs: its code, and the values that the code is given."""
     values = [str(cell.cell_contents) for cell in arm.run.__closure__ or ()]
     return arm.run.__code__, values
+
+
+def test_the_arms_of_lengths_share_a_cold_start_that_saw_the_tool_down(least, tmp_path):
+    for arm in ("grpo", "dapo"):
+        EXPERIMENTS["lengths"].arms[arm].run(0, True, tmp_path / arm)
+    (start,) = Path("runs/lab/cold").glob("lengths-*/run")
+    runs = [json.loads(line) for line in (start / "metrics.jsonl").read_text().splitlines()]
+    assert {row["phase"] for row in runs} == {"sft"}
+    for arm in ("grpo", "dapo"):
+        config = json.loads((tmp_path / arm / "run" / "config.json").read_text())
+        assert (config["init"], config["sft"]["steps"]) == (str(start), 0)
+
+
+def test_a_cold_start_imitates_what_it_is_given(least, monkeypatch):
+    shown = []
+    monkeypatch.setattr(toy.sft, "train", lambda run, taught: shown.append(taught))
+    settings = {"data": "generated:mul", "tools": "", "rl.steps": 0}
+    toy.cold_start("taught", settings, 0, True, teach=lambda run: [len(run.problems)])
+    assert shown == [[LEAST["problems"]]]
 
 
 def test_arms_of_one_key_are_one_computation():
