@@ -4,7 +4,7 @@ python -m nanotir.lab                       list the experiments
 python -m nanotir.lab NAME [--quick]        run one; a run that was stopped continues
 python -m nanotir.lab --table [--write]     the README's tables, made from the committed results
 
-Results are written to runs/lab/NAME/results.json, and their curves drawn in figure.svg beside it.
+Results are written to runs/lab/NAME/results.json, drawn in figure.svg beside it.
 """
 
 from __future__ import annotations

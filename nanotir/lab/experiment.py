@@ -203,7 +203,7 @@ def summarise(experiment: Experiment, cells: dict, quick: bool) -> dict:
         "torch": torch.__version__,
         "arms": {arm: describe(row) for arm, row in cells.items()},
         "curves": {metric: curves(cells, metric) for metric in experiment.figure},
-        "drawn": bool(experiment.figure),  # NAME.svg shows the curves
+        "drawn": True,  # NAME.svg shows them; results of before have none
         "parts": parts,
         "verdict": overall(part["verdict"] for part in parts),
     }

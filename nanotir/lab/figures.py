@@ -1,8 +1,9 @@
-"""An experiment's curves as one picture, drawn by the page's code.
+"""An experiment's results as one picture, drawn by the page's code.
 
-A metric that is a curve becomes a chart with a line an arm, its mean over seeds. What stands behind
-the last "by" of its name is the x-axis. Metrics named "MAP: ROW" are the rows of a map, one an arm,
-of its first seed: the experts of one seed have nothing to do with those of another.
+The main metric becomes a bar an arm. A metric that is a curve becomes a chart with a line an arm,
+its mean over seeds; what stands behind the last "by" of its name is the x-axis. Metrics named
+"MAP: ROW" are the rows of a map, one an arm, of its first seed: the experts of one seed have
+nothing to do with those of another.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ import math
 
 from nanotir.metrics import mean
 from nanotir.page.pictures import picture
-from nanotir.page.svg import Line, chart, heat_map, moved
+from nanotir.page.svg import Line, bars, chart, heat_map, moved
 
 WIDE, NARROW = 798, 390  # a whole row of the picture, and half of it
 MOST = 12  # columns of a map for which half a row has room
 
 
 def figure(results: dict) -> str:
-    """All charts and maps of an experiment's results as an SVG file; "" without curves."""
+    """All bars, charts and maps of an experiment's results as an SVG file; "" without any."""
     arms = list(results["arms"])
-    parts, rows_of_maps = [], {}
+    parts, rows_of_maps = bars_of(results), {}
     for name, curves in results["curves"].items():
         title, colon, row = name.partition(": ")
         for arm, seeds in curves.items() if colon else ():
@@ -35,8 +36,16 @@ def figure(results: dict) -> str:
     if not parts:
         return ""
     marks, height = placed(parts)
-    caption = "Lines are means over seeds. Maps are of the first seed."
+    caption = "Bars and lines are means over seeds, with 95% intervals. Maps are of the first seed."
     return picture(height, f"{results['number']}. {results['name']}", caption, marks)
+
+
+def bars_of(results: dict) -> list[tuple]:
+    """(marks, height, width) of the main metric of all arms that have it, if there are any."""
+    metric = results["metrics"][0]
+    means = {arm: row["mean"].get(metric, [None]) for arm, row in results["arms"].items()}
+    rows = {arm: found for arm, found in means.items() if found[0] is not None}
+    return [(*bars(rows, metric, "mean of seeds", NARROW), NARROW)] if rows else []
 
 
 def lines_of(curves: dict, name: str, arms: list[str]) -> list[Line]:

@@ -167,7 +167,7 @@ def not_compared(results: dict) -> list[str]:
 
 def pictured(results: dict) -> list[str]:
     name = results["name"]
-    return ["", f"![The curves of {name}](results/{name}.svg)"] if results.get("drawn") else []
+    return ["", f"![The arms of {name}](results/{name}.svg)"] if results.get("drawn") else []
 
 
 def part_row(part: dict) -> str:

@@ -115,6 +115,26 @@ def chart(lines: list[Line], title: str, unit: str, x_label: str = "step", width
     return "".join(marks), height
 
 
+def bars(rows: dict[str, tuple], title: str, unit: str, width: int = 390):
+    """(marks, height) of a bar for each (value, low, high), its interval a line; both may be None.
+
+    Bars begin at 0.
+    """
+    left = 8 + 6.5 * max(map(len, rows))
+    values = [value for row in rows.values() for value in row if value is not None]
+    at = scale(min(0.0, *values), max(0.0, *values), left, width - 48)
+    marks, y = [text(0, 16, title, "bold"), text(0, 34, unit, "soft")], 46
+    for name, (value, low, high) in rows.items():
+        marks.append(text(0, y + 15, name))
+        start, end = sorted((at(0.0), at(value)))
+        marks.append(box(start, y + 2, end - start, 18, "c0 tint"))
+        if low is not None:
+            marks.append(f'<path class="c1 line" d="M{at(low):.1f} {y + 11}H{at(high):.1f}"/>')
+        marks.append(text(width, y + 15, f"{value:.3g}", "soft", "end"))
+        y += 24
+    return "".join(marks), y + 14
+
+
 def heat_map(rows: dict[str, list[tuple[float, float]]], title: str, unit: str, width: int = 390):
     """(marks, height) of rows of (column, share): the larger the share, the darker its box.
 

@@ -6,14 +6,21 @@ from xml.etree import ElementTree
 import pytest
 
 from nanotir.lab.figures import figure, lines_of, mean_curve, placed
+from nanotir.page.svg import bars
 
 LINES = {"a": {"1": [[1, 0.0], [2, 1.0]], "2": [[1, 1.0], [3, 0.5]]}, "b": {"1": []}}
 MAP = {"a": {"1": [[0.05, 0.25], [0.15, 0.75]], "2": [[0.05, 1.0], [0.15, 0.0]]}}
 
 
 def results(**curves) -> dict:
-    arms = dict.fromkeys(["a", "b"])
-    return {"number": 1, "name": "toy & more", "seeds": 2, "arms": arms, "curves": curves}
+    arms = {arm: {"mean": {}} for arm in ("a", "b")}
+    return {
+        "number": 1,
+        "name": "toy & more",
+        "metrics": ["accuracy"],
+        "arms": arms,
+        "curves": curves,
+    }
 
 
 def texts(picture: str) -> list[str]:
@@ -31,6 +38,31 @@ def test_an_arm_without_points_has_no_line():
 
 def test_without_curves_there_is_no_figure():
     assert figure(results()) == figure(results(loss={"b": {"1": []}})) == ""
+
+
+def test_the_main_metric_is_a_bar_an_arm_with_its_interval():
+    found = results()
+    found["arms"] = {
+        "a": {"mean": {"accuracy": [0.5, 0.25, 1.0], "other": [9.0, 8.0, 10.0]}},
+        "b": {"mean": {"accuracy": [0.25, None, None]}},
+        "c": {"mean": {"accuracy": [None, None, None]}},
+    }
+    drawn = figure(found)
+    assert [word for word in texts(drawn) if word in "abc"] == ["a", "b"]
+    assert {"0.5", "0.25"} <= set(texts(drawn)) and "9" not in texts(drawn)
+    a, b = re.findall(r'x="([\d.]+)" y="[\d.]+" width="([\d.]+)" \S+ rx="2" class="c0 tint"', drawn)
+    assert a[0] == b[0] and float(a[1]) == pytest.approx(2 * float(b[1]), abs=0.2)
+    (interval,) = re.findall(r'class="c1 line" d="M([\d.]+) \d+H([\d.]+)"', drawn)
+    zero, half = float(a[0]), float(a[1])
+    assert [float(x) for x in interval] == pytest.approx(
+        [zero + half / 2, zero + 2 * half], abs=0.2
+    )
+
+
+def test_bars_below_zero_reach_up_to_it():
+    marks, _ = bars({"a": (-2.0, -3.0, -1.0), "b": (1.0, None, None)}, "t", "u", 300)
+    a, b = re.findall(r'x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', marks)
+    assert float(a[0]) + float(a[1]) == pytest.approx(float(b[0]), abs=0.2)
 
 
 def test_an_arm_has_one_colour_in_all_charts_and_the_seventh_is_dashed():

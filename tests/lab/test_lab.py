@@ -204,19 +204,21 @@ def test_kept_results_are_those_of_the_run(bench):
     assert json.loads(kept)["verdict"] == "shown"
 
 
-def test_curves_are_drawn_beside_the_results(bench):
+def test_arms_and_curves_are_drawn_beside_the_results(bench):
     bench.experiments["toy"] = replace(bench.experiments["toy"], figure=("reward",))
     bench.run("toy", "--keep")
     drawn = (cells.LAB / "toy" / "figure.svg").read_text()
-    assert drawn.startswith("<svg") and ">reward</text>" in drawn
+    assert drawn.startswith("<svg")
+    assert ">accuracy</text>" in drawn and ">reward</text>" in drawn
     assert (lab.RESULTS / "toy.svg").read_text() == drawn
-    assert "\n![The curves of toy](results/toy.svg)\n" in markdown(lab.committed())
+    assert "\n![The arms of toy](results/toy.svg)\n" in markdown(lab.committed())
 
 
-def test_without_curves_nothing_is_drawn(bench):
+def test_results_of_before_have_no_picture(bench):
     bench.run("toy", "--keep")
-    assert not (cells.LAB / "toy" / "figure.svg").exists()
-    assert ".svg" not in markdown(lab.committed())
+    (results,) = lab.committed()
+    del results["drawn"]
+    assert ".svg" not in markdown([results])
 
 
 @pytest.mark.parametrize(
