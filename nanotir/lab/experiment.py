@@ -235,13 +235,12 @@ def describe(row: dict) -> dict:
 
 
 def curves(cells: dict, metric: str) -> dict:
-    """{arm: {seed: [[x, y], ...]}} of the arms that have this curve."""
+    """{arm: {seed: [[x, y], ...]}} of the arms that have this curve; of a map, the first seed's."""
     found = {}
     for arm, row in cells.items():
         if all(metric in cell["metrics"] for cell in row.values()):
-            found[arm] = {
-                str(seed): shorten_curve(cell["metrics"][metric]) for seed, cell in row.items()
-            }
+            drawn = list(row.items())[: 1 if ": " in metric else None]
+            found[arm] = {str(seed): shorten_curve(cell["metrics"][metric]) for seed, cell in drawn}
     return found
 
 

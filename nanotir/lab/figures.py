@@ -32,7 +32,7 @@ def figure(results: dict) -> str:
     for (title, arm), rows in rows_of_maps.items():
         wide = max(map(len, rows.values())) > MOST
         width = WIDE if wide else NARROW
-        parts.append((*heat_map(rows, f"{title}, {arm}", "percent", width), width))
+        parts.append((*heat_map(rows, f"{title}: {arm}", "percent", width), width))
     if not parts:
         return ""
     marks, height = placed(parts)

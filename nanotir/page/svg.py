@@ -141,7 +141,7 @@ def heat_map(rows: dict[str, list[tuple[float, float]]], title: str, unit: str, 
     All rows have the columns of the first. In each box stands its share in percent.
     """
     columns = [column for column, _ in next(iter(rows.values()))]
-    left = 8 + 6.5 * max(map(len, rows))
+    left = 10 + 7 * max(map(len, rows))
     size = (width - left) / len(columns)
     largest = max(share for row in rows.values() for _, share in row) or 1.0
     marks = [text(0, 16, title, "bold"), text(0, 34, unit, "soft")]

@@ -189,6 +189,12 @@ def test_a_summary_is_json_and_counts_a_shared_cell_once():
     assert json.loads(json.dumps(results)) == {**results, "metrics": list(results["metrics"])}
 
 
+def test_of_a_map_only_the_first_seed_is_kept():
+    rows = [{"accuracy": 1.0, "rate: start": [[0.5, float(seed)]]} for seed in range(3)]
+    results = summarise(experiment(figure=("rate: start",)), cells(a=rows, b=[1.0]), quick=False)
+    assert results["curves"] == {"rate: start": {"a": {"0": [[0.5, 0.0]]}}}
+
+
 def test_only_curves_to_be_drawn_are_kept_and_shortened():
     row = [{"accuracy": 0.5, "reward": [[0, 1 / 3], [1, math.nan]], "other": [[0, 1.0]]}]
     results = summarise(experiment(figure=("reward",)), cells(a=row, b=[0.5]), quick=False)

@@ -86,7 +86,7 @@ def test_the_x_axis_is_named_by_the_metric(name, label):
 
 def test_metrics_with_a_colon_are_the_rows_of_a_map_of_the_first_seed():
     words = texts(figure(results(**{"rate: start": MAP, "rate: end": MAP})))
-    assert words.count("rate, a") == 1
+    assert words.count("rate: a") == 1
     assert [word for word in words if word in ("start", "end", "0.05")] == ["0.05", "start", "end"]
     assert words.count("25") == words.count("75") == 2
     assert "100" not in words  # that is the second seed
