@@ -191,7 +191,9 @@ def test_a_summary_is_json_and_counts_a_shared_cell_once():
 
 def test_of_a_map_only_the_first_seed_is_kept():
     rows = [{"accuracy": 1.0, "rate: start": [[0.5, float(seed)]]} for seed in range(3)]
-    results = summarise(experiment(figure=("rate: start",)), cells(a=rows, b=[1.0]), quick=False)
+    results = summarise(
+        experiment(figure=("rate: start",)), cells(a=rows, b=[1.0] * 3), quick=False
+    )
     assert results["curves"] == {"rate: start": {"a": {"0": [[0.5, 0.0]]}}}
 
 
