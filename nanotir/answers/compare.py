@@ -222,7 +222,7 @@ def places(trees: tuple) -> dict:
 
 
 def has(tree: tuple, x: int, line: dict) -> bool:
-    """Whether a set has the place x; raise KeyError for other trees."""
+    """Whether a set has the place x, or a relation holds there; raise KeyError for other trees."""
     kind, *parts = tree
     if tree == REALS:
         return True
@@ -231,24 +231,17 @@ def has(tree: tuple, x: int, line: dict) -> bool:
     if kind == "seq" and len(parts) == 3 and parts[0][0] in "([":
         brackets, low, high = parts
         return line[low] + (brackets[0] == "(") <= x < line[high] + (brackets[1] == "]")
+    # Links of a chain: x in S, and x < a or a < x, with the unknown on one side.
+    if kind == "in" and parts[0][0] == "sym":
+        return has(parts[1], x, line)
+    if kind in COMPARED and [part[0] for part in parts].count("sym") == 1:
+        return COMPARED[kind](*(x if part[0] == "sym" else line[part] for part in parts))
     if kind not in ("rel", "cup", "cap", "minus", "list", "or"):
         raise KeyError(kind)
-    if kind == "rel":
-        inside = [solves(x, *link, line) for link in links(tree)]
-    else:
-        inside = [has(part, x, line) for part in parts]
+    inside = [has(part, x, line) for part in (links(tree) if kind == "rel" else parts)]
     if kind == "minus":
         return inside[0] and not inside[1]
     # "x < 1, x > 2" says "or", since no x is both.
     if kind == "list" and not any(has(("cap", *parts), y, line) for y in range(line[OO])):
         kind = "or"
     return any(inside) if kind in ("cup", "or") else all(inside)
-
-
-def solves(x: int, sign: str, left: tuple, right: tuple, line: dict) -> bool:
-    """Whether the place x solves x < a, a < x, x = a, x in S and the like."""
-    if sign == "in" and left[0] == "sym":
-        return has(right, x, line)
-    if (left[0] == "sym") == (right[0] == "sym"):
-        raise KeyError(sign)
-    return COMPARED[sign](*(x if side[0] == "sym" else line[side] for side in (left, right)))

@@ -23,12 +23,11 @@ def read_words() -> dict[str, dict[str, str]]:
 
 
 WORDS = read_words()
-# A command of LaTeX -> its token.
+# A command of LaTeX or a sign of several spellings -> its token.
 COMMANDS = {name: (sign,) for name, sign in WORDS["sign"].items()}
 COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
 for kind in ("fn", "root", "const", "sym"):
     COMMANDS |= {name: (kind, ours) for name, ours in WORDS[kind].items()}
-OTHER_SIGNS = {"**": "^", "\\%": "%", "\\|": "|", ";": ","}
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
@@ -139,7 +138,7 @@ def tokenise(text: str) -> list[tuple]:
         elif kind in ("set", "name"):
             tokens.append(("sym", f"set {found}") if kind == "set" else (match["edge"], found))
         elif kind == "sign":
-            tokens.append((OTHER_SIGNS.get(found, found),))
+            tokens.append(COMMANDS.get(found, (found,)))
         in_text ^= kind == "quote"
     return tokens if at == len(text) else fail(text[at])
 
