@@ -212,7 +212,7 @@ def is_set(tree: tuple) -> bool:
 
 def places(trees: tuple) -> dict:
     """Return the place of each number: 1, 3, 5 and so on; between them are the gaps."""
-    numbers = [(approximate(node), node) for node in set(walk(trees))]
+    numbers = [(approximate(node), node) for node in dict.fromkeys(walk(trees))]
     known = [pair for pair in numbers if pair[0] is not None]
     found, place, last = {}, -1, None
     for _, node in sorted(known, key=operator.itemgetter(0)):
