@@ -19,7 +19,7 @@ from pathlib import Path
 from nanotir import policy, sft
 from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse
-from nanotir.evaluate import evaluate_run
+from nanotir.evaluate import evaluate_run, suites_of
 from nanotir.huggingface import is_pretrained
 from nanotir.memory import check_memory
 from nanotir.problems import load
@@ -43,7 +43,7 @@ def train(config: RunConfig):
 
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)
-    held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
+    suites = suites_of(config)
 
     with written_by_student(config.answers), ExitStack() as stack:
         # Tools that the model may call: Python in a sandbox, and search in documents.
@@ -57,7 +57,9 @@ def train(config: RunConfig):
         # Problems must leave room for an answer: better to know it now than after hours.
         format = Format(config.format)
         room = (tokenizer, format, config.model.max_seq_len, config.too_long)
-        problems, held_out = (problems_with_room(rows, *room) for rows in (problems, held_out))
+        problems = problems_with_room(problems, *room)
+        suites = {spec: problems_with_room(rows, *room) for spec, rows in suites.items()}
+        held_out, *_ = suites.values()
 
         run = Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
         stack.callback(run.close)
@@ -79,6 +81,8 @@ def train(config: RunConfig):
         if config.sft.steps:
             evaluate_run(run, "after_sft")
         RECIPES[config.recipe].improve(run)
+        for spec in list(suites)[1:]:
+            evaluate_run(run, spec, suites[spec])
         evaluate_run(run, "final")
     report(run)
 

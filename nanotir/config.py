@@ -44,7 +44,8 @@ class RunConfig:
     seed: Seed = 0  # every random draw of the run derives from it
     data: str = "generated"  # training problems: generated, generated:lin,mul, plain (generated,
     # in one phrasing for each family), gsm8k:PATH, math:PATH, svamp:PATH or jsonl:PATH
-    eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones
+    eval_data: str = ""  # held-out problems, likewise; by default the test split of generated ones.
+    # Of several, as generated,generated@2,svamp:PATH, each is reported apart at the end
     too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
     problems: Count = 32000  # training problems, each demonstrated once; a file may hold fewer
     level: Count = 1  # ceiling of generated problems: numbers of up to level + 4 digits

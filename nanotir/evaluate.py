@@ -15,6 +15,7 @@ from nanotir.commands import Parser, number, one_line
 from nanotir.held_out import PROBLEMS, at_the_end, generate_with_bar
 from nanotir.policy import load_run, use_device
 from nanotir.problems import Problem, load
+from nanotir.problems.sources import specs_of
 from nanotir.processes import joined, once
 from nanotir.room import has_room, problems_with_room
 from nanotir.run import Run
@@ -76,9 +77,16 @@ def evaluations(
     model.train(was_training)
 
 
-def evaluate_run(run: Run, name: str) -> dict:
+def suites_of(config) -> dict[str, list[Problem]]:
+    """{spec: problems} of a RunConfig's eval_data. The first are the run's held-out problems."""
+    n, seed = config.eval.problems, config.seed + 1
+    return {spec: load(spec, "test", n, seed, config.level) for spec in specs_of(config.eval_data)}
+
+
+def evaluate_run(run: Run, name: str, further: list[Problem] | None = None) -> dict:
     """Evaluate the run's model on its held-out problems and record it as `name`, once.
 
+    Some answers are written down. Or on `further` problems, of which none is.
     Random weights answer nothing, whatever the problem: before training, few are asked.
     """
     recorded = once(read_evaluations, run.out)
@@ -88,11 +96,11 @@ def evaluate_run(run: Run, name: str) -> dict:
     sampling = at_the_end(config.sampler, config.rl.budgets)
     policy = (run.model, run.tokenizer, run.tools, run.format)
     is_random = name == "before" and not config.init
-    problems = run.held_out[:PROBLEMS] if is_random else run.held_out
+    problems = further or (run.held_out[:PROBLEMS] if is_random else run.held_out)
     result = {}
     for mode, found, groups in evaluations(*policy, problems, config.eval, sampling, config.seed):
         result[mode] = found
-        for problem, group in zip(problems[:EXAMPLES], groups):
+        for problem, group in zip([] if further else problems[:EXAMPLES], groups):
             trace(run, name, mode, problem, group[0])
     if name == "final":
         tools_only = replace(config.eval, modes="tools")
@@ -108,11 +116,12 @@ def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
     They exist for generated problems. Families without numbers have none that are longer.
     """
     config = run.config
-    if config.eval_data.partition(":")[0].partition("@")[0] != "generated":
+    first, *_ = specs_of(config.eval_data)
+    if first.partition(":")[0].partition("@")[0] != "generated":
         return
     n, seed = config.eval.problems, config.seed + 1
     for name in ("reworded", "longer", "longest"):  # see problems/sources.py
-        spec = config.eval_data.replace("generated", name)
+        spec = first.replace("generated", name, 1)
         problems = load(spec, "test", n, seed, config.level)
         if problems := [problem for problem in problems if has_room(problem, run)]:
             yield name, problems
@@ -158,7 +167,7 @@ def main(arguments=None):
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
         suites = {}
-        for spec in options.data or [config["eval_data"]]:
+        for spec in options.data or specs_of(config["eval_data"]):
             problems = load(spec, "test", n, seed=seed + 1, level=config["level"])
             room = (tokenizer, format, model.config.max_seq_len)
             suites[spec] = problems_with_room(problems, *room)

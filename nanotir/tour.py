@@ -24,6 +24,7 @@ from nanotir.generation import Generation
 from nanotir.model import ModelConfig, Transformer
 from nanotir.policy import load_run
 from nanotir.problems import load
+from nanotir.problems.sources import specs_of
 from nanotir.rows import Status
 from nanotir.sampler import Sampler, SamplerConfig, pick
 from nanotir.show import colours_wanted, paint
@@ -229,7 +230,8 @@ def trained_walk(folder: str) -> Walk:
     config, model, tokenizer, format, tools = load_run(folder)
     settings = replace(SamplerConfig(**config["sampler"]), temperature=1.0, bf16=False)
     sampler = Sampler(model, tokenizer, tools, format, settings)
-    problems = load(config["eval_data"], "test", 32, config["seed"] + 1, config["level"])
+    spec, *_ = specs_of(config["eval_data"])
+    problems = load(spec, "test", 32, config["seed"] + 1, config["level"])
     origin = f"The policy is that of {folder}. It was not trained on this problem."
     return Walk(origin, sampler, problems, rewards.RewardConfig(**config["reward"]))
 

@@ -12,6 +12,7 @@ from nanotir.evaluate import (
     evaluate,
     evaluate_run,
     main,
+    suites_of,
     variants,
 )
 from nanotir.problems import Problem, load
@@ -132,6 +133,22 @@ def test_at_the_end_generated_problems_are_asked_in_other_words_and_with_longer_
     run.config.eval.problems = 4
     assert [*evaluate_run(run, "after_sft")] == ["tools", "text"]
     assert [*evaluate_run(run, "final")] == ["tools", "text", *variants]
+
+
+def test_further_problems_are_recorded_under_their_spec_and_not_written_down(run):
+    found = evaluate_run(run, "plain:itself", load("plain:itself", "test", 3))
+    assert read_evaluations(run.out).keys() == {"plain:itself"}
+    assert [*found] == ["tools", "text"] and found["text"]["n"] == 3
+    assert not (run.out / "traces.jsonl").exists()
+
+
+def test_of_several_specs_the_first_is_held_out_and_asked_in_other_words(run):
+    config = build({"eval_data": "generated:queue,plain@2:last", "eval.problems": 3, "seed": 4})
+    expected = {"generated:queue": load("generated:queue", "test", 3, 5)}
+    expected["plain@2:last"] = load("plain@2:last", "test", 3, 5)
+    assert suites_of(config) == expected
+    run.config = config
+    assert dict(variants(run)) == {"reworded": load("reworded:queue", "test", 3, 5)}
 
 
 def test_the_variants_of_the_held_out_problems_are_of_the_test_split_and_of_its_size(run):

@@ -12,7 +12,7 @@ import train
 from nanotir import evaluate
 from nanotir.policy import load_run
 from nanotir.run import Run
-from nanotir.run_files import read_model_config
+from nanotir.run_files import read_evaluations, read_model_config
 
 pytestmark = pytest.mark.usefixtures("shared_tools")
 TINY = (
@@ -232,6 +232,15 @@ def test_a_run_is_not_resumed_with_other_problems(tmp_path, capsys):
     capsys.readouterr()
     said = refused(capsys, train.main, "--resume", tmp_path / "run")
     assert "the problems of" in said and "have changed since it began" in said
+
+
+def test_a_resumed_run_is_evaluated_on_all_of_its_sets_of_problems(tmp_path):
+    stopped_run(tmp_path / "run", "--eval-data", "generated:itself,plain@2:last")
+    train.main(["--resume", str(tmp_path / "run")])
+    found = read_evaluations(tmp_path / "run")
+    assert list(found) == ["before", "after_sft", "plain@2:last", "final"]
+    families = [list(modes["text"]["by_family"]) for modes in found.values()]
+    assert families == [["itself"], ["itself"], ["last"], ["itself"]]
 
 
 def test_the_clock_of_a_resumed_run_goes_on(copy):

@@ -166,6 +166,7 @@ MISTAKES = {  # arguments: a word of the one line that they get
     f"--data jsonl:bad.jsonl {OTHER}": "bad.jsonl:2",
     "--data jsonl:bad.jsonl": "--eval-data",
     f"--data gsm8k:good.jsonl {OTHER}": "good.jsonl:1",
+    "--eval-data generated,jsonl:nowhere.jsonl": "nowhere.jsonl",
     "--data generated:mull": "mul",
     f"--data gsm8q:x {OTHER}": "did you mean 'gsm8k'",
     "--recipe tapoo": "did you mean 'tapo'",

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from nanotir import policy, run, sft
 from nanotir.config import RECIPES, RunConfig, build
-from nanotir.evaluate import evaluate
+from nanotir.evaluate import evaluate, suites_of
 from nanotir.problems import load
 from nanotir.rewards import is_correct
 from nanotir.sampler import Sampler
@@ -55,7 +55,7 @@ def make_run(config: RunConfig) -> Iterator[run.Run]:
     """An open Run in a new folder, set up as train.py does it."""
     device = policy.use_device(config.device)
     problems = load(config.data, "train", config.problems, config.seed, config.level)
-    held_out = load(config.eval_data, "test", config.eval.problems, config.seed + 1, config.level)
+    held_out, *_ = suites_of(config).values()
     with ExitStack() as stack:
         tools = [stack.enter_context(tool) for tool in policy.open_tools(asdict(config))]
         model, tokenizer = policy.make_policy(config, problems, tools)

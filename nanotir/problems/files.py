@@ -2,17 +2,20 @@
 
 A reader turns the record of one line into a Problem. To support another format, write a reader and
 add it to READERS. An invalid line raises a ValueError that names the file and the line. A
-file whose name ends in .json is one array of records, as SVAMP.json is.
+file whose name ends in .json is one array of records, as SVAMP.json is, or one record. A folder is
+all such files in it and below, as MATH has them: the first of every subject, the next of each.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count, cycle
 from math import isfinite
+from pathlib import Path
 
 from nanotir.answers import equivalent, extract_answer
 from nanotir.problems.problem import Problem
@@ -29,19 +32,30 @@ BOXES = re.compile(r"(?=\\(?:boxed|fbox)\b)")
 
 
 def read_lines(reader: Callable, path: str) -> list:
-    """Apply `reader` to the JSON object on each line of a file. Empty lines are skipped."""
+    """Apply `reader` to the JSON object on each line of a file. Empty lines are skipped.
+
+    Of a folder, to all of its files, by name and then by subfolder, so that subjects take turns.
+    """
+    files = [path]
+    if os.path.isdir(path):
+        found = sorted(Path(path).rglob("*.json*"), key=lambda file: (file.name, file.parent))
+        files = [str(file) for file in found]
+    rows = [row for file in files for row in _read_file(reader, file)]
+    if not rows:
+        raise ValueError(f"no problems in '{path}'")
+    return rows
+
+
+def _read_file(reader: Callable, path: str) -> list:
     try:
         with open(path, encoding="utf-8-sig") as file:
-            rows = list(_read_rows(reader, file, path))
+            return list(_read_rows(reader, file, path))
     except OSError as error:
         message = f"cannot read {reader.__name__} data: {error.strerror}: '{path}'"
         raise ValueError(message) from None
     except UnicodeDecodeError:
         message = f"cannot read {reader.__name__} data: '{path}' is not UTF-8 text"
         raise ValueError(message) from None
-    if not rows:
-        raise ValueError(f"no problems in '{path}'")
-    return rows
 
 
 def _read_rows(reader: Callable, file, path: str) -> Iterator:
@@ -66,6 +80,7 @@ def _read_array(reader: Callable, text: str, path: str) -> Iterator:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{fault} ({error})") from None
+    records = [records] if isinstance(records, dict) else records
     if not isinstance(records, list):
         raise ValueError(fault)
     for number, record in enumerate(records, 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 
 from nanotir.problems.files import READERS, read_lines
@@ -45,6 +46,15 @@ def load(
     if source not in READERS:
         raise ValueError(f"no data source '{source}': {_hint(source)}")
     return read_lines(READERS[source], rest)[:n]
+
+
+def specs_of(text: str) -> list[str]:
+    """The specs in a list of them, as the two of "generated:lin,mul,svamp:PATH".
+
+    A comma separates where the name of a source follows, and is part of a spec elsewhere.
+    """
+    sources = "|".join([*GENERATED, *READERS])
+    return re.split(rf",(?=(?:{sources})(?:[@:,]|$))", text)
 
 
 def is_generated(spec: str) -> bool:

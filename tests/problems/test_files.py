@@ -239,7 +239,7 @@ def test_a_line_without_a_gold_answer_is_a_bad_line(tmp_path, source, row):
 
 @pytest.mark.parametrize(
     "name, word",
-    [("nowhere", "nowhere"), ("", "directory"), ("binary", "UTF-8"), ("empty", "no problems")],
+    [("nowhere", "nowhere"), ("", "no problems"), ("binary", "UTF-8"), ("empty", "no problems")],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path, name, word):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
@@ -278,6 +278,23 @@ def test_svamp_is_read_from_its_array(tmp_path):
     first, _ = load(f"svamp:{path}")
     assert first.question == "He has 3 sticks. How many are left?"
     assert first.answer == "51.0"
+
+
+def test_the_subjects_of_a_folder_take_turns_and_are_families(tmp_path):
+    for subject in ("Geometry", "Algebra"):
+        for number in (1, 2):
+            row = {"problem": f"{subject} {number}?", "type": subject, "solution": "\\boxed{1}"}
+            (tmp_path / subject).mkdir(exist_ok=True)
+            write(tmp_path / subject / f"{number}.json", json.dumps(row))
+    found = load(f"math:{tmp_path}", n=3)
+    assert [p.question for p in found] == ["Algebra 1?", "Geometry 1?", "Algebra 2?"]
+    assert [p.family for p in found] == ["Algebra", "Geometry", "Algebra"]
+    assert found[1].source == f"{tmp_path}/Geometry/1.json[1]"
+
+
+def test_a_folder_without_problems_is_named(tmp_path):
+    with pytest.raises(ValueError, match=f"no problems in '{tmp_path}'"):
+        load(f"math:{tmp_path}")
 
 
 def test_a_record_of_an_array_is_named_by_its_number(tmp_path):

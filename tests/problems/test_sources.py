@@ -4,6 +4,7 @@ import pytest
 
 from nanotir.problems import load
 from nanotir.problems.generate import generate
+from nanotir.problems.sources import specs_of
 
 
 def test_generated_problems_come_from_the_generator():
@@ -12,6 +13,21 @@ def test_generated_problems_come_from_the_generator():
 
 def test_a_spec_may_have_a_level_of_its_own():
     assert load("reworded@3:mul", "test", 9, 1) == load("reworded:mul", "test", 9, 1, level=3)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        ["generated"],
+        ["generated", "generated@2", "svamp:a,b.json"],
+        ["generated:lin,mul", "longer:mul", "reworded"],
+        ["gsm8k:My files/test,1.jsonl", "math:MATH, all"],
+        ["generated:mull", "plain"],
+        ["plain@x:lin", "generated,nothing:x"],
+    ],
+)
+def test_a_comma_separates_specs_where_a_source_follows(specs):
+    assert specs_of(",".join(specs)) == specs
 
 
 @pytest.mark.parametrize("spec", ["generated@0", "generated@4", "generated@x", "generated@"])
