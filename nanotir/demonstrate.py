@@ -46,6 +46,7 @@ class TeacherConfig:
     rationales: Share = 0.0  # share of demonstrations in words alone, whatever the problem
     styles: Styles = 1  # number of ways in which the teacher writes the same program
     twice: Share = 0.0  # share of calls that are repeated, to make sure
+    bugs: Share = 0.0  # share of demonstrations whose programs fail first, beside the flawed ones
     format: str = "tool"  # tool: words and calls; rationale: words only; program: calls only
 
     def __post_init__(self):
@@ -169,7 +170,7 @@ def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
     if flaw == "wrong tool":
         query = problem.question.rstrip("?.")
         pieces = [("text", "I look it up."), ("search", query), *pieces]
-    if flaw == "bug":
+    if flaw == "bug" or (config.bugs > 0 and rng.random() < config.bugs):
         pieces = _with_bugs(pieces, rng)
     if flaw != "no answer":
         pieces.append(("text", final))

@@ -101,6 +101,11 @@ def grammar_reward(trajectories, tokenizer, **_) -> list[float]:
     return [-1.0 if grammar_error(t, tokenizer) else 0.0 for t in trajectories]
 
 
+def failures_reward(trajectories, **_) -> list[float]:
+    """-1 if a call failed, else 0: ToRL's penalty for code that does not run."""
+    return [-float(not all(call.result.ok for call in t.calls)) for t in trajectories]
+
+
 def weight(default: float, reward):
     """A setting of RewardConfig that weighs a reward function."""
     return field(default=default, metadata={"reward": reward})
@@ -116,6 +121,7 @@ class RewardConfig:
     # calls; at 1 the reward is accuracy * efficiency
     call_bonus: Amount = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
     grammar: Amount = weight(0.0, grammar_reward)  # weight of a break of TAPO's grammar
+    failures: Amount = weight(0.0, failures_reward)  # weight of a call that failed
     max_calls: Count = 4  # calls that earn the whole call_bonus
     coin: bool = False  # toss a coin instead of grading: the control of every claim about RL
     max_completion_len: Whole = 64  # from here on the length punishment is -1 (ids by the model)

@@ -14,6 +14,7 @@ from nanotir.rewards import (
     accuracy_reward,
     call_bonus_reward,
     efficiency_reward,
+    failures_reward,
     get_soft_overlong_punishment,
     grammar_reward,
     length_reward,
@@ -25,7 +26,7 @@ from nanotir.rewards import (
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Format
 
-PENALTIES = ("format", "length", "efficiency", "call_bonus", "grammar")
+PENALTIES = ("format", "length", "efficiency", "call_bonus", "grammar", "failures")
 UNGRADED_LENGTH = RewardConfig(length=0.0)
 
 
@@ -156,6 +157,17 @@ def test_a_break_of_the_grammar_costs_one(tokenizer):
     assert grammar_reward(trajectories=rows, tokenizer=tokenizer) == [0, -1, -1]
 
 
+def test_a_call_that_failed_costs_one_however_many_others_there_are(tokenizer):
+    worked, failed = (
+        Call("python", "1", ToolResult("1")),
+        Call("python", "(", ToolResult("", False)),
+    )
+    rows = [rollout(tokenizer, []) for _ in range(4)]
+    for row, calls in zip(rows, ([], [worked], [failed], [worked, failed, failed])):
+        row.calls = calls
+    assert failures_reward(trajectories=rows) == [0, 0, -1, -1]
+
+
 # The weighted sum.
 
 
@@ -213,6 +225,7 @@ ALL_WEIGHTS = {
     "efficiency": 0.3,
     "call_bonus": 0.2,
     "grammar": 0.4,
+    "failures": 0.1,
 }
 
 

@@ -113,7 +113,13 @@ def execute(options, source: str, experiments: dict[str, Experiment]) -> dict[Ta
 
 
 def run_experiments(source: str, experiments: list[Experiment], options) -> dict[Task, str]:
-    """Compute the missing cells, then save and print every experiment that is complete."""
+    """Compute the missing cells, then save and print every experiment that is complete.
+
+    An experiment whose data are not here is skipped.
+    """
+    for experiment in [row for row in experiments if row.needs and not Path(row.needs).exists()]:
+        print(f"{experiment.name} skipped: its data are not here, in the folder {experiment.needs}")
+        experiments.remove(experiment)
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     tasks = missing(source, experiments, seeds, options.quick)
     failures = run_cells(tasks, options.workers)

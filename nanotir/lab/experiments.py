@@ -5,7 +5,20 @@ Experiments keep the numbers of the list that the project set out to check, whic
 
 from __future__ import annotations
 
-from nanotir.lab import autocode, cir, grpo, overlap, tapo, tora
+from nanotir.lab import (
+    autocode,
+    bonus,
+    cir,
+    dapo,
+    failures,
+    grpo,
+    gsm8k,
+    overlap,
+    tapo,
+    tora,
+    trust,
+    votes,
+)
 
 ALL = [
     *tora.EXPERIMENTS,
@@ -14,6 +27,12 @@ ALL = [
     *autocode.EXPERIMENTS,
     *tapo.EXPERIMENTS,
     *grpo.EXPERIMENTS,
+    *failures.EXPERIMENTS,
+    *dapo.EXPERIMENTS,
+    *votes.EXPERIMENTS,
+    *gsm8k.EXPERIMENTS,
+    *trust.EXPERIMENTS,
+    *bonus.EXPERIMENTS,
 ]
 ALL.sort(key=lambda experiment: experiment.number)
 EXPERIMENTS = {experiment.name: experiment for experiment in ALL}

@@ -8,6 +8,7 @@ from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, curve, mean_of, measure, trained
 from nanotir.metrics import mean
 from nanotir.problems import Problem
+from nanotir.rewards import is_correct, think_format_reward
 from nanotir.rl import make_sampler
 from nanotir.trajectory import Trajectory
 
@@ -61,6 +62,7 @@ def metrics(run) -> dict:
         "new_tokens": result["mean_new_tokens"],
         "accuracy by step": accuracies,
         "calls by step": calls,
+        "bonus by step": curve(run, "reward/format"),
         "sampled_accuracy": sampled_accuracy,
         "sampled_calls": sampled_calls,
         "sampled_calls_per_correct": (
@@ -71,12 +73,17 @@ def metrics(run) -> dict:
 
 
 def actions(run) -> dict:
-    """How often a call or an answer is a mistake, in one sampled answer a held-out problem."""
+    """How often calls and answers are mistakes, and a bonus earned: one answer a problem."""
     questions = [problem.question for problem in run.held_out]
     rows = make_sampler(run).generate(questions, seed=run.config.seed)
+    words = [row.completion(run.tokenizer) for row in rows]
+    wrong = [not is_correct(text, p.answer) for text, p in zip(words, run.held_out)]
+    earned = think_format_reward(words)
     return {
         "wrong_tool_rate": share(wrong_tools(run.held_out, rows)),
         "invalid_action_rate": mean([is_invalid(row, run.tokenizer) for row in rows]),
+        "bonus_earned": mean(earned),  # what reward.format pays for, whether it is paid or not
+        "hollow": share([bad for bad, pay in zip(wrong, earned) if pay]),
     }
 
 

@@ -1,8 +1,10 @@
 """The measures and the rewards of TAPO's experiment."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from nanotir.lab.tapo import COLD, PRICE, TAPO, is_invalid, wrong_tools
+from nanotir.lab.tapo import COLD, PRICE, TAPO, actions, is_invalid, wrong_tools
 from nanotir.problems import Problem
 from nanotir.rewards import get_soft_overlong_punishment
 from nanotir.tools import ToolResult
@@ -51,3 +53,14 @@ def test_an_answer_that_is_told_off_or_breaks_the_grammar_is_invalid(
     row = Format("grammar").trajectory(tokenizer, "?", pieces)
     row.calls += [Call("python", "2+2", ToolResult("4"))] * calls
     assert is_invalid(row, tokenizer) is invalid
+
+
+def test_a_bonus_is_hollow_where_the_answer_that_earns_it_is_wrong(tokenizer, monkeypatch):
+    pieces = [[THOUGHT, RIGHT], [THOUGHT, ("answer", "5")], [THOUGHT], [RIGHT]]
+    rows = [Format("grammar").trajectory(tokenizer, "?", row) for row in pieces]
+    sampler = SimpleNamespace(generate=lambda questions, seed: rows)
+    monkeypatch.setattr("nanotir.lab.tapo.make_sampler", lambda run: sampler)
+    held_out = [Problem("?", "4")] * 4
+    config = SimpleNamespace(seed=0)
+    found = actions(SimpleNamespace(held_out=held_out, tokenizer=tokenizer, config=config))
+    assert (found["bonus_earned"], found["hollow"]) == (0.75, pytest.approx(2 / 3))

@@ -52,6 +52,14 @@ KINDS = [
     ("overlap", "blocking"),
     ("overlap", "barrier"),
     ("lengths", "grpo"),
+    ("void-turns", "filtered"),
+    ("resampling", "8 of 16"),
+    ("ladder", "+ dynamic sampling"),
+    ("penalty", "penalty"),
+    ("pruning", "RL"),
+    ("needless-tools", "RL in words"),
+    ("lies", "lies"),
+    ("format-bonus", "bonus"),
 ]
 
 
@@ -63,6 +71,7 @@ def least(monkeypatch, tmp_path):
 
     def build_small(values):
         small = {name: min(values.get(name, size), size) for name, size in LEAST.items()}
+        small["rl.keep"] = min(values.get("rl.keep", 0), small["rl.group_size"])
         return build({**values, **small})
 
     monkeypatch.setattr(toy, "build", build_small)
@@ -163,7 +172,8 @@ def test_arms_of_one_key_are_one_computation():
 
 
 def test_every_experiment_about_rl_has_an_arm_with_random_rewards():
-    imitation, analysis, speed = {"formats", "shaping", "sft-mask"}, {"pass-at-k"}, {"overlap"}
+    imitation, speed = {"formats", "shaping", "sft-mask", "gsm8k"}, {"overlap"}
+    analysis = {"pass-at-k", "pruning", "needless-tools"}
     without = {name for name, experiment in EXPERIMENTS.items() if not experiment.control}
     assert without == imitation | analysis | speed
 

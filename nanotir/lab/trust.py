@@ -1,0 +1,170 @@
+"""Tools that are of no use or lie, and what a policy makes of them."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from nanotir.answers import equivalent
+from nanotir.demonstrate import wrong_guess
+from nanotir.lab.analysis import share
+from nanotir.lab.cir import NUMBERS, NUMBERS_TUNED, RL, policy
+from nanotir.lab.experiment import Arm, Compare, Experiment
+from nanotir.lab.toy import curve, mean_of, measure, reinforce
+from nanotir.rl import make_sampler
+from nanotir.scores import answer_of
+from nanotir.tools import Tool, ToolResult
+from nanotir.trajectory import Trajectory
+
+CONTROL = "random rewards"
+
+
+class Lie(ToolResult):
+    """A wrong number, returned as if it were right."""
+
+
+class Liar(Tool):
+    """Another tool whose output is a wrong number with probability p, or says that it failed.
+
+    Chance depends on the row, on the code, and on how many calls the row has made.
+    """
+
+    def __init__(self, tool: Tool, p: float, silent: bool = True):
+        self.tool = tool
+        self.name, self.threads = tool.name, tool.threads
+        self.p, self.silent = p, silent
+        self.calls: dict = {}  # by session
+
+    def run(self, text, session=None):
+        self.calls[session] = self.calls.get(session, 0) + 1
+        rng = random.Random(f"{text} {session.index} {self.calls[session]}")
+        result = self.tool.run(text)
+        if rng.random() >= self.p or not re.search(r"\d", result.output):
+            return result
+        # It is no failure of the tool, so the run may go on.
+        return Lie(wrong_guess(result.output, rng) if self.silent else "The line is down.")
+
+    def end_session(self, session):
+        self.calls.pop(session, None)
+
+
+def lies(key: str, p: float, silent: bool = True, coin: bool = False) -> Arm:
+    """RL with a tool that lies, from a cold start whose tool does not."""
+
+    def run_arm(seed, quick, folder):
+        # Rows are told apart by their sessions.
+        settings = RL | {"reward.coin": coin, "sampler.sessions": True}
+        given = (folder, "cir", NUMBERS, settings, seed, quick, "numbers")
+        with reinforce(*given, wrap=lambda tool: Liar(tool, p, silent)) as run:
+            accuracies = curve(run, "accuracy")
+            easy, hard = calls_of(run, "C"), calls_of(run, "A")
+            return {
+                "sampled_accuracy": mean_of(accuracies, 0.25),
+                "calls_easy": mean_of(easy, 0.25),
+                "calls_hard": mean_of(hard, 0.25),
+                "accuracy by step": accuracies,
+                "easy calls by step": easy,
+                "hard calls by step": hard,
+                **habits(run),
+            }
+
+    return Arm(f"trust-{key}", run_arm)
+
+
+def calls_of(run, kind: str) -> list[list]:
+    """[[step, calls an answer]] of the problems of one kind that a step of RL has sampled."""
+    return [[step, calls.get(kind, 0.0)] for step, calls in curve(run, "calls_by_kind")]
+
+
+def habits(run) -> dict:
+    """How often a call is made again and a lie believed, in a sampled answer a problem."""
+    questions = [problem.question for problem in run.held_out]
+    rows = make_sampler(run).generate(questions, seed=run.config.seed)
+    again = [asks_again(row) for row in rows if row.calls]
+    lied = [row for row in rows if row.calls and isinstance(row.calls[-1].result, Lie)]
+    said = [(answer_of(row, run.tokenizer), row.calls[-1].result.output) for row in lied]
+    believed = [answer is not None and equivalent(answer, lie) for answer, lie in said]
+    return {"asked_again": share(again), "believed": share(believed)}
+
+
+def asks_again(row: Trajectory) -> bool:
+    """Whether an answer makes the same call twice."""
+    return len({call.code for call in row.calls}) < len(row.calls)
+
+
+def needless(model: str) -> Arm:
+    """A policy with its tools and without, where words suffice: nothing is trained further."""
+
+    def run_arm(seed, quick, folder):
+        with policy(folder, model, seed, quick, "numbers", NUMBERS) as run:
+            run.held_out = [problem for problem in run.held_out if problem.kind == "C"]
+            with_tools = measure(run, samples=4)
+            in_words = measure(run, samples=4, modes="text")
+        return {
+            "accuracy": with_tools["accuracy"],
+            "in_words": in_words["accuracy"],
+            "calls": with_tools["calls_per_problem"],
+            "a_fifth": 0.2,
+        }
+
+    return Arm(f"needless-{model}", run_arm)
+
+
+NEEDLESS = Experiment(
+    number=22,
+    name="needless-tools",
+    system="all",
+    claim="A policy trained in words is right less often when it may call, though it hardly does; "
+    "RL with the tool mends it.",
+    source="A TIR recipe for thinking models (arXiv 2605.06326, 2026)",
+    published="tools lower the accuracy of thinking models that hardly call them; no figure in "
+    "common units",
+    measure="accuracy of 4 sampled answers to those held-out problems that words suffice for, the "
+    "same weights with the tool and without; calls an answer, against 0.2",
+    expected="without > with, at less than a call in five answers; after RL with the tool equal",
+    arms={
+        "RL in words": needless("words"),
+        "RL with tools": needless("RL"),
+        "cold start": needless("base"),
+    },
+    compare=(
+        Compare("RL in words", "RL in words", "in_words", metric_worse="accuracy"),
+        Compare("RL in words", "RL in words", "calls", metric_worse="a_fifth", lower=True),
+        Compare("RL with tools", "RL with tools", "accuracy", metric_worse="in_words", margin=0.05),
+        Compare("cold start", "cold start", "in_words", metric_worse="accuracy"),
+    ),
+    tuned=NUMBERS_TUNED,
+)
+
+LIES = Experiment(
+    number=23,
+    name="lies",
+    system="GRPO",
+    claim="A tool that lies in three calls of ten, without saying so, is called less where words "
+    "suffice, but is not asked twice elsewhere; one that says it failed is.",
+    source="our own hypothesis, after the pitfalls of RL with tools (trusting bad tools)",
+    published="none known",
+    measure="calls an answer, where words suffice (last and first digit) and elsewhere, sampled "
+    "over the last quarter of RL; share of answers with calls that make the same call twice, in "
+    "one sampled answer a held-out problem; beside them, the share of last outputs that are lies "
+    "and are given as the answer",
+    expected="fewer calls where words suffice; asked again: says so > lies, honest",
+    arms={
+        "lies": lies("lies", 0.3),
+        "says so": lies("says-so", 0.3, silent=False),
+        "honest": lies("honest", 0.0),
+        CONTROL: lies("random", 0.3, coin=True),
+    },
+    compare=(
+        Compare("lies", "honest", "calls_easy", lower=True),
+        Compare("says so", "lies", "asked_again"),
+        Compare("lies", "honest", "asked_again", margin=0.05, equal=True),
+        Compare("honest", "lies", "sampled_accuracy"),
+        Compare("lies", CONTROL, "sampled_accuracy"),
+    ),
+    control=CONTROL,
+    figure=("easy calls by step", "hard calls by step", "accuracy by step"),
+    tuned=NUMBERS_TUNED,
+)
+
+EXPERIMENTS = [NEEDLESS, LIES]
