@@ -68,7 +68,8 @@ def test_a_tool_s_value_or_a_number_in_words_is_the_calculation(
         config=SimpleNamespace(seed=0),
     )
     assert calculated(run) == [right]
-    assert tokenizer.decode(asked[0]).rstrip().endswith("There are 2*3 =")
+    end = "There are 2*3 =" + " " * bool(run.tools)  # where both arms have learned to go on
+    assert tokenizer.decode(asked[0]).endswith(end)
 
 
 def test_without_its_data_it_is_skipped_with_a_reason(tmp_path, monkeypatch, capsys):

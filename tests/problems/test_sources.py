@@ -22,7 +22,7 @@ def test_a_spec_may_have_a_level_of_its_own():
         ["generated", "generated@2", "svamp:a,b.json"],
         ["generated:lin,mul", "longer:mul", "reworded"],
         ["gsm8k:My files/test,1.jsonl", "math:MATH, all"],
-        ["generated:mull", "plain"],
+        ["generated:mull,plainly", "plain"],
         ["plain@x:lin", "generated,nothing:x"],
     ],
 )
