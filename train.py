@@ -39,7 +39,7 @@ NOTHING = (
 def train(config: RunConfig):
     """The whole run. ValueError for what the user can mend, DeadTool if a tool only fails."""
     config = once(resolved, config)
-    device = policy.use_device(config.device, config.cores)
+    device = policy.use_device(config.device, config.threads)
 
     # Problems with known answers: some to train on, and others, held out, to evaluate on.
     problems = load(config.data, "train", config.problems, config.seed, config.level)

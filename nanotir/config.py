@@ -63,7 +63,7 @@ class RunConfig:
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
     threads: Threads = 2  # micro-batches, or parts of the prompts, that are computed at a time on
-    # a CPU; 1 in bf16, on a GPU and of several processes
+    # a CPU; 1 on a GPU and of several processes
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
@@ -75,12 +75,6 @@ class RunConfig:
     search: SearchConfig = field(default_factory=SearchConfig)
     tora: tora.ToRAConfig = field(default_factory=tora.ToRAConfig)
     autocode: autocode.AutoCodeConfig = field(default_factory=autocode.AutoCodeConfig)
-
-    @property
-    def cores(self) -> int:
-        """The threads that it can use: in bf16 they would share the weights' rounded copies."""
-        bf16 = self.sft.bf16 or self.rl.bf16 or self.sampler.bf16 or self.weights == "bf16"
-        return 1 if bf16 else self.threads
 
     def __post_init__(self):
         check_settings(self)

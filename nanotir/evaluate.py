@@ -162,7 +162,7 @@ def main(arguments=None):
         device = use_device(options.device)
         given = {"device": device, "best": options.best, **USED}
         config, model, tokenizer, format, tools = load_run(options.run, **given)
-        use_device(options.device, 1 if config["sampler"].get("bf16") else config["threads"])
+        use_device(options.device, config["threads"])
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed

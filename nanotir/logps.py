@@ -21,9 +21,12 @@ def autocast(device: torch.device, bf16: bool):
     """Matrix products in bfloat16 where that is asked for.
 
     Not on a CPU without instructions for bfloat16, where they would take seven times as long.
+    Rounded weights are kept for the next use only where no gradients are recorded: all threads
+    share them, and they would then share a part of their graphs.
     """
     able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and able)
+    kept = not torch.is_grad_enabled()
+    return torch.autocast(device.type, torch.bfloat16, bf16 and able, cache_enabled=kept)
 
 
 def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:

@@ -150,7 +150,7 @@ def training_parts(model, config, settings, prompt: int, moments: float) -> dict
     # Of several micro-batches each has its gradients, one more than are computed, and their sum.
     n = threads.at_a_time
     return {
-        "weights": bytes_of(model.parameters()) + rounded,
+        "weights": bytes_of(model.parameters()) + n * rounded,
         "gradients": trained if n == 1 else (n + 2) * trained,
         "moments": moments,
         "activations": n * activations,

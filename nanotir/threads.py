@@ -2,9 +2,9 @@
 
 PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
 on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
-is learned does not depend on the number of threads, not in a bit. (In bf16 there is one: threads
-would share the weights' rounded copies, and training has hung.) Of what is sampled, the sampler's
-log-probs do, in their last digits, because other rows share a batch.
+is learned does not depend on the number of threads, not in a bit. Of what is sampled, the sampler's
+log-probs do, in their last digits, because other rows share a batch. In bf16 these digits are
+coarse, so an id may change with them.
 """
 
 from __future__ import annotations

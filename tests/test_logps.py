@@ -242,6 +242,22 @@ def test_bfloat16_is_left_alone_on_a_cpu_without_instructions_for_it(
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
 
 
+def nodes(function) -> set:
+    """All nodes of a graph, from its end."""
+    found = {function}
+    for before, _ in function.next_functions:
+        found |= nodes(before) if before else set()
+    return found
+
+
+def test_two_passes_in_bfloat16_share_nothing_of_their_graphs_but_the_weight(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    x, weight = torch.ones(2, 3), torch.ones(4, 3, requires_grad=True)
+    with autocast(torch.device("cpu"), True):
+        one, other = (nodes(F.linear(x, weight).sum().grad_fn) for _ in range(2))
+    assert {node.name() for node in one & other} == {"torch::autograd::AccumulateGrad"}
+
+
 def test_no_gradient_is_made_of_a_frozen_head(monkeypatch):
     made, zeros_like = [], torch.zeros_like
 

@@ -11,7 +11,6 @@ from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import optim, rl, sft, threads
 from nanotir.batches import drawing_of
-from nanotir.config import parse
 from nanotir.demonstrate import TeacherConfig, demonstrate
 from nanotir.problems import load
 from nanotir.rl import RLConfig
@@ -34,33 +33,37 @@ def assert_equal(one: dict, other: dict):
         assert torch.equal(one[name], other[name]), name
 
 
-def imitated(tokenizer, demonstrations, experts: int = 0):
+def imitated(tokenizer, demonstrations, experts: int, bf16: bool, checkpointing: bool):
     """What two steps in micro-batches of a row or two make of a model."""
     model = small_model(len(tokenizer), n_experts=experts)
-    config = sft.SFTConfig(micro_batch_tokens=100)
+    model.checkpointing = checkpointing
+    config = sft.SFTConfig(micro_batch_tokens=100, bf16=bf16)
     optimizers = optim.muon_and_adamw(model, config.lr, config.adam_lr)
     given = (model, optimizers, demonstrations, tokenizer.pad_id, config)
     return [sft.imitate(*given) for _ in range(2)], model.state_dict()
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("experts", [0, 4])
 def test_imitation_by_threads_takes_the_same_steps_to_the_last_bit(
-    tokenizer, demonstrations, experts
+    tokenizer, demonstrations, experts, bf16, checkpointing
 ):
-    one_metrics, one = imitated(tokenizer, demonstrations, experts)
+    given = (tokenizer, demonstrations, experts, bf16, checkpointing)
+    one_metrics, one = imitated(*given)
     threads.use_threads(3)
-    metrics, many = imitated(tokenizer, demonstrations, experts)
+    metrics, many = imitated(*given)
     assert metrics == one_metrics
     assert_equal(one, many)
 
 
-def updated(tokenizer, number: int):
+def updated(tokenizer, number: int, bf16: bool):
     """The log-probs, metrics and weights of two updates by so many threads."""
     threads.use_threads(number)
     model = calling_transformer(tokenizer)
     sampler = sampler_of(model, tokenizer, [Spy()])
     rows = sampler.generate(["What is 2 * 3?", "What is 4 * 5?"], 8)
-    how, settings = drawing_of(sampler), RLConfig(micro_batch_tokens=100)
+    how, settings = drawing_of(sampler), RLConfig(micro_batch_tokens=100, bf16=bf16)
     rl.rescore(model, rows[8:], settings, how)
     optimizer = optim.adamw(model.parameters(), 1e-3)
     advantages = torch.linspace(-1, 1, 8)
@@ -71,9 +74,10 @@ def updated(tokenizer, number: int):
     return [row.old_logps for row in rows], metrics, model.state_dict()
 
 
-def test_updates_by_threads_are_the_same_to_the_last_bit(tokenizer):
-    one_logps, one_metrics, one = updated(tokenizer, 1)
-    logps, metrics, many = updated(tokenizer, 3)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_updates_by_threads_are_the_same_to_the_last_bit(tokenizer, bf16):
+    one_logps, one_metrics, one = updated(tokenizer, 1, bf16)
+    logps, metrics, many = updated(tokenizer, 3, bf16)
     assert logps == one_logps and metrics == one_metrics
     assert_equal(one, many)
 
@@ -159,12 +163,6 @@ def test_a_forked_process_which_has_no_threads_does_without():
         doubled = list(threads.each(lambda number: 2 * number, [1, 2, 3]))
         os._exit(doubled == [2, 4, 6])
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
-
-
-@pytest.mark.parametrize("flag", ["--sft.bf16", "--rl.bf16", "--sampler.bf16"])
-def test_in_bf16_there_is_one_thread(flag):
-    assert parse([]).cores == 2
-    assert parse([flag, "true"]).cores == 1
 
 
 def test_no_more_results_are_held_than_are_computed_and_one():
