@@ -21,8 +21,7 @@ def autocast(device: torch.device, bf16: bool):
     """Matrix products in bfloat16 where that is asked for.
 
     Not on a CPU without instructions for bfloat16, where they would take seven times as long.
-    Rounded weights are kept for the next use only where no gradients are recorded: all threads
-    share them, and they would then share a part of their graphs.
+    Rounded weights are not kept while gradients are recorded: threads would share their graphs.
     """
     able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     kept = not torch.is_grad_enabled()

@@ -94,10 +94,7 @@ def call_bonus_reward(calls: list[int], config: RewardConfig, **_) -> list[float
 
 
 def grammar_reward(trajectories, tokenizer, **_) -> list[float]:
-    """-1 if TAPO's grammar is broken, else 0.
-
-    The released code pays -1 for a break whatever the answer is. Here a right answer stays ahead.
-    """
+    """-1 if TAPO's grammar is broken, else 0. The released code pays -1 whatever the answer."""
     return [-1.0 if grammar_error(t, tokenizer) else 0.0 for t in trajectories]
 
 
@@ -115,8 +112,7 @@ def weight(default: float, reward):
 class RewardConfig:
     accuracy: Amount = weight(1.0, accuracy_reward)  # weight of a right answer
     format: Amount = weight(0.0, think_format_reward)  # weight of one well-formed <think> block
-    length: Amount = weight(0.4, length_reward)  # weight of the soft overlong punishment, which
-    # makes a needless call cost something
+    length: Amount = weight(0.4, length_reward)  # weight of the soft overlong punishment
     efficiency: Amount = weight(0.0, efficiency_reward)  # weight of OTC's charge for needless
     # calls; at 1 the reward is accuracy * efficiency
     call_bonus: Amount = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
