@@ -131,12 +131,16 @@ def adapted(tokenizer):
 def all_work(tokenizer) -> dict:
     """Whatever a process does in training and in evaluation."""
     done = {}
+    # In fp32 the second rollout could differ: a draw may lie within the weights' noise of another
+    # id. So one step is compared in fp32, and two in float64.
     for name, settings in VARIANTS.items():
-        done[name] = by_rl(tokenizer, calling_transformer(tokenizer), **settings)
+        done[name] = by_rl(tokenizer, calling_transformer(tokenizer), **settings, steps=1)
+        in_float64 = by_rl(tokenizer, calling_transformer(tokenizer).double(), **settings)
+        done[f"{name}, float64"] = in_float64
     # Experts are balanced within each micro-batch: here, in all processes, each is one row.
     alone = {"micro_batch_tokens": 1}
-    done["dapo, experts"] = by_rl(tokenizer, experts(tokenizer), **alone)
-    done["dapo, adapters"] = by_rl(tokenizer, adapted(tokenizer))
+    done["dapo, experts"] = by_rl(tokenizer, experts(tokenizer), **alone, steps=1)
+    done["dapo, adapters"] = by_rl(tokenizer, adapted(tokenizer), steps=1)
     done["imitation"] = by_imitation(tokenizer, calling_transformer(tokenizer))
     done["imitation, experts"] = by_imitation(tokenizer, experts(tokenizer), **alone)
     done["autocode"] = by_autocode(tokenizer, small_model(len(tokenizer)))
@@ -175,6 +179,7 @@ def work(tokenizer, tmp_path_factory) -> dict:
 
 STEPS = [
     *VARIANTS,
+    *(f"{name}, float64" for name in VARIANTS),
     "dapo, experts",
     "dapo, adapters",
     "imitation",
