@@ -110,7 +110,9 @@ def test_the_solution_is_out_of_reach(verdict_on, needs):
     read = "import inspect, nanotir.advantages as a; inspect.getsource(a)"
     again = "import importlib, nanotir.advantages as a; importlib.reload(a)"
     assert "could not get source code" in verdict_on(read).sentence
-    assert "PermissionError" in verdict_on(again).sentence
+    # Where another process has just written to the folder, Python lists it anew, and may not.
+    refused = ("PermissionError", "ModuleNotFoundError: spec not found")
+    assert verdict_on(again).sentence.startswith(refused)
 
 
 SEARCH = """import gc, types
