@@ -84,10 +84,10 @@ def suites_of(config) -> dict[str, list[Problem]]:
 
 
 def evaluate_run(run: Run, name: str, further: list[Problem] | None = None) -> dict:
-    """Evaluate the run's model on its held-out problems and record it as `name`, once.
+    """Evaluate the run's model and record it as `name`, once.
 
-    Some answers are written down. Or on `further` problems, of which none is.
-    Random weights answer nothing, whatever the problem: before training, few are asked.
+    On its held-out problems, of which some answers are written down, or on `further` ones. Random
+    weights answer nothing, whatever the problem: before training, few are asked.
     """
     recorded = once(read_evaluations, run.out)
     if name in recorded:  # by the run that is resumed
@@ -167,7 +167,7 @@ def main(arguments=None):
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
         suites = {}
-        for spec in options.data or specs_of(config["eval_data"]):
+        for spec in specs_of(",".join(options.data or [config["eval_data"]])):
             problems = load(spec, "test", n, seed=seed + 1, level=config["level"])
             room = (tokenizer, format, model.config.max_seq_len)
             suites[spec] = problems_with_room(problems, *room)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,8 +65,9 @@ def pytest_sessionfinish(session, exitstatus):
     if OTHER in session.config.stash:
         process, _ = session.config.stash[OTHER]
         if exitstatus == pytest.ExitCode.INTERRUPTED:
-            process.terminate()
+            process.send_signal(signal.SIGINT)
         code = process.wait()
+        code = 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code
         session.exitstatus = exitstatus or code
 
 

@@ -58,7 +58,7 @@ def hunt(number: int, seed: int) -> str:
     return f"""A copy of nanotir with a bug in it is in {folder}
 Nothing crashes there, and training goes on. Go there and compare with what happens here:
   {COMMAND} probe    six tiny worlds: which are learned, and how
-  python train.py --out run            six minutes  : its log (logp_gap, grad_norm, ratio_mean)
+  python train.py --out run            six minutes: its log (logp_gap, grad_norm, ratio_mean)
   python -m nanotir.page run           the same, and its traces, as a page
 Then read the code that these point to. (To compare the files themselves would be no exercise.)
 Answer from here, with the line in that copy and the reason:

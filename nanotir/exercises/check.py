@@ -134,12 +134,13 @@ def failure(error: BaseException, path: str) -> dict:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     message = text_of(error)
-    if isinstance(error, SyntaxError) and error.filename == path:
+    if type(error) in (SyntaxError, IndentationError, TabError) and error.filename == path:
         lines.append(error.lineno)
-        message = error.msg  # str(error) would name the line as well
+        message = f"{error.msg}"[:300]  # str(error) would name the line as well
     line = lines[-1] if lines else 0
     code = linecache.getline(path, line).strip()[:200]
-    return {"kind": type(error).__name__[:100], "message": message, "line": line, "code": code}
+    name = type.__dict__["__name__"].__get__(type(error))  # even if its metaclass has another
+    return {"kind": name[:100], "message": message, "line": line, "code": code}
 
 
 def text_of(error: BaseException) -> str:

@@ -141,7 +141,9 @@ def run_experiments(source: str, experiments: list[Experiment], options) -> dict
 
 def save(results: dict, keep: bool):
     """Write results and figure to the runs folder and, to keep them, to the committed ones."""
-    name, texts = results["name"], {"json": layout(results) + "\n", "svg": figure(results)}
+    svg = figure(results)
+    results = results | {"drawn": bool(svg)}  # older results do not say so, and have no picture
+    name, texts = results["name"], {"json": layout(results) + "\n", "svg": svg}
     paths = {LAB / name / "results.json": "json", LAB / name / "figure.svg": "svg"}
     if keep:
         paths |= {RESULTS / f"{name}.{kind}": kind for kind in texts}

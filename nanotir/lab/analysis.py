@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from nanotir.answers import equivalent
 from nanotir.demonstrate import act_out
-from nanotir.metrics import mean
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
 from nanotir.rollout import Sample
+from nanotir.scores import mean
 from nanotir.trajectory import Call
 
 

@@ -16,7 +16,6 @@ from nanotir import rl, sft
 from nanotir.demonstrate import act_out
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, curve, measure, train, trained, untrained
-from nanotir.metrics import mean
 from nanotir.recipes.autocode import (
     CLEAR,
     Explored,
@@ -28,6 +27,7 @@ from nanotir.recipes.autocode import (
 )
 from nanotir.rl import make_sampler
 from nanotir.run import write_json
+from nanotir.scores import mean
 
 # Three families that only code solves, two that a hasty program gets wrong, three that both solve
 # and where words are cheaper.

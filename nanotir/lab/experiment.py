@@ -204,7 +204,6 @@ def summarise(experiment: Experiment, cells: dict, quick: bool) -> dict:
         "torch": torch.__version__,
         "arms": {arm: describe(row) for arm, row in cells.items()},
         "curves": {metric: curves(cells, metric) for metric in experiment.figure},
-        "drawn": True,  # NAME.svg shows them; results of before have none
         "parts": parts,
         "verdict": overall(part["verdict"] for part in parts),
     }

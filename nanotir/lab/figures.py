@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 
-from nanotir.metrics import mean
 from nanotir.page.pictures import picture
 from nanotir.page.svg import Line, bars, chart, heat_map, moved
+from nanotir.scores import mean
 
 WIDE, NARROW = 798, 390  # a whole row of the picture, and half of it
 MOST = 12  # columns of a map for which half a row has room

@@ -10,9 +10,9 @@ from nanotir.demonstrate import demonstrations
 from nanotir.lab.analysis import share
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import curve, measure, untrained
-from nanotir.metrics import mean
 from nanotir.rl import make_sampler
 from nanotir.room import demonstrations_with_room
+from nanotir.scores import mean
 from nanotir.trajectory import Trajectory
 
 FOLDER = "data/gsm8k"  # with train.jsonl and test.jsonl of openai/grade-school-math

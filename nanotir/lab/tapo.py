@@ -6,10 +6,10 @@ from nanotir.grammar import grammar_error
 from nanotir.lab.analysis import share
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import cold_start, curve, mean_of, measure, trained
-from nanotir.metrics import mean
 from nanotir.problems import Problem
 from nanotir.rewards import is_correct, think_format_reward
 from nanotir.rl import make_sampler
+from nanotir.scores import mean
 from nanotir.trajectory import Trajectory
 
 COLD = {

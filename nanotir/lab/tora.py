@@ -141,11 +141,12 @@ SHAPED = Experiment(
         "4, not corrected": shape("4", keep=4, correct=False),
         "4, covered": shape("covered", keep=4, covered=True),
         "control": shape("control", keep=4, control=True),
+        "control, covered": shape("control-covered", keep=4, covered=True, control=True),
     },
     compare=(
         Compare("4", "control"),
         Compare("4, not corrected", "control"),
-        Compare("4, covered", "0"),
+        Compare("4, covered", "control, covered"),
         Compare("4", "4, covered"),
         Compare("4", "1"),
         Compare("4", "0"),

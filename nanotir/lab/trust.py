@@ -77,10 +77,11 @@ def calls_of(run, kind: str) -> list[list]:
 
 
 def habits(run) -> dict:
-    """How often a call is made again and a lie believed, in a sampled answer a problem."""
+    """How often a call is made again where a tool helps, and a lie believed, in sampled answers."""
     questions = [problem.question for problem in run.held_out]
     rows = make_sampler(run).generate(questions, seed=run.config.seed)
-    again = [asks_again(row) for row in rows if row.calls]
+    asked = zip(run.held_out, rows)
+    again = [asks_again(row) for problem, row in asked if row.calls and problem.kind != "C"]
     lied = [row for row in rows if row.calls and isinstance(row.calls[-1].result, Lie)]
     said = [(answer_of(row, run.tokenizer), row.calls[-1].result.output) for row in lied]
     believed = [answer is not None and equivalent(answer, lie) for answer, lie in said]

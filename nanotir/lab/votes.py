@@ -7,9 +7,8 @@ import random
 from nanotir.evaluate import maj_at_k
 from nanotir.lab.cir import NUMBERS, NUMBERS_TUNED, policy
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.metrics import mean
 from nanotir.rl import make_sampler
-from nanotir.scores import answer_of
+from nanotir.scores import answer_of, mean
 from nanotir.trajectory import Trajectory
 
 KS = (1, 2, 4, 8, 16)
@@ -52,12 +51,13 @@ def majorities(golds: list[str], groups: list[tuple], seed: int) -> dict:
             "maj": answers,
             "output": output,
             "ran": pruned(answers, [none_failed(row) for row in rows]),
-            "chance": pruned(answers, rng.sample([answer is not None for answer in output], n)),
+            "chance": pruned(answers, by_chance(answers, output, rng)),
         }
         for name, voters in lots.items():
             found[name].append(maj_at_k(voters, gold, n))
         for k in KS:
-            points[k].append(maj_at_k(output, gold, min(k, n)))
+            first = pruned(answers[:k], [has_output(row) for row in rows[:k]])
+            points[k].append(maj_at_k(first, gold, min(k, n)))
     by_k = [[k, mean(values)] for k, values in points.items()]
     return {name: mean(values) for name, values in found.items()} | {"pruned maj by k": by_k}
 
@@ -66,6 +66,13 @@ def pruned(answers: list[str | None], kept: list[bool]) -> list[str | None]:
     """The answers with the votes of those alone that are kept; with all votes if none is."""
     voters = [answer if keep else None for answer, keep in zip(answers, kept)]
     return voters if any(voters) else answers
+
+
+def by_chance(answers: list, output: list, rng: random.Random) -> list[bool]:
+    """Which answers vote: as many as in `output`, any of those that are given."""
+    given = [i for i, answer in enumerate(answers) if answer is not None]
+    chosen = rng.sample(given, sum(answer is not None for answer in output))
+    return [i in chosen for i in range(len(answers))]
 
 
 PRUNING = Experiment(

@@ -35,11 +35,14 @@ def read_lines(reader: Callable, path: str) -> list:
     """Apply `reader` to the JSON object on each line of a file. Empty lines are skipped.
 
     Of a folder, to all of its files, by name and then by subfolder, so that subjects take turns.
+    ValueError for a folder that holds both splits.
     """
     files = [path]
     if os.path.isdir(path):
-        found = sorted(Path(path).rglob("*.json*"), key=lambda file: (file.name, file.parent))
-        files = [str(file) for file in found]
+        found = [file for file in Path(path).rglob("*") if file.suffix in (".json", ".jsonl")]
+        if {"train", "test"} <= {part for file in found for part in file.relative_to(path).parts}:
+            raise ValueError(f"'{path}' holds problems to train and to test on: name one folder")
+        files = [str(file) for file in sorted(found, key=lambda file: (file.name, file.parent))]
     rows = [row for file in files for row in _read_file(reader, file)]
     if not rows:
         raise ValueError(f"no problems in '{path}'")

@@ -43,13 +43,14 @@ from nanotir.checks import Amount, Several, check_settings, one_of
 from nanotir.demonstrate import act_out, answer_sentence
 from nanotir.logps import autocast, full
 from nanotir.losses import group_advantages
-from nanotir.metrics import mean, step_metrics
+from nanotir.metrics import step_metrics
 from nanotir.problems import Problem
 from nanotir.processes import gather, once
 from nanotir.rewards import score
 from nanotir.rl import drawing_of, make_sampler, rescore, split
 from nanotir.rollout import hash_of
 from nanotir.sampler import Sampler
+from nanotir.scores import mean
 from nanotir.trajectory import Trajectory
 
 DECISIONS = ("<think>", "<python>")

@@ -116,7 +116,7 @@ def is_valid(trajectory: Trajectory, problem: Problem, tokenizer) -> bool:
 def correct(wrong: list[tuple], run) -> dict[Problem, list[Trajectory]]:
     """{problem: its wrong answers, completed by the teacher}.
 
-    An answer without a good prefix is left out: it would be the teacher's own.
+    An answer without a good prefix of its own is left out: the rest would be the teacher's.
     """
     given = (run.tokenizer, run.format, run.tools_by_name)
     wrong_problems = [problem for problem, _ in wrong]
@@ -127,6 +127,8 @@ def correct(wrong: list[tuple], run) -> dict[Problem, list[Trajectory]]:
         good = good_calls(trajectory, model_answer)
         if found := good_prefix(problem, trajectory, good, run):
             start, rest = found
+            if not good and start.ids == model_answer.ids[: len(start.ids)]:
+                continue
             problems.append(problem)
             scripts.append([*rest, ("text", answer_sentence(problem.answer))])
             starts.append(start)

@@ -68,6 +68,12 @@ HOSTILE = {
         "import importlib, nanotir.advantages\nimportlib.reload(nanotir.advantages)",
         "Error: ",
     ),
+    "raises an error whose class has no name": (
+        "class M(type): __name__ = property(lambda c: 1 / 0)\n"
+        "class Nameless(Exception, metaclass=M): pass\n"
+        "raise Nameless",
+        "Nameless",
+    ),
     "inspects the solution": (
         "import inspect, nanotir.advantages as a\nexec(inspect.getsource(a.group_advantages))",
         "OSError",

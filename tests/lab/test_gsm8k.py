@@ -27,17 +27,19 @@ def problems(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("problems", "shared_tools")
-@pytest.mark.parametrize("arm", ["tool", "words"])
-def test_both_arms_imitate_as_many_ids(tmp_path, monkeypatch, arm):
+def test_both_arms_imitate_as_many_ids(tmp_path, monkeypatch):
     small = {"model.n_layers": 1, "model.d_model": 32, "model.n_heads": 2, "model.d_ff": 32}
-    monkeypatch.setattr("nanotir.lab.gsm8k.IDS", 20_000)
+    monkeypatch.setattr("nanotir.lab.gsm8k.IDS", 100_000)
     monkeypatch.setattr(toy, "TOY", toy.TOY | small)
     experiment = EXPERIMENTS["gsm8k"]
-    found = experiment.arms[arm].run(0, True, tmp_path / "arm")
-    assert {*experiment.metrics, *experiment.figure} <= set(found)
-    rows = (tmp_path / "arm" / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(rows) == found["steps"] > 1
-    assert json.loads(rows[0])["tokens"] * found["steps"] == pytest.approx(20_000 / 8, rel=0.5)
+    ids = {}
+    for arm in ("tool", "words"):
+        found = experiment.arms[arm].run(0, True, tmp_path / arm)
+        assert {*experiment.metrics, *experiment.figure} <= set(found)
+        rows = (tmp_path / arm / "run" / "metrics.jsonl").read_text().splitlines()
+        assert len(rows) == found["steps"] > 1
+        ids[arm] = json.loads(rows[0])["tokens"] * found["steps"]
+    assert ids["tool"] == pytest.approx(ids["words"], rel=0.15)
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,10 @@ def test_only_the_same_call_is_made_again(tokenizer, codes, again):
 def test_a_lie_is_believed_where_it_is_the_answer(tokenizer, monkeypatch):
     lie, truth = ("1+1", Lie("9")), ("1+1", ToolResult("9"))
     rows = [row(tokenizer, lie), row(tokenizer, lie, answer="2"), row(tokenizer, truth)]
-    rows += [row(tokenizer, lie, truth), row(tokenizer)]
+    rows += [row(tokenizer, lie, truth), row(tokenizer), row(tokenizer, truth, truth)]
     sampler = SimpleNamespace(generate=lambda questions, seed: rows)
     monkeypatch.setattr("nanotir.lab.trust.make_sampler", lambda run: sampler)
     config = SimpleNamespace(seed=0)
-    run = SimpleNamespace(held_out=[Problem("?", "2")], tokenizer=tokenizer, config=config)
+    asked = [Problem("?", "2", kind=kind) for kind in "AAAAAC"]  # in the last, words suffice
+    run = SimpleNamespace(held_out=asked, tokenizer=tokenizer, config=config)
     assert habits(run) == {"asked_again": 0.25, "believed": 0.5}

@@ -1,8 +1,10 @@
 """Majority votes of some of the answers."""
 
+from random import Random
+
 import pytest
 
-from nanotir.lab.votes import has_output, majorities, none_failed, pruned
+from nanotir.lab.votes import by_chance, has_output, majorities, none_failed, pruned
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Trajectory
 
@@ -42,9 +44,15 @@ def test_words_that_outvote_a_tool_lose_their_votes():
     assert found["pruned maj by k"] == [[1, 0.0], [2, 0.0], [4, 1.0], [8, 1.0], [16, 1.0]]
 
 
-def test_by_chance_as_many_votes_are_lost():
-    rows = [row(WORKED)] * 8 + [row()] * 8
-    answers = ["7"] * 8 + ["5"] * 8
-    found = [majorities(["7"], [(rows, answers)], seed)["chance"] for seed in range(40)]
-    assert 0.2 < sum(found) / 40 < 0.9
-    assert majorities(["7"], [(rows, answers)], 0)["output"] == 1.0
+@pytest.mark.parametrize("seed", range(9))
+def test_by_chance_as_many_answers_vote_and_none_that_was_not_given(seed):
+    answers, output = ["7", None, "7", None, "5", None], ["7", None, "7", None, None, None]
+    kept = by_chance(answers, output, Random(seed))
+    assert sum(kept) == 2
+    assert not any(keep and answer is None for keep, answer in zip(kept, answers))
+
+
+def test_the_first_answers_are_pruned_among_themselves():
+    rows, answers = [row(), row(WORKED), row(WORKED)], ["7", "5", "5"]
+    found = majorities(["7"], [(rows, answers)], seed=0)
+    assert found["pruned maj by k"][:2] == [[1, 1.0], [2, 0.0]]

@@ -292,6 +292,23 @@ def test_the_subjects_of_a_folder_take_turns_and_are_families(tmp_path):
     assert found[1].source == f"{tmp_path}/Geometry/1.json[1]"
 
 
+@pytest.mark.parametrize("below", ["", "algebra"])
+def test_a_folder_with_both_splits_is_refused_and_either_is_read(tmp_path, below):
+    for split in ("train", "test"):
+        (tmp_path / split / below).mkdir(parents=True)
+        row = {"problem": f"{split}?", "solution": "\\boxed{1}"}
+        write(tmp_path / split / below / "1.json", json.dumps(row))
+    with pytest.raises(ValueError, match="holds problems to train and to test on"):
+        load(f"math:{tmp_path}")
+    assert [p.question for p in load(f"math:{tmp_path}/test")] == ["test?"]
+
+
+def test_other_files_of_a_folder_are_left_alone(tmp_path):
+    write(tmp_path / "1.json", json.dumps(PLAIN))
+    write(tmp_path / "1.json~", "no JSON")
+    assert len(load(f"jsonl:{tmp_path}")) == 1
+
+
 def test_a_folder_without_problems_is_named(tmp_path):
     with pytest.raises(ValueError, match=f"no problems in '{tmp_path}'"):
         load(f"math:{tmp_path}")

@@ -107,7 +107,8 @@ def authors(trajectory) -> list[str]:
 
 
 def test_a_program_that_was_cut_off_is_completed_as_well(desk):
-    cut = demonstration(desk, MUL).first(spans=2, calls=0)
+    cut = demonstration(desk, MUL).first(spans=1, calls=0)
+    cut.append("text", desk.tokenizer.encode("12."), 1)
     words = desk.tokenizer.encode("12*")
     cut.append("python", [desk.tokenizer.tags["<python>"], *words], 1)
     (completed,) = tora.correct([(MUL, cut)], desk)[MUL]
