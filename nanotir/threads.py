@@ -3,8 +3,8 @@
 PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
 on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
 is learned does not depend on the number of threads, not in a bit. Of what is sampled, the sampler's
-log-probs do, in their last digits, because other rows share a batch. In bf16 these digits are
-coarse, so an id may change with them.
+log-probs do, in their last digits, because other rows share a batch. So now and then a draw falls
+on another id; in bf16, where these digits are coarse, more often.
 """
 
 from __future__ import annotations
