@@ -119,11 +119,12 @@ def act_out(
 def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece, ToolResult]:
     # A dict drops equal calls, so each call runs once. The tools run many calls at the same time.
     calls = dict.fromkeys(piece for pieces in scripts for piece in pieces if piece[0] in tools)
+    texts = {name: [text for kind, text in calls if kind == name] for name in tools}
+    running = {name: tools[name].run_all(texts[name]) for name in tools}
     results = {}
     with tqdm(calls, "teacher's calls", leave=False, dynamic_ncols=True) as bar:
         for name in tools:
-            texts = [text for kind, text in calls if kind == name]
-            for text, result in zip(texts, tools[name].run_all(texts)):
+            for text, result in zip(texts[name], running[name]):
                 results[name, text] = result
                 bar.update()
 

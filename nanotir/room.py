@@ -32,10 +32,12 @@ def has_room(problem: Problem, run) -> bool:
 
 def demonstrations_with_room(run, demonstrations: list[Trajectory]) -> list[Trajectory]:
     """The demonstrations, of a run's problems, that are no longer than a row."""
+    limit = run.config.model.max_seq_len
+    if all(len(shown.ids) <= limit for shown in demonstrations):  # names take seconds
+        return demonstrations
     names = {}
     for problem in run.problems:
         names[tuple(run.format.prompt(run.tokenizer, problem.question))] = problem.name
-    limit = run.config.model.max_seq_len
     rows = []
     for shown in demonstrations:
         name = names[tuple(shown.ids[: shown.spans[0].end])]

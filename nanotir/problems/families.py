@@ -114,24 +114,29 @@ def system(rng: Random, level: int) -> Problem:
     )
 
 
+def monomial(a: int, n: int) -> str:
+    """a x^n, as it is written in a question."""
+    return f"{a}x^{n}" if n > 1 else f"{a}x" if n else str(a)
+
+
+def in_python(written: str) -> str:
+    return written.replace("x", "*x").replace("^", "**")
+
+
 def polynomial(rng: Random, level: int) -> tuple[list[tuple[int, int]], str, str]:
     """Two random terms (coefficient, exponent), as they are written in a sum and in a program."""
     exponents = sorted(rng.sample(range(1, 3 + level), 2), reverse=True)
     terms = [(number(rng, level + 4, 2), n) for n in exponents]
-    written = " + ".join(f"{a}x^{n}" if n > 1 else f"{a}x" for a, n in terms)
-    code = written.replace(" + ", "+").replace("x", "*x").replace("^", "**")
-    return terms, written, code
+    written = " + ".join(monomial(a, n) for a, n in terms)
+    return terms, written, in_python(written.replace(" ", ""))
 
 
 def deriv(rng: Random, level: int) -> Problem:
-    import sympy  # only here, because it takes long: who loads a model need not wait for it
-
     terms, written, code = polynomial(rng, level)
-    x = sympy.Symbol("x")
     steps = [f"{a}x^{n} gives {a * n}x^{n - 1}" for a, n in terms]
     return Problem(
         question=f"What is the derivative of {written}?",
-        answer=str(sympy.diff(sum(a * x**n for a, n in terms), x)),
+        answer=in_python(" + ".join(monomial(a * n, n - 1) for a, n in terms)),
         solution=program("I differentiate.", SYMPY_X + f"diff({code},x)"),
         rationale=f"{' and '.join(steps)}.",
     )
@@ -188,7 +193,7 @@ def chance(rng: Random, level: int) -> Problem:
 
 
 def dist(rng: Random, level: int) -> Problem:
-    import sympy  # as in deriv
+    import sympy  # only here, because it takes long: who loads a model need not wait for it
 
     a, b, c, d = (number(rng, level + 4, 0) for _ in range(4))
     squares = (c - a) ** 2 + (d - b) ** 2

@@ -140,8 +140,7 @@ class PythonTool(Tool):
         """
         groups = [texts[i : i + TOGETHER] for i in range(0, len(texts), TOGETHER)]
         futures = [self._later(self._run_together, self._servers, group) for group in groups]
-        for future in futures:
-            yield from future.result()
+        return (result for future in futures for result in future.result())
 
     def _run_together(self, servers: dict, texts: list[str]) -> list[ToolResult]:
         """The results of programs in one process; or each in its own, if one ends the process."""

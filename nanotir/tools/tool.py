@@ -61,9 +61,9 @@ class Tool:
         return self._later(self.run, text, session)
 
     def run_all(self, texts: list[str]) -> Iterator[ToolResult]:
-        """The results of many calls, in their order."""
-        for future in [self.submit(text) for text in texts]:
-            yield future.result()
+        """The results of many calls, in their order. All of them begin now."""
+        futures = [self.submit(text) for text in texts]
+        return (future.result() for future in futures)
 
     def _later(self, function, *arguments) -> Future:
         answer = Future()

@@ -50,6 +50,14 @@ def test_the_taught_solution_leads_to_the_gold_answer(name, level, python, searc
         assert all(contains(found[-1], part) for part in parts), (problem, found)
 
 
+def test_derivatives_are_written_as_sympy_writes_them():
+    for problem in generate(60, families=["deriv"], level=2):
+        (_, code), names = problem.solution[-1], {}
+        start, _, last = code.rpartition("\n")
+        exec(start, names)
+        assert problem.answer == str(eval(last, names)), problem
+
+
 @pytest.mark.parametrize("name", ["cost", "gap"])
 def test_what_is_looked_up_reaches_the_program(name, search):
     for problem in generate(20, families=[name]):

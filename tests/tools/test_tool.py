@@ -21,6 +21,20 @@ def test_submit_gives_what_run_gives():
         assert [tool.submit(text).result() for text in "ab"] == [tool.run(text) for text in "ab"]
 
 
+def test_many_calls_begin_before_a_result_is_asked_for():
+    begun = threading.Event()
+
+    class Slow(Echo):
+        def run(self, text, session=None):
+            begun.set()
+            return super().run(text)
+
+    with Slow() as tool:
+        results = tool.run_all(["a", "b"])
+        assert begun.wait(10)
+        assert [result.output for result in results] == ["A", "B"]
+
+
 class Broken(Tool):
     """Its run() raises, or returns something else than a ToolResult."""
 
