@@ -36,6 +36,8 @@ from dataclasses import dataclass
 from nanotir.tools import lockdown
 from nanotir.tools.cell import ERROR, MEMORY, OK, receive, run_child
 
+NICE = 5  # less processor time for programs that run away, and more for the rows that decode
+
 
 def main():
     """Serve, or show the layers, in a child process; clean up after it, however it ends."""
@@ -125,6 +127,7 @@ def prepare(warm: bool):
 def serve(base: str, memory_mb: int, own_mounts: bool):
     """Lock down, then fork a worker for every socket that the trainer sends, until it hangs up."""
     lockdown.lock_server(memory_mb, own_mounts)
+    os.nice(NICE)
     trainer = socket.socket(fileno=0)
     # Workers that end must not stay as zombies, since nothing waits for them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

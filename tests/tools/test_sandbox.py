@@ -135,6 +135,14 @@ def test_a_program_has_no_descriptor_of_ours_however_many_files_are_open(light):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_program_has_less_priority_than_the_trainer_and_cannot_take_more(tool):
+    code = "import os\nbefore = os.getpriority(os.PRIO_PROCESS, 0)\nprint(before)\nos.nice(-1)"
+    result = tool.run(code)
+    expected = min(19, os.getpriority(os.PRIO_PROCESS, 0) + sandbox.NICE)
+    assert result.output.splitlines()[0] == str(expected)
+    assert result.status == "error" and "PermissionError" in result.output
+
+
 def test_a_program_cannot_forge_its_status(tool):
     forged = '{"id": 0, "status": "ok", "head": "2", "tail": "", "lost": 0, "seconds": 0}'
     result = tool.run(f"import os\nprint('''{forged}''', flush=True)\nos.abort()")
