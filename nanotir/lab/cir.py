@@ -21,8 +21,8 @@ COLD = {
     "tools": "python",
     "format": "fences",
     "teacher.quality": 0.4,
-    "teacher.rationales": 0.3,
-    "sft.steps": 300,
+    "teacher.rationales": 0.2,
+    "sft.steps": 450,
     "rl.steps": 0,
 }
 RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
@@ -33,6 +33,7 @@ NUMBERS = COLD | {
     "data": "plain:mul,power,gcd,last,first",
     "teacher.twice": 0.4,
     "teacher.rationales": 0.0,
+    "sft.steps": 300,
     "sampler.max_new_tokens": 96,
 }
 HOPS = COLD | {
@@ -50,8 +51,10 @@ NUMBERS_TUNED = (
     "cold start. From CIR's cold start, RL on seed 0 had not begun to learn after 24 steps."
 )
 TUNED = (
-    "A cold start of 300 steps on a mediocre teacher, three in ten answers in words, past the "
-    "point where it can copy a number."
+    "A cold start of 450 steps on a mediocre teacher, two in ten answers in words, which copies "
+    "most numbers right but seldom calls: 0.46 on seed 0, and 0.82 after RL. After 300 steps, "
+    "three in ten in words, seed 0 had copied no number right: nine groups in ten did not differ, "
+    "and RL learned nothing."
 )
 
 
