@@ -48,12 +48,12 @@ RANDOM = {"reward.coin": True}
 KS = [2**i for i in range(9)]
 NUMBERS_TUNED = (
     "Three families of five that words do not suffice for, and tools that are asked twice in the "
-    "cold start. From CIR's cold start, RL on seed 0 had not begun to learn after 24 steps."
+    "cold start. From CIR's cold start of that time, 300 steps, RL on seed 0 learned nothing."
 )
 TUNED = (
     "A cold start of 450 steps on a mediocre teacher, two in ten answers in words, which copies "
     "most numbers right but seldom calls: 0.46 on seed 0, and 0.82 after RL. After 300 steps, "
-    "three in ten in words, seed 0 had copied no number right: nine groups in ten did not differ, "
+    "three in ten in words, seed 0 had copied no number right: five groups in six did not differ, "
     "and RL learned nothing."
 )
 
