@@ -10,10 +10,13 @@ from nanotir.rl import make_sampler
 
 # Half of the programs fail at first, and are written in one of three ways.
 BUGS = NUMBERS | {"teacher.twice": 0.0, "teacher.bugs": 0.5, "teacher.styles": 3, "sft.steps": 350}
+STEPS = 10  # of RL; after 24, hardly a program fails
 CONTROL = "random rewards"
 TUNED = (
     "Every second demonstration with a program has one that fails before the one that works. From "
-    "CIR's cold start of that time, 300 steps, RL on seed 0 learned nothing."
+    "CIR's cold start of that time, 300 steps, RL on seed 0 learned nothing. Ten steps: after 24, "
+    "too few programs failed on seed 0 (0.97 ran with 8 of 16, as with the penalty, 0.76 without); "
+    "in the eighth step 0.88, 0.90 and 0.73 ran."
 )
 
 
@@ -21,7 +24,8 @@ def arm(key: str, settings: dict | None = None) -> Arm:
     """RL by CIR's recipe, from the cold start that has learned to write failing programs."""
 
     def run_arm(seed, quick, folder):
-        with reinforce(folder, "cir", BUGS, RL | (settings or {}), seed, quick, "bugs") as run:
+        own = RL | {"rl.steps": STEPS} | (settings or {})
+        with reinforce(folder, "cir", BUGS, own, seed, quick, "bugs") as run:
             return rl_metrics(run) | {"program_length": program_length(run)}
 
     return Arm(f"bugs-{key}", run_arm)
