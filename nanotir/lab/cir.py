@@ -27,6 +27,7 @@ COLD = {
 }
 RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
 TEXT = COLD | {"format": "text"}
+WORDS = {"tools": "", "rl.steps": 6}  # a policy trained so still calls now and then
 # Problems that one call solves, or words do (last and first), from a teacher who makes four calls
 # of ten twice. Every output is a number.
 NUMBERS = COLD | {
@@ -113,7 +114,7 @@ def policy(folder, model: str, seed: int, quick: bool, name: str = "cir", start=
     init = cold_start(name, start, seed, quick)
     if model != "base":
         settings = start | RL | {"init": init, "sft.steps": 0}
-        kind, own = ("rl", {}) if model == "RL" else ("words", {"tools": ""})
+        kind, own = ("rl", {}) if model == "RL" else ("words", WORDS)
         init = cold_start(f"{name}-{kind}", settings | own, seed, quick, recipe="cir")
     return trained(folder, "cir", start | {"init": init, "sft.steps": 0}, seed, quick)
 

@@ -134,7 +134,8 @@ NEEDLESS = Experiment(
         Compare("RL with tools", "RL with tools", "accuracy", metric_worse="in_words", margin=0.05),
         Compare("cold start", "cold start", "in_words", metric_worse="accuracy"),
     ),
-    tuned=NUMBERS_TUNED,
+    tuned=f"{NUMBERS_TUNED} Six steps of RL in words: after 24, seed 0 had 0.98 with the tool as "
+    "without, and 0.01 calls an answer.",
 )
 
 LIES = Experiment(
