@@ -21,6 +21,7 @@ SETTINGS = {
     "eval_data": f"gsm8k:{FOLDER}/test.jsonl",
     "too_long": "skip",
     "problems": 1500,
+    "sft.batch_size": 8,  # many steps for the ids
     "model.vocab_size": 1024,
     "teacher.quality": 1.0,
     "sampler.max_new_tokens": 160,
@@ -100,7 +101,8 @@ GSM8K = Experiment(
     arms={"tool": imitate("tool"), "words": imitate("rationale")},
     compare=(Compare("tool", "words", "calculated"),),
     figure=("loss by step",),
-    tuned="1,500 problems, and 900,000 ids for either arm.",
+    tuned="1,500 problems, and 900,000 ids for either arm, in batches of 8: seed 0 has 0.68 with "
+    "the tool and 0.04 in words. In batches of 32, a quarter of the steps, it had 0.06 and 0.04.",
     needs=FOLDER,
 )
 
