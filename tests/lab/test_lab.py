@@ -370,6 +370,14 @@ def test_the_readme_says_which_commit_every_result_comes_from():
         assert re.search(rf"^\|.*`{results['name']}`.*\| `[0-9a-f]{{7}}` \|$", COMMITS, re.M)
 
 
+def test_the_readme_gives_every_verdict_before_and_now():
+    table = README.split("## Before and now")[1].split("\n## ")[0]
+    for results in lab.committed():
+        seeds = next(iter(results["arms"].values()))["seeds"]
+        now = "not made anew" if "0" in seeds else results["verdict"]
+        assert re.search(rf"^\| `{results['name']}` \| [a-z ]+ \| {now} \|", table, re.M)
+
+
 def test_the_readme_names_the_controls_that_are_reported_only():
     (said,) = re.findall(r"it is reported only in (.*)\.", README)
     without = set()
