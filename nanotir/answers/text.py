@@ -28,6 +28,8 @@ COMMANDS = {name: (sign,) for name, sign in WORDS["sign"].items()}
 COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
 for kind in ("fn", "root", "const", "sym"):
     COMMANDS |= {name: (kind, ours) for name, ours in WORDS[kind].items()}
+# A character of Unicode -> its spelling. A space ends a command.
+CHARACTERS = {sign: ours + " " * ours[1:].isalpha() for sign, ours in WORDS["character"].items()}
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
@@ -40,8 +42,54 @@ FONT = (
     r"\\(?:(?:text|math)(?:bf|it|rm|sf|tt|normal)?|emph|[mh]box|operatorname\*?)(?![a-zA-Z])"
     r" ?(?:\{((?:[^{}]|\{[^{}]*\})*)\})?"
 )
+TOKEN = re.compile(
+    r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
+    r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
+    r"|\\(?P<command>[a-zA-Z]{2,})|(?P<quote>\")| "
+    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
+)
+
+
+def spelled(match: re.Match) -> str:
+    """Return one sign of Unicode as LaTeX."""
+    sign = match[0]
+    if sign in CHARACTERS:
+        return CHARACTERS[sign]
+    tag = unicodedata.decomposition(sign).partition(">")[0]
+    plain = "".join(CHARACTERS.get(c, c) for c in unicodedata.normalize("NFKC", sign))
+    if tag == "<fraction":
+        return "\\frac{" + plain.replace("/", "}{") + "} "
+    # The marks let neighbours join: x¹² is x^{12}.
+    mark = {"<super": "^", "<sub": "_"}.get(tag)
+    return f"{mark}{{{plain}\ue000}}" if mark else plain
+
+
+def mixed(match: re.Match) -> str:
+    whole, n, d = (part for part in match.groups() if part)
+    return f"({whole}+{n}/{d})" if int(n) < int(d) else match[0]
+
+
+def repeating(match: re.Match) -> str:
+    """Return 0.1\\overline{6}, 0.1(6) or 0.1666... as a fraction."""
+    whole, fixed = match[1], match[2]
+    period = match[3] or match[4] or fixed[-1]
+    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
+    return f"({Fraction(f'{whole or 0}.{fixed}0') + Fraction(int(period), nines)})"
+
+
+def ungrouped(match: re.Match) -> str:
+    """Return 1,234 as 1234. Within brackets a comma never belongs to a number."""
+    return match[0] if match[0][0] in "([\\" else re.sub("[, ]", "", match[0])
+
+
 # What is written -> how the tokenizer reads it, in this order.
 RULES = (
+    (r"[^\x00-\x7f]", spelled),
+    (r"\ue000}[_^]{|[\ue000\xad\u200b-\u200f\u2060-\u2064\ufeff]", ""),  # invisible signs
+    ('"', "'"),
+    (r"\\\$", r"\\dollar "),
+    # A single $ before a number is money; the others are math delimiters.
+    (r"\A([^$]*)\$( ?[\d.][^$]*)\Z", r"\1\\dollar \2"),
     (r"\\\\ ?\[[^\[\]]{1,9}\]", r"\\\\"),  # \\[1mm]
     (r"(?:(?<!\\)\\[,;: ()\[\]]|[$~\s]|\\q?quad(?![a-zA-Z]))+", " "),  # also math delimiters
     (r"\\(?:left|right|[bB]igg?[lrm]?|\w+style|limits|(?:tri)?angle|bf|rm|it)(?![a-zA-Z])", ""),
@@ -57,66 +105,20 @@ RULES = (
     (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
     (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     *[(FONT, r'"\1"')] * 2,  # also within another
+    (r"\A ?(?:\*\*)?(?:=(?!=)|\\f?box(?:ed)?(?= ?\{))? ?", ""),
+    (r"(?:[ ,;*\\]|(?<!\.)\.{1,2})+\Z", ""),
+    (rf"[(\[].*|\\\{{.*|{GROUPED}", ungrouped),
+    (REPEATING, repeating),
+    (MIXED, mixed),
 )
-TOKEN = re.compile(
-    r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
-    r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
-    r"|\\(?P<command>[a-zA-Z]{2,})|(?P<quote>\")| "
-    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
-)
-
-
-@functools.lru_cache(maxsize=4096)
-def spelled(sign: str) -> str:
-    """Return one sign of Unicode as LaTeX."""
-    if sign.isascii() or sign in WORDS["character"]:
-        ours = WORDS["character"].get(sign, sign)
-        return f"{ours} " if ours[1:].isalpha() else ours
-    kind = unicodedata.category(sign)
-    plain = unicodedata.normalize("NFKC", sign)
-    tag = unicodedata.decomposition(sign).partition(">")[0]
-    if kind in ("Cf", "Zs", "Pd"):  # invisible signs, spaces, dashes
-        return {"Cf": "", "Zs": " ", "Pd": "-"}[kind]
-    if tag == "<fraction":
-        return "\\frac{" + plain.replace("⁄", "}{") + "} "
-    plain = "".join(map(spelled, plain)) if plain != sign else sign
-    # The marks let neighbours join: x¹² is x^{12}.
-    mark = {"<super": "^", "<sub": "_"}.get(tag)
-    return f"{mark}{{{plain}\ue000}}" if mark else plain
 
 
 @functools.lru_cache(maxsize=1024)
 def normalise(text: str) -> str:
     """Return an answer in the notation that the tokenizer reads, without what surrounds it."""
-    if not text.isascii():
-        text = "".join(map(spelled, text))
-        text = re.sub("\ue000}[_^]{", "", text).replace("\ue000", "")
-    text = text.replace('"', "'").replace("\\$", "\\dollar ")
-    # A single $ before a number is money; the others are math delimiters.
-    if text.count("$") == 1 and re.search(r"\$ ?[\d.]", text):
-        text = text.replace("$", "\\dollar ")
     for pattern, replacement in RULES:
         text = re.sub(pattern, replacement, text)
-    text = text.strip().removeprefix("**").rstrip(" ,;*\\")
-    text = text if text.endswith("...") else text.rstrip(" ,;*\\.")
-    text = re.sub(r"^=(?!=)|^\\f?box(?:ed)?(?= ?\{)", "", text).strip()
-    # Within brackets a comma never belongs to a number.
-    end = re.search(r"[(\[]|\\\{|\Z", text).start()
-    text = re.sub(GROUPED, lambda number: re.sub("[, ]", "", number[0]), text[:end]) + text[end:]
-    return re.sub(MIXED, mixed, re.sub(REPEATING, repeating, text))
-
-
-def mixed(match: re.Match) -> str:
-    whole, n, d = (part for part in match.groups() if part)
-    return f"({whole}+{n}/{d})" if int(n) < int(d) else match[0]
-
-
-def repeating(match: re.Match) -> str:
-    """Return 0.1\\overline{6}, 0.1(6) or 0.1666... as a fraction."""
-    whole, fixed = match[1], match[2]
-    period = match[3] or match[4] or fixed[-1]
-    nines = (10 ** len(period) - 1) * 10 ** len(fixed)
-    return f"({Fraction(f'{whole or 0}.{fixed}0') + Fraction(int(period), nines)})"
+    return text
 
 
 def tokenise(text: str) -> list[tuple]:
