@@ -6,13 +6,13 @@ from collections import Counter
 
 from nanotir.answers.text import WORDS
 from nanotir.answers.trees import fail, links, negative, num, quotient, replaced, unknowns, walk
-from nanotir.answers.values import approximate, equal_values, exact, random_point
+from nanotir.answers.values import CONSTANTS, approximate, equal_values, exact, random_point
 
 # Units are unknowns, so that algebra compares them; %, °, percent and rad have values.
-NAMES = set(WORDS["unit"].values()) - {"percent", "rad"}
+NAMES = set(WORDS["unit"].values()) - set(CONSTANTS)
 AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in NAMES}
 AS_UNITS = {("sym", letter): ("unit", name) for letter, name in WORDS["letter"].items()}
-OO, REALS = ("const", "oo"), ("sym", "set R")
+OO, REALS = ("const", "oo"), ("sym", "RR")
 COMPARED = {"<": operator.lt, "<=": operator.le, "=": operator.eq, "!=": operator.ne}
 
 
@@ -94,7 +94,7 @@ def named(tree: tuple) -> tuple:
 def is_name(tree: tuple) -> bool:
     """Whether it can be named by an equation: x, f(x), AB, |AB|, AO/BO, dy/dx, (x, y), a:b."""
     parts = [part for part in tree[1:] if isinstance(part, tuple)]
-    if tree[0] in ("seq", "abs", "max", "min"):
+    if tree[0] in ("seq", "fabs", "max", "min"):
         return all(map(is_name, parts))
     if tree[0] == "^":
         return parts[1] == num(-1) and is_name(parts[0])
@@ -192,7 +192,7 @@ def same_relation(a: tuple, b: tuple) -> bool:
 
 def same_sets(p: tuple, g: tuple) -> bool | None:
     """Whether two trees are one set of reals; None if they need not be sets or one is none."""
-    names = [unknowns(tree) - {"set R"} for tree in (p, g)]
+    names = [unknowns(tree) - {"RR"} for tree in (p, g)]
     if not is_set(p) and not is_set(g) or max(map(len, names)) > 1:
         return None
     try:

@@ -9,7 +9,7 @@ import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
-from nanotir.answers.trees import fail, num
+from nanotir.answers.trees import fail
 
 
 def read_words() -> dict[str, dict[str, str]]:
@@ -24,13 +24,13 @@ def read_words() -> dict[str, dict[str, str]]:
 
 WORDS = read_words()
 # A command of LaTeX or a sign of several spellings -> its token.
-COMMANDS = {name: (sign,) for name, sign in WORDS["sign"].items()}
-COMMANDS |= {name: ("unit", name) for name in ("dollar", "euro", "pound")}
-for kind in ("fn", "root", "const", "sym"):
+COMMANDS = {}
+for kind in ("unit", "fn", "root", "const", "sym"):
     COMMANDS |= {name: (kind, ours) for name, ours in WORDS[kind].items()}
+COMMANDS |= {name: (sign,) for name, sign in WORDS["sign"].items()}  # \cup is no unit
 # A character of Unicode -> its spelling. A space ends a command.
 CHARACTERS = {sign: ours + " " * ours[1:].isalpha() for sign, ours in WORDS["character"].items()}
-VALUES = ("num", "const", "unit", ")", "]", "}", "|", "°", "%", "!", "/", "power")
+VALUES = ("num", "const", "unit", ")", "]", "}", "|", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
 MIXED = r"(?<![\d.^_])(\d+) ?(?:\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
@@ -44,9 +44,8 @@ FONT = (
 )
 TOKEN = re.compile(
     r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
-    r"|\\mathbb ?\{? ?(?P<set>[A-Z]) ?\}?|\\(?P<edge>begin|end) ?\{(?P<name>\w+)\}(?:\{[lcr| ]*\})?"
     r"|\\(?P<command>[a-zA-Z]{2,})|(?P<quote>\")| "
-    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|[-+*/^_=<>(){}\[\]|!:,;&%°'])"
+    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|!(?!!)|[-+*/^_=<>(){}\[\]|:,;&%°'])"
 )
 
 
@@ -94,6 +93,11 @@ RULES = (
     (r"(?:(?<!\\)\\[,;: ()\[\]]|[$~\s]|\\q?quad(?![a-zA-Z]))+", " "),  # also math delimiters
     (r"\\(?:left|right|[bB]igg?[lrm]?|\w+style|limits|(?:tri)?angle|bf|rm|it)(?![a-zA-Z])", ""),
     (r"\\! ?|\\\\ ?(?=\\end)", ""),
+    (r"\\begin ?\{(?:[pbB]?matrix|array)\}(?: ?\{[lcr| ]*\})?", "{"),
+    (r"\\end ?\{(?:[pbB]?matrix|array)\}", "}"),
+    (r"\\\{ ?\\\}", r"\\emptyset "),
+    (r"(\\\{) ?[A-Za-z] ?(?:[:|]|\\mid|\\colon|\\vert)", r"\1:"),  # {x : x > 3}
+    (r"\\mathbb ?\{? ?([A-Z]) ?\}?", r" \1\1 "),
     (r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)", "°"),
     (r"(?<=[\d}]) ?\\approx.*", ""),  # of "1/3 \approx 0.33" the first is the answer
     (r" ?\{ ?([,:]) ?\} ?", r"\1"),
@@ -133,12 +137,9 @@ def tokenise(text: str) -> list[tuple]:
             decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
             tokens.append(("num", value, len(decimal), found))
         elif kind == "word":
-            unit = after_value(found, in_text, tokens, text[at : at + 3])
-            tokens += unit or meaning(found, found.lower(), in_text)
+            tokens += word_tokens(found, in_text, tokens, text[at : at + 3])
         elif kind == "command":
             tokens.append(COMMANDS.get(found) or fail(found))
-        elif kind in ("set", "name"):
-            tokens.append(("sym", f"set {found}") if kind == "set" else (match["edge"], found))
         elif kind == "sign":
             tokens.append(COMMANDS.get(found, (found,)))
         in_text ^= kind == "quote"
@@ -152,13 +153,33 @@ def unit_name(word: str) -> str | None:
     return next((WORDS["unit"][form] for form in forms if form in WORDS["unit"]), None)
 
 
-def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
+def word_tokens(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
+    """Return the tokens of a run of letters: a unit, a function, a word, a name, a product."""
+    lower = run.lower()
+    if lower in ("or", "and"):
+        return [(",", lower)]
+    # AB is the name of a segment, ab is a product.
+    is_name = 1 < len(run) < 4 and run.isupper() and lower not in WORDS["word"]
+    if in_text or not is_name or run in ("USD", "AM", "PM"):
+        if unit := after_value(run, lower, in_text, tokens, rest):
+            return unit
+    token = COMMANDS.get(run, ("text", lower))
+    if token[0] in ("fn", "root", "const") or token[0] == "sym" and not in_text:
+        return [token]
+    if is_name:
+        return [("sym", run)]
+    if len(run) > 3 or lower in WORDS["word"] or in_text and len(run) > 1:
+        return [("text", lower)]
+    return [("const" if letter in "ei" else "sym", letter) for letter in run]
+
+
+def after_value(run: str, lower: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
     """Return the tokens of a unit or a numeral after a value, none of another word."""
-    kinds, lower = [token[0] for token in tokens[-2:]], run.lower()
+    kinds = [token[0] for token in tokens[-2:]]
     in_fraction = in_text and kinds[-1:] == ["{"] and tokens[0][0] == "num"
     if not in_fraction and (not kinds or kinds[-1] not in VALUES):
         return []
-    if kinds[-1] == "°" and lower in ("c", "f", "celsius", "fahrenheit"):
+    if tokens[-1] == ("unit", "°") and lower in ("c", "f", "celsius", "fahrenheit"):
         tokens.pop()
         return [("unit", "celsius" if lower[0] == "c" else "fahrenheit")]
     if lower in WORDS["after"]:
@@ -166,28 +187,9 @@ def after_value(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]
     if lower in WORDS["power"]:
         return [("power", WORDS["power"][lower])]
     is_function = run in ("min", "sec") and re.match(r" ?[(\\a-z0-9]", rest)
-    # AB is a segment.
-    is_name = run.isupper() and 1 < len(run) < 4 and run not in ("USD", "AM", "PM")
-    if is_function or is_name and not in_text or lower in ("am", "pm") and kinds != [":", "num"]:
+    if is_function or lower in ("am", "pm") and kinds != [":", "num"]:
         return []
     # One letter is a unit in m/s and in \text{m}.
     is_unit = in_text or kinds == ["unit", "/"] or re.match(r" ?/ ?[sh]", rest)
     name = unit_name(lower) if len(run) > 1 else is_unit and WORDS["letter"].get(run)
-    # Square cm is cm^2.
-    power = [("^",), num(tokens.pop()[1])] if name and kinds[-1] == "power" else []
-    return [("unit", name), *power] if name else []
-
-
-def meaning(run: str, lower: str, in_text: bool) -> list[tuple]:
-    """Return the tokens of a run of letters: a function, a word, a name, a product of unknowns."""
-    if lower in ("or", "and"):
-        return [(",", lower)]
-    token = COMMANDS.get(run, ("text", lower))
-    if token[0] in ("fn", "root", "const") or token[0] == "sym" and not in_text:
-        return [token]
-    # AB is the name of a segment, ab is a product.
-    if 1 < len(run) < 4 and run.isupper() and lower not in WORDS["word"]:
-        return [("sym", run)]
-    if len(run) > 3 or lower in WORDS["word"] or in_text and len(run) > 1:
-        return [("text", lower)]
-    return [("const" if letter in "ei" else "sym", letter) for letter in run]
+    return [("unit", name)] if name else []

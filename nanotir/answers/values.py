@@ -16,10 +16,9 @@ from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
 MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
-FOLDS = {"+": sum, "*": math.prod}
-COUNTING = {"!": math.factorial, "binom": math.comb, "gcd": math.gcd, "lcm": math.lcm}
-EXACT = {"abs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
-MPMATH = {"!": "factorial", "binom": "binomial", "abs": "fabs"}  # names that are not ours
+FOLDS = {"+": sum, "*": math.prod, "max": max, "min": min}
+COUNTING = {"factorial": math.factorial, "binomial": math.comb, "gcd": math.gcd, "lcm": math.lcm}
+EXACT = {"fabs": abs, "floor": math.floor, "ceil": math.ceil}
 # The value of a name: a constant of mpmath, or 1, over an integer.
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180), "rad": ("", 1)}
 CONSTANTS |= {"%": ("", 100), "percent": ("", 100)}
@@ -74,17 +73,16 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
         return a == b or first_digits(p, a, b, 15 if is_decimal else 6)
     difference = ("+", p, negative(g))
     large, last = size(difference, at), separation(difference, at)
-    digits_after = 64
-    while digits_after < 4 * last:
+    digits_after = 16
+    while digits_after < last:
         # More and more digits, until they part or there are as many as the bound asks.
-        digits_after = min(digits_after, last)
+        digits_after = min(4 * digits_after, last)
         context = mpmath_context(2 * (digits_after + large) + 128)
         a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
         if context.fabs(a - b) > context.ldexp(1, -int(digits_after)):
             is_complex = a.imag or b.imag
             a, b = (Fraction(context.nstr(x.real, 40)) for x in (a, b))
             return not (at or is_complex) and first_digits(p, a, b, 6)
-        digits_after *= 4
     return True
 
 
@@ -104,20 +102,16 @@ def digits(tree: tuple) -> int:
 
 def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
     """Return the value of a rational expression; None of any other."""
-    try:
+    with contextlib.suppress(ArithmeticError):
         return value(tree, at or {})
-    except ArithmeticError:
-        return None
 
 
 def approximate(tree: tuple, at: dict | None = None, real: bool = True) -> float | None:
     """Return about the value if it is a real number, or else about how large it is."""
-    try:
+    with contextlib.suppress(ArithmeticError):
         context = mpmath_context(170) if exact(tree, at) is None else None
         number = value(tree, at or {}, context, real)
         return float(number.real if real else abs(number))
-    except ArithmeticError:
-        return None
 
 
 def value(tree: tuple, at: dict, context=None, real: bool = False):
@@ -149,20 +143,16 @@ def computed(kind: str, arguments: list, context):
         return FOLDS[kind](arguments)
     if kind == "^":
         return power(*arguments, context)
-    is_exact = all(isinstance(x, Fraction) for x in arguments)
-    natural = is_exact and all(x.denominator == 1 and 0 <= x < MAX_COUNT for x in arguments)
-    if kind in COUNTING and natural:
-        return Fraction(COUNTING[kind](*map(int, arguments)))
-    if kind in EXACT and is_exact:
-        return Fraction(EXACT[kind](*arguments))
+    if all(isinstance(x, Fraction) for x in arguments):
+        if kind in EXACT:
+            return Fraction(EXACT[kind](*arguments))
+        if kind in COUNTING and all(x.denominator == 1 and 0 <= x < MAX_COUNT for x in arguments):
+            return Fraction(COUNTING[kind](*map(int, arguments)))
     numbers = [context.convert(x) for x in arguments]
-    if kind in EXACT and kind != "abs" and any(x.imag for x in numbers):
-        raise ArithmeticError(kind)
     # Large numbers need more digits, and the gamma function is slow.
     bits = context.prec + max(0, *map(context.mag, numbers))
     spend(50_000 if kind in COUNTING else 10, bits)
-    function = EXACT[kind] if kind in ("max", "min") else getattr(context, MPMATH.get(kind, kind))
-    return function(*numbers)
+    return getattr(context, kind)(*numbers)
 
 
 def power(a, n, context):
@@ -202,7 +192,7 @@ def size(tree: tuple, at: dict) -> float:
         x = parts[0] if kind == "num" else at.get(parts[0], Fraction(2))
         return float(x.numerator.bit_length() + x.denominator.bit_length())
     inner = [size(part, at) for part in parts if isinstance(part, tuple)]
-    if kind not in ("^", "sinh", "cosh", "tanh", "!", "binom"):
+    if kind not in ("^", "exp", "sinh", "cosh", "tanh", "factorial", "binomial"):
         return sum(inner) + 8
     # Exponentials are as large as their arguments say.
     last = -1 if kind == "^" else 0
