@@ -9,10 +9,11 @@ from nanotir.answers.trees import fail, links, negative, num, quotient, replaced
 from nanotir.answers.values import CONSTANTS, approximate, equal_values, exact, random_point
 
 # Units are unknowns, so that algebra compares them; %, °, percent and rad have values.
-NAMES = set(WORDS["unit"].values()) - set(CONSTANTS)
-AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in NAMES}
+UNITS = set(WORDS["unit"].values()) - set(CONSTANTS)
+AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in UNITS}
 AS_UNITS = {("sym", letter): ("unit", name) for letter, name in WORDS["letter"].items()}
-OO, REALS = ("const", "oo"), ("sym", "RR")
+OO = ("const", "oo")
+NAMES = {"sym", "text", "seq", "fabs", "max", "min", "*", "^", "num"}
 COMPARED = {"<": operator.lt, "<=": operator.le, "=": operator.eq, "!=": operator.ne}
 
 
@@ -20,7 +21,7 @@ def same(p: tuple, g: tuple) -> bool:
     """Whether a prediction and a gold are one answer. The first rule that knows them decides."""
     if p == g:
         return True
-    for rule in (by_unit, by_name, same_sets, by_items, by_order, by_relation):
+    for rule in (by_unit, by_name, same_sets, by_items, by_order):
         verdict = rule(p, g)
         if verdict is not None:
             return verdict
@@ -51,12 +52,13 @@ def by_unit(p: tuple, g: tuple) -> bool | None:
         return equal_values(*(replaced(tree, AS_UNKNOWNS) for tree in (p, g)))
     united, plain = (p, g) if units(p) else (g, p)
     # 5 m is five metres where the other answer has a unit.
-    if unknowns(plain) <= set(WORDS["letter"]) and units(replaced(plain, AS_UNITS)):
-        return by_unit(united, replaced(plain, AS_UNITS))
+    read = replaced(plain, AS_UNITS)
+    if units(read) and not unknowns(read):
+        return by_unit(united, read)
     # 50 also answers 50%, and 50% a gold of 50. But 0.5% is not 0.5, nor are five per cent 5.
     share = {"%", "percent"} & {unit[1] for unit in units(united)}
     small = "percent" in share or (exact(plain) or 0) <= 1
-    if share and small and united is p or plain[:2] == ("seq", "base"):
+    if share and small and united is p:
         return equal_values(united, plain)
     bare = replaced(united, dict.fromkeys(units(united), num(1)))
     return same(bare, plain) or equal_values(united, plain)
@@ -93,16 +95,15 @@ def named(tree: tuple) -> tuple:
 
 def is_name(tree: tuple) -> bool:
     """Whether it can be named by an equation: x, f(x), AB, |AB|, AO/BO, dy/dx, (x, y), a:b."""
-    parts = [part for part in tree[1:] if isinstance(part, tuple)]
-    if tree[0] in ("seq", "fabs", "max", "min"):
-        return all(map(is_name, parts))
-    if tree[0] == "^":
-        return parts[1] == num(-1) and is_name(parts[0])
-    if tree[0] != "*":
-        return tree[0] in ("sym", "text")
+    nodes = list(walk(tree))
+    numbers = [node for node in nodes if node[0] == "num"]
+    if numbers != [node[2] for node in nodes if node[0] == "^"] or set(numbers) - {num(-1)}:
+        return False
     # A product of letters is a name if it is dy or AB. An xy = 5 is an equation.
-    capitals = all(name[0].isupper() for name in unknowns(tree))
-    return all(map(is_name, parts)) and (capitals or parts[0] == ("sym", "d"))
+    letters = [node[1] for node in nodes if node[0] == "sym"]
+    is_named = letters[:1] == ["d"] or all(letter[0].isupper() for letter in letters)
+    kinds = {node[0] for node in nodes}
+    return kinds <= NAMES and (is_named or "*" not in kinds)
 
 
 def by_items(p: tuple, g: tuple) -> bool | None:
@@ -111,20 +112,16 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     if len(left) == len(right) == 1 and "set" not in kinds:
         return None
     # Where only one side has brackets or names, the order counts: 1, 2 is (1, 2) or x = 1, y = 2.
-    inside = [tree[2 if tree[0] == "seq" else 1 :] for tree in (p, g) if kinds <= {"seq", "list"}]
-    if kinds == {"seq", "list"} and "()" in (p[1], g[1]) and all_same(*inside):
-        return True
-    p_names, g_names = ([named(item)[0] for item in items] for items in (left, right))
-    several = [len(set(names)) > 1 and None not in names for names in (p_names, g_names)]
-    if several[0] and not any(g_names) or several[1] and not any(p_names):
-        # "x = 1 or y = 2" says less.
-        return bool(inside) and all_same(*([named(item)[1] for item in part] for part in inside))
-    # x = 1, x = 2 is 1, 2.
-    if len({*p_names, *g_names} - {None}) == 1:
-        left, right = ([named(item)[1] for item in items] for items in (left, right))
+    p_names, g_names = ({named(item)[0] for item in side} for side in (left, right))
+    is_named = len(p_names | g_names) > 2 and {None} in (p_names, g_names)
+    if is_named or kinds == {"seq", "list"} and "()" in (p[1], g[1]):
+        inside = [tree[2 if tree[0] == "seq" else 1 :] for tree in (p, g)]
+        in_order = kinds <= {"seq", "list"} and all_same(*inside)
+        if is_named or in_order:  # "x = 1 or y = 2" says less
+            return in_order
     if "set" in kinds:
         left, right = list(dict.fromkeys(left)), list(dict.fromkeys(right))
-    sets = [sum(item[0] == "set" for item in items) for items in (left, right)]
+    sets = [sum(item[0] == "set" for item in side) for side in (left, right)]
     return sets[0] == sets[1] and matched(left, right)
 
 
@@ -146,29 +143,22 @@ def items(tree: tuple) -> list[tuple]:
 
 
 def by_order(p: tuple, g: tuple) -> bool | None:
-    """Tuples, intervals, ratios, matrices, digits in a base; words, which are equal trees."""
+    """Tuples, intervals, ratios, matrices, digits in a base; relations; words (equal trees)."""
     if p[:2] == g[:2] and p[0] == "seq":
         return all_same(p[2:], g[2:]) or p[1] == ":" and proportional(p[2:], g[2:])
     # The question may have named the base of a prediction without one.
     if g[:2] == ("seq", "base") and p[0] == "num":
         return p[1] == g[2][1]
-    return False if {p[0], g[0]} & {"text", "seq"} else None
+    if p[0] == g[0] == "rel":
+        return matched(links(p), links(g), equal=same_relation)
+    return False if {p[0], g[0]} & {"text", "seq", "rel"} else None
 
 
 def proportional(p: tuple, g: tuple) -> bool:
     """2:4 is 1:2. But 3:30, which may be a time, is 3:30 alone."""
-    left, right = list(map(exact, p)), list(map(exact, g))
-    is_time = all(right) and 10 <= right[-1] < 60 and right[0] <= 24
-    if len(left) != len(right) or not all(left + right) or is_time:
-        return False
-    return len({a / b for a, b in zip(left, right)}) == 1
-
-
-def by_relation(p: tuple, g: tuple) -> bool | None:
-    """Every relation of a chain has its equal in the other."""
-    if p[0] != "rel" or g[0] != "rel":
-        return False if "rel" in (p[0], g[0]) else None
-    return matched(links(p), links(g), equal=same_relation)
+    is_time = 10 <= (exact(g[-1]) or 0) < 60 and (exact(g[0]) or 0) <= 24
+    left, right = ([quotient(part, side[-1]) for part in side] for side in (p, g))
+    return not is_time and all_same(left, right)
 
 
 def same_relation(a: tuple, b: tuple) -> bool:
@@ -192,7 +182,7 @@ def same_relation(a: tuple, b: tuple) -> bool:
 
 def same_sets(p: tuple, g: tuple) -> bool | None:
     """Whether two trees are one set of reals; None if they need not be sets or one is none."""
-    names = [unknowns(tree) - {"RR"} for tree in (p, g)]
+    names = list(map(unknowns, (p, g)))
     if not is_set(p) and not is_set(g) or max(map(len, names)) > 1:
         return None
     try:
@@ -207,15 +197,15 @@ def is_set(tree: tuple) -> bool:
     """Whether it certainly describes a set; (1, 2) or {3} may be one, if the other answer is."""
     if tree[0] in ("list", "or"):
         return any(part[0] == "rel" and set(part[1]) != {"="} for part in tree[1:])
-    return tree[0] in ("cup", "cap", "minus", "rel") or tree == REALS
+    return tree[0] in ("cup", "cap", "minus", "rel")
 
 
 def places(trees: tuple) -> dict:
     """Return the place of each number: 1, 3, 5 and so on; between them are the gaps."""
-    numbers = [(approximate(node), node) for node in dict.fromkeys(walk(trees))]
-    known = [pair for pair in numbers if pair[0] is not None]
+    numbers = {node: approximate(node) for node in walk(trees)}
+    known = [node for node in numbers if numbers[node] is not None]
     found, place, last = {}, -1, None
-    for _, node in sorted(known, key=operator.itemgetter(0)):
+    for node in sorted(known, key=numbers.get):
         place += 0 if last and equal_values(node, last) else 2
         found[node], last = place, node
     return found | {OO: place + 2, negative(OO): -1}
@@ -224,8 +214,6 @@ def places(trees: tuple) -> dict:
 def has(tree: tuple, x: int, line: dict) -> bool:
     """Whether a set has the place x, or a relation holds there; raise KeyError for other trees."""
     kind, *parts = tree
-    if tree == REALS:
-        return True
     if kind == "set":
         return x in [line[part] for part in parts]
     if kind == "seq" and len(parts) == 3 and parts[0][0] in "([":

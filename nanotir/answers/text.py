@@ -97,6 +97,7 @@ RULES = (
     (r"\\end ?\{(?:[pbB]?matrix|array)\}", "}"),
     (r"\\\{ ?\\\}", r"\\emptyset "),
     (r"(\\\{) ?[A-Za-z] ?(?:[:|]|\\mid|\\colon|\\vert)", r"\1:"),  # {x : x > 3}
+    (r"\\mathbb ?(?:\{ ?R ?\}|R)", r"(-\\infty,\\infty)"),
     (r"\\mathbb ?\{? ?([A-Z]) ?\}?", r" \1\1 "),
     (r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)", "°"),
     (r"(?<=[\d}]) ?\\approx.*", ""),  # of "1/3 \approx 0.33" the first is the answer
@@ -132,10 +133,9 @@ def tokenise(text: str) -> list[tuple]:
             break
         at, kind, found = match.end(), match.lastgroup, match[match.lastgroup or 0]
         if kind == "num":
-            mantissa, _, exponent = found.lower().partition("e")
-            value = Fraction(mantissa) * Fraction(10) ** int(exponent or 0)
+            mantissa = found.lower().partition("e")[0]
             decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
-            tokens.append(("num", value, len(decimal), found))
+            tokens.append(("num", Fraction(found), len(decimal), found))
         elif kind == "word":
             tokens += word_tokens(found, in_text, tokens, text[at : at + 3])
         elif kind == "command":
