@@ -9,8 +9,8 @@ from nanotir.answers.trees import fail, links, negative, num, quotient, replaced
 from nanotir.answers.values import CONSTANTS, approximate, equal_values, exact, random_point
 
 # Units are unknowns, so that algebra compares them; %, °, percent and rad have values.
-UNITS = set(WORDS["unit"].values()) - set(CONSTANTS)
-AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in UNITS}
+NAMES_OF_UNITS = set(WORDS["unit"].values()) - set(CONSTANTS)
+AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in NAMES_OF_UNITS}
 AS_UNITS = {("sym", letter): ("unit", name) for letter, name in WORDS["letter"].items()}
 OO = ("const", "oo")
 NAMES = {"sym", "text", "seq", "fabs", "max", "min", "*", "^", "num"}

@@ -2,7 +2,7 @@
 
 import re
 
-from nanotir.answers.text import unit_name
+from nanotir.answers.text import UNITS
 
 MAX_SENTENCE = 2000  # characters in which a named answer is looked for
 MAX_UNNAMED = 200  # characters of a sentence that may hold an answer without naming it
@@ -113,4 +113,4 @@ def named_answer(text: str) -> str:
     answer = answer.strip().rstrip(".,").strip()
     # "72 clips sold" names 72 clips.
     prose = PROSE.fullmatch(answer)
-    return prose[1] if prose and unit_name(prose[2]) else answer
+    return prose[1] if prose and prose[2] in UNITS else answer

@@ -74,9 +74,9 @@ class Parser:
             return ("factorial", left)
         if kind == "_":
             return self.subscript(left)
-        if kind == ",":
-            token = self.take(",") or token  # "1, 2, and 3" has a comma and a word for one
-            kind = "or" if left[0] == "or" or token == (",", "or") else "list"
+        if level == LEVELS[","]:
+            token = self.take("or", "and") or token  # "1, 2, and 3" has a comma and a word for one
+            kind = "or" if "or" in (left[0], token[0]) else "list"
             left = (kind, *left[1:]) if left[0] == "list" else left
         right = self.expression(level - (kind == "^"))  # 2^3^2 is 2^9
         if level == LEVELS["="]:

@@ -30,6 +30,7 @@ for kind in ("unit", "fn", "root", "const", "sym"):
 COMMANDS |= {name: (sign,) for name, sign in WORDS["sign"].items()}  # \cup is no unit
 # A character of Unicode -> its spelling. A space ends a command.
 CHARACTERS = {sign: ours + " " * ours[1:].isalpha() for sign, ours in WORDS["character"].items()}
+UNITS = {word + end: WORDS["unit"][word] for end in ("es", "s", "") for word in WORDS["unit"]}
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
@@ -146,25 +147,16 @@ def tokenise(text: str) -> list[tuple]:
     return tokens if at == len(text) else fail(text[at])
 
 
-@functools.lru_cache(maxsize=1024)
-def unit_name(word: str) -> str | None:
-    """Return the name of the unit that a word of two letters or more means."""
-    forms = (word, word.removesuffix("s"), word.removesuffix("es"))
-    return next((WORDS["unit"][form] for form in forms if form in WORDS["unit"]), None)
-
-
 def word_tokens(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
     """Return the tokens of a run of letters: a unit, a function, a word, a name, a product."""
     lower = run.lower()
-    if lower in ("or", "and"):
-        return [(",", lower)]
     # AB is the name of a segment, ab is a product.
     is_name = 1 < len(run) < 4 and run.isupper() and lower not in WORDS["word"]
     if in_text or not is_name or run in ("USD", "AM", "PM"):
         if unit := after_value(run, lower, in_text, tokens, rest):
             return unit
     token = COMMANDS.get(run, ("text", lower))
-    if token[0] in ("fn", "root", "const") or token[0] == "sym" and not in_text:
+    if token[0] in ("fn", "root", "const", "or", "and") or token[0] == "sym" and not in_text:
         return [token]
     if is_name:
         return [("sym", run)]
@@ -191,5 +183,5 @@ def after_value(run: str, lower: str, in_text: bool, tokens: list, rest: str) ->
         return []
     # One letter is a unit in m/s and in \text{m}.
     is_unit = in_text or kinds == ["unit", "/"] or re.match(r" ?/ ?[sh]", rest)
-    name = unit_name(lower) if len(run) > 1 else is_unit and WORDS["letter"].get(run)
+    name = UNITS.get(lower) if len(run) > 1 else is_unit and WORDS["letter"].get(run)
     return [("unit", name)] if name else []
