@@ -12,6 +12,7 @@ from nanotir.answers.values import exact, size
 MAX_EXPONENT = 1000  # bits of an exponent that is computed at once
 MAX_DEPTH = 60  # expressions within expressions
 LEVELS = {sign: int(level) for sign, level in WORDS["level"].items()}
+SIGNS = ("+", "-", "pm", "mp")
 OUTSIDE = LEVELS["&"]  # outside of a matrix there are no rows and cells
 FLAT = ("+", "*", "list", "or")  # trees that may have more than two parts
 CLOSERS = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",), "|": ("|",)}
@@ -68,15 +69,17 @@ class Parser:
 
     def continued(self, left: tuple) -> tuple:
         """Return the tree of what was read and the next sign with its right side."""
-        token = self.take(*LEVELS) or ("*",)
-        kind, level = token[0], LEVELS[token[0]]
+        # 2x is 2 * x, and a - b is a + (-b): there the sign is left to what follows.
+        kind = self.tokens[self.at][0]
+        kind = "+" if kind in SIGNS else (self.take(*LEVELS) or ("*",))[0]
+        level = LEVELS[kind]
         if kind == "!":
             return ("factorial", left)
         if kind == "_":
             return self.subscript(left)
         if level == LEVELS[","]:
-            token = self.take("or", "and") or token  # "1, 2, and 3" has a comma and a word for one
-            kind = "or" if "or" in (left[0], token[0]) else "list"
+            word = self.take("or", "and") or (kind,)  # "1, 2, and 3" has a comma and a word for one
+            kind = "or" if "or" in (left[0], word[0]) else "list"
             left = (kind, *left[1:]) if left[0] == "list" else left
         right = self.expression(level - (kind == "^"))  # 2^3^2 is 2^9
         if level == LEVELS["="]:
@@ -86,9 +89,8 @@ class Parser:
             return ("seq", kind, *(left[2:] if left[:2] == ("seq", kind) else (left,)), right)
         if kind == right[0] == "^" and size(right, {}) < MAX_EXPONENT and exact(right):
             right = num(exact(right))  # 9^{9^9} is 9^387420489
-        if kind == "/" or level == LEVELS["+"]:
-            right = ("^", right, num(-1)) if kind == "/" else signed(kind, right)
-            kind = "*" if kind == "/" else "+"
+        if kind == "/":
+            return quotient(left, right)
         return (*left, right) if left[0] == kind in FLAT else (kind, left, right)
 
     def subscript(self, tree: tuple) -> tuple:
@@ -102,8 +104,9 @@ class Parser:
         token = self.tokens[self.at]
         self.at += 1
         kind, value = token[0], token[-1]
-        if LEVELS.get(kind) == LEVELS["+"]:
-            return signed(kind, self.expression(LEVELS["*"]))
+        if kind in SIGNS:
+            tree = self.expression(LEVELS["*"])
+            return {"+": tree, "-": negative(tree)}.get(kind, (kind, tree))
         if kind in CLOSERS:
             return self.bracket(kind)
         if kind in ("frac", "binomial"):
@@ -168,9 +171,3 @@ class Parser:
         if base:
             tree = quotient(tree, ("log", base)) if name == "log" else fail(name)
         return ("^", tree, power) if power else tree
-
-
-def signed(sign: str, tree: tuple) -> tuple:
-    if sign in ("pm", "mp"):
-        return (sign, tree)
-    return negative(tree) if sign == "-" else tree
