@@ -17,10 +17,8 @@ MARK = re.compile(
     re.I,
 )
 # A closing $ stands before no digit: $18 - $3 are amounts of money.
-FORMULA = re.compile(
-    r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$(?!\d)|\\\(((?:.|\n)+?)\\\)|\\\[((?:.|\n)+?)\\\]"
-)
-INSIDE = r"\1\2\3\4"
+FORMULA = re.compile(r"\$\$([^$]+)\$\$|\$((?:\\.|[^$\\])+)\$(?!\d)|\\[(\[]((?:.|\n)+?)\\[)\]]")
+INSIDE = r"\1\2\3"
 # How a sentence goes on after its answer, and what would change it.
 REASON = re.compile(
     r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|that is|altogether)\b"
@@ -56,7 +54,7 @@ def likely_answers(text: str) -> list[str]:
     sentence = re.split(r"(?<=[.!?])\s+|\n", text)[-1]
     *_, last = [None, *re.finditer(f"{FORMULA.pattern}|{NUMBER}", text)]
     found = [named_answer(sentence)] if len(sentence) <= MAX_UNNAMED else []
-    return found + ([last.expand(f"{INSIDE}\\5").strip(",")] if last else [])
+    return found + ([last.expand(f"{INSIDE}\\4").strip(",")] if last else [])
 
 
 def words_of(text: str) -> str:
