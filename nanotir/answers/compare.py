@@ -21,7 +21,7 @@ def same(p: tuple, g: tuple) -> bool:
     """Whether a prediction and a gold are one answer. The first rule that knows them decides."""
     if p == g:
         return True
-    for rule in (by_unit, by_name, same_sets, by_items, by_order):
+    for rule in (by_name, by_unit, same_sets, by_items, by_order):
         verdict = rule(p, g)
         if verdict is not None:
             return verdict
@@ -114,6 +114,7 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     # Where only one side has brackets or names, the order counts: 1, 2 is (1, 2) or x = 1, y = 2.
     p_names, g_names = ({named(item)[0] for item in side} for side in (left, right))
     is_named = len(p_names | g_names) > 2 and {None} in (p_names, g_names)
+    is_named = is_named and not p_names & g_names
     if is_named or kinds == {"seq", "list"} and "()" in (p[1], g[1]):
         inside = [tree[2 if tree[0] == "seq" else 1 :] for tree in (p, g)]
         in_order = kinds <= {"seq", "list"} and all_same(*inside)
@@ -156,9 +157,10 @@ def by_order(p: tuple, g: tuple) -> bool | None:
 
 def proportional(p: tuple, g: tuple) -> bool:
     """2:4 is 1:2. But 3:30, which may be a time, is 3:30 alone."""
-    is_time = 10 <= (exact(g[-1]) or 0) < 60 and (exact(g[0]) or 0) <= 24
-    left, right = ([quotient(part, side[-1]) for part in side] for side in (p, g))
-    return not is_time and all_same(left, right)
+    left, right = list(map(exact, p)), list(map(exact, g))
+    if not all(left + right) or 10 <= right[-1] < 60 and right[0] <= 24:
+        return False
+    return [a / left[-1] for a in left] == [b / right[-1] for b in right]
 
 
 def same_relation(a: tuple, b: tuple) -> bool:
@@ -168,7 +170,7 @@ def same_relation(a: tuple, b: tuple) -> bool:
     if a == b or sign != b[0] or sign == "in" or not unknowns(f) == unknowns(g) != set():
         return a == b
     # f(x) / g(x) is f(c) / g(c), for one c.
-    table = {("sym", name): num(x) for name, x in random_point(f, 6).items()}
+    table = {("sym", name): num(x) for name, x in random_point(f, 0).items()}
     f_there, g_there = replaced(f, table), replaced(g, table)
     ratio = approximate(quotient(f_there, g_there)) or 0.0
     if ratio == 0 or ratio < 0 and sign in ("<", "<="):

@@ -78,7 +78,9 @@ class Parser:
         if kind == "_":
             return self.subscript(left)
         if level == LEVELS[","]:
-            word = self.take("or", "and") or (kind,)  # "1, 2, and 3" has a comma and a word for one
+            word = self.take("or", "and", ",") or (
+                kind,
+            )  # "1, 2, and 3" has a comma and a word for one
             kind = "or" if "or" in (left[0], word[0]) else "list"
             left = (kind, *left[1:]) if left[0] == "list" else left
         right = self.expression(level - (kind == "^"))  # 2^3^2 is 2^9
@@ -139,7 +141,7 @@ class Parser:
         tree = self.expression(0 if kind == "{" else OUTSIDE)
         close = self.need(*CLOSERS[kind])[0]
         self.in_bars, is_list = outside, tree[0] == "list"
-        if tree[:2] == ("seq", "\\\\") and "&" not in [row[1] for row in tree[2:]]:
+        if tree[:2] == ("seq", "\\\\") and ("seq", "&") not in [row[:2] for row in tree]:
             return ("seq", "()", *tree[2:])
         if kind in ENCLOSED:
             return (ENCLOSED[kind], tree)

@@ -16,9 +16,9 @@ from nanotir.answers.trees import negative, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
 MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
-FOLDS = {"+": sum, "*": math.prod, "max": max, "min": min}
+FOLDS = {"+": sum, "*": math.prod}
 COUNTING = {"factorial": math.factorial, "binomial": math.comb, "gcd": math.gcd, "lcm": math.lcm}
-EXACT = {"fabs": abs, "floor": math.floor, "ceil": math.ceil}
+EXACT = {"fabs": abs, "floor": math.floor, "ceil": math.ceil, "max": max, "min": min}
 # The value of a name: a constant of mpmath, or 1, over an integer.
 CONSTANTS = {"pi": ("pi", 1), "e": ("e", 1), "i": ("j", 1), "°": ("pi", 180), "rad": ("", 1)}
 CONSTANTS |= {"%": ("", 100), "percent": ("", 100)}
@@ -49,18 +49,18 @@ def equal_values(p: tuple, g: tuple) -> bool:
         # The first three points are positive. At the others all must be real on the way, since a
         # root or a logarithm of a negative number has several complex values.
         with contextlib.suppress(ArithmeticError):
-            if not equal_at(p, g, random_point((p, g), k, signs=k > 2), real=k > 2):
+            if not equal_at(p, g, random_point((p, g), k), real=k > 2):
                 return False
             agreed = True
     return agreed
 
 
-def random_point(tree: tuple, seed: int, signs: bool = False) -> dict[str, Fraction]:
+def random_point(tree: tuple, seed: int) -> dict[str, Fraction]:
     draw = random.Random(f"{seed} {tree[-1]}")
     names = sorted(unknowns(tree))
     if any(node[0] in COUNTING for node in walk(tree)):  # made for natural numbers
         return {name: Fraction(draw.randrange(8, 99)) for name in names}
-    sign = (-1, 1) if signs else (1,)
+    sign = (1,) if seed < 3 else (-1,) if seed == 3 else (-1, 1)
     return {name: draw.choice(sign) * Fraction(draw.randrange(200, 3000), 1000) for name in names}
 
 
@@ -152,7 +152,7 @@ def computed(kind: str, arguments: list, context):
     # Large numbers need more digits, and the gamma function is slow.
     bits = context.prec + max(0, *map(context.mag, numbers))
     spend(50_000 if kind in COUNTING else 10, bits)
-    return getattr(context, kind)(*numbers)
+    return getattr(context, kind, EXACT.get(kind))(*numbers)
 
 
 def power(a, n, context):
@@ -196,6 +196,5 @@ def size(tree: tuple, at: dict) -> float:
         return sum(inner) + 8
     # Exponentials are as large as their arguments say.
     last = -1 if kind == "^" else 0
-    bits = inner[last]
-    large = approximate(parts[last], at, real=False) if bits < 99 else None
-    return (sum(inner) + 8) * (1 + (2.0 ** min(bits, 60) if large is None else large))
+    large = approximate(parts[last], at, real=False) or 0.0 if inner[last] < 99 else 2.0**60
+    return (sum(inner) + 8) * (1 + large)
