@@ -7,9 +7,8 @@ import functools
 
 from nanotir.answers.text import WORDS, tokenise
 from nanotir.answers.trees import fail, negative, num, quotient
-from nanotir.answers.values import exact, size
+from nanotir.answers.values import exact
 
-MAX_EXPONENT = 1000  # bits of an exponent that is computed at once
 MAX_DEPTH = 60  # expressions within expressions
 LEVELS = {sign: int(level) for sign, level in WORDS["level"].items()}
 SIGNS = ("+", "-", "pm", "mp")
@@ -89,7 +88,7 @@ class Parser:
             return ("rel", (*signs, kind), *sides, right)
         if kind in (":", "&", "\\\\"):
             return ("seq", kind, *(left[2:] if left[:2] == ("seq", kind) else (left,)), right)
-        if kind == right[0] == "^" and size(right, {}) < MAX_EXPONENT and exact(right):
+        if kind == right[0] == "^" and exact(right):
             right = num(exact(right))  # 9^{9^9} is 9^387420489
         if kind == "/":
             return quotient(left, right)

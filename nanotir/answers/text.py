@@ -34,7 +34,7 @@ UNITS = {word + end: WORDS["unit"][word] for end in ("es", "s", "") for word in 
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "!", "/", "power")
 
 GROUPED = r"(?<![\d.^_])\d{1,3}(?:(?:,\d{3})+(?!\d|,\d)|(?: \d{3})+(?! ?[\d/]))(?=\D|\Z)"
-MIXED = r"(?<![\d.^_])(\d+) ?(?:\\frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
+MIXED = r"(?<![\d.^_])(\d+) ?(?:\\[cdt]?frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= )(\d+) ?/ ?(\d+))"
 REPEATING = (
     r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot) ?\{(\d+)\}|\((\d+)\)"
     r"|(?<=000|111|222|333|444|555|666|777|888|999)(?:\.\.\.|\\l?dots))"
@@ -57,8 +57,6 @@ def spelled(match: re.Match) -> str:
         return CHARACTERS[sign]
     tag = unicodedata.decomposition(sign).partition(">")[0]
     plain = "".join(CHARACTERS.get(c, c) for c in unicodedata.normalize("NFKC", sign))
-    if tag == "<fraction":
-        return "\\frac{" + plain.replace("/", "}{") + "} "
     # The marks let neighbours join: x¹² is x^{12}.
     mark = {"<super": "^", "<sub": "_"}.get(tag)
     return f"{mark}{{{plain}\ue000}}" if mark else plain
@@ -103,13 +101,11 @@ RULES = (
     (r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)", "°"),
     (r"(?<=[\d}]) ?\\approx.*", ""),  # of "1/3 \approx 0.33" the first is the answer
     (r" ?\{ ?([,:]) ?\} ?", r"\1"),
-    (r"\\[cdt](?=frac|binom)", r"\\"),
-    (r"\\(frac|binom) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),
+    (r"\\([cdt]?(?:frac|binom)) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),
     (r"\b([apAP])\. ?([mM])\b\.?|\b(per) (cent)\b", r"\1\2\3\4"),
     (r"\bE(?= ?\*\*)", "e"),  # the notation of computer algebra
     (r"\\(?:overline|overrightarrow|bar|vec|hat) ?\{ ?([A-Za-z]+) ?\}", r"\1"),
-    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-    (r"\{([^{}]*)\\choose(?![a-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}", r"\\\2{\1}{\3}"),
     *[(FONT, r'"\1"')] * 2,  # also within another
     (r"\A ?(?:\*\*)?(?:=(?!=)|\\f?box(?:ed)?(?= ?\{))? ?", ""),
     (r"(?:[ ,;*\\]|(?<!\.)\.{1,2})+\Z", ""),
@@ -139,10 +135,8 @@ def tokenise(text: str) -> list[tuple]:
             tokens.append(("num", Fraction(found), len(decimal), found))
         elif kind == "word":
             tokens += word_tokens(found, in_text, tokens, text[at : at + 3])
-        elif kind == "command":
+        elif kind in ("command", "sign"):
             tokens.append(COMMANDS.get(found) or fail(found))
-        elif kind == "sign":
-            tokens.append(COMMANDS.get(found, (found,)))
         in_text ^= kind == "quote"
     return tokens if at == len(text) else fail(text[at])
 
