@@ -75,7 +75,10 @@ class Parser:
         if kind == "!":
             return ("factorial", left)
         if kind == "_":
-            return self.subscript(left)
+            below = self.operand()
+            if left[0] == "num":  # 101_2 is not the number 5: to convert it may be the question
+                return ("seq", "base", left, below)
+            return self.called(f"{left[1]}_{below}") if left[0] == "sym" else fail("subscript")
         if level == LEVELS[","]:
             word = self.take("or", "and", ",") or (
                 kind,
@@ -93,12 +96,6 @@ class Parser:
         if kind == "/":
             return quotient(left, right)
         return (*left, right) if left[0] == kind in FLAT else (kind, left, right)
-
-    def subscript(self, tree: tuple) -> tuple:
-        below = self.operand()
-        if tree[0] == "num":  # 101_2 is not the number 5: to convert it may be the question
-            return ("seq", "base", tree, below)
-        return self.called(f"{tree[1]}_{below}") if tree[0] == "sym" else fail("subscript")
 
     def operand(self) -> tuple:
         """Read a number, a name, brackets or a function."""

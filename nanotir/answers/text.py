@@ -83,7 +83,7 @@ def ungrouped(match: re.Match) -> str:
 # What is written -> how the tokenizer reads it, in this order.
 RULES = (
     (r"[^\x00-\x7f]", spelled),
-    (r"\ue000}[_^]{|[\ue000\xad\u200b-\u200f\u2060-\u2064\ufeff]", ""),  # invisible signs
+    (r"\ue000}[_^]{|[\ue000\xad\u200b-\u200f\u2060-\u2064\ufeff]|\\!\s?", ""),  # invisible
     ('"', "'"),
     (r"\\\$", r"\\dollar "),
     # A single $ before a number is money; the others are math delimiters.
@@ -91,9 +91,8 @@ RULES = (
     (r"\\\\ ?\[[^\[\]]{1,9}\]", r"\\\\"),  # \\[1mm]
     (r"(?:(?<!\\)\\[,;: ()\[\]]|[$~\s]|\\q?quad(?![a-zA-Z]))+", " "),  # also math delimiters
     (r"\\(?:left|right|[bB]igg?[lrm]?|\w+style|limits|(?:tri)?angle|bf|rm|it)(?![a-zA-Z])", ""),
-    (r"\\! ?|\\\\ ?(?=\\end)", ""),
     (r"\\begin ?\{(?:[pbB]?matrix|array)\}(?: ?\{[lcr| ]*\})?", "{"),
-    (r"\\end ?\{(?:[pbB]?matrix|array)\}", "}"),
+    (r"(?:\\\\)? ?\\end ?\{(?:[pbB]?matrix|array)\}", "}"),
     (r"\\\{ ?\\\}", r"\\emptyset "),
     (r"(\\\{) ?[A-Za-z] ?(?:[:|]|\\mid|\\colon|\\vert)", r"\1:"),  # {x : x > 3}
     (r"\\mathbb ?(?:\{ ?R ?\}|R)", r"(-\\infty,\\infty)"),

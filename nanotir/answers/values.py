@@ -72,7 +72,11 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
         is_decimal = 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0
         return a == b or first_digits(p, a, b, 15 if is_decimal else 6)
     difference = ("+", p, negative(g))
-    large, last = size(difference, at), separation(difference, at)
+    large = size(difference, at)
+    # What is below 2^-last is 0: the size times the degree of all roots and i.
+    powers = [exact(node[2]) for node in {*walk(difference)} if node[0] == "^"]
+    degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
+    last = large * max(6, min(2 * math.prod(degrees), MAX_DEGREE))
     digits_after = 16
     while digits_after < last:
         # More and more digits, until they part or there are as many as the bound asks.
@@ -176,13 +180,6 @@ def mpmath_context(bits: float):
     context = MPContext()
     context.prec = int(bits)
     return context
-
-
-def separation(tree: tuple, at: dict) -> float:
-    """Return n such that a value below 2^-n is 0: the size times the degree of all roots and i."""
-    powers = [exact(node[2]) for node in {*walk(tree)} if node[0] == "^"]
-    degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
-    return size(tree, at) * max(6, min(2 * math.prod(degrees), MAX_DEGREE))
 
 
 def size(tree: tuple, at: dict) -> float:
