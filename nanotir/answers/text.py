@@ -12,11 +12,13 @@ from pathlib import Path
 from nanotir.answers.trees import fail
 
 
+TEXT = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
+
+
 def read_words() -> dict[str, dict[str, str]]:
     """Return, for each kind of words, what is written -> the name that it stands for."""
     words = {}
-    text = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
-    for kind, names in re.findall(r"^(\w+): (.*)", text, re.M):
+    for kind, names in re.findall(r"^(\w+): (.*)", TEXT, re.M):
         for name, *others in map(str.split, names.split("; ")):
             words.setdefault(kind, {}).update(dict.fromkeys((name, *others), name))
     return words
@@ -38,10 +40,6 @@ MIXED = r"(?<![\d.^_])(\d+) ?(?:\\[cdt]?frac ?\{ ?(\d+) ?\} ?\{ ?(\d+) ?\}|(?<= 
 REPEATING = (
     r"(?<!\d)(\d*)\.(\d*)(?:\\(?:overline|bar|dot) ?\{(\d+)\}|\((\d+)\)"
     r"|(?<=000|111|222|333|444|555|666|777|888|999)(?:\.\.\.|\\l?dots))"
-)
-FONT = (
-    r"\\(?:(?:text|math)(?:bf|it|rm|sf|tt|normal)?|emph|[mh]box|operatorname\*?)(?![a-zA-Z])"
-    r" ?(?:\{((?:[^{}]|\{[^{}]*\})*)\})?"
 )
 TOKEN = re.compile(
     r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
@@ -80,38 +78,14 @@ def ungrouped(match: re.Match) -> str:
     return match[0] if match[0][0] in "([\\" else re.sub("[, ]", "", match[0])
 
 
-# What is written -> how the tokenizer reads it, in this order.
-RULES = (
+# A notation -> how the tokenizer reads it, in this order.
+RULES = [
     (r"[^\x00-\x7f]", spelled),
-    (r"\ue000}[_^]{|[\ue000\xad\u200b-\u200f\u2060-\u2064\ufeff]|\\!\s?", ""),  # invisible
-    ('"', "'"),
-    (r"\\\$", r"\\dollar "),
-    # A single $ before a number is money; the others are math delimiters.
-    (r"\A([^$]*)\$( ?[\d.][^$]*)\Z", r"\1\\dollar \2"),
-    (r"\\\\ ?\[[^\[\]]{1,9}\]", r"\\\\"),  # \\[1mm]
-    (r"(?:(?<!\\)\\[,;: ()\[\]]|[$~\s]|\\q?quad(?![a-zA-Z]))+", " "),  # also math delimiters
-    (r"\\(?:left|right|[bB]igg?[lrm]?|\w+style|limits|(?:tri)?angle|bf|rm|it)(?![a-zA-Z])", ""),
-    (r"\\begin ?\{(?:[pbB]?matrix|array)\}(?: ?\{[lcr| ]*\})?", "{"),
-    (r"(?:\\\\)? ?\\end ?\{(?:[pbB]?matrix|array)\}", "}"),
-    (r"\\\{ ?\\\}", r"\\emptyset "),
-    (r"(\\\{) ?[A-Za-z] ?(?:[:|]|\\mid|\\colon|\\vert)", r"\1:"),  # {x : x > 3}
-    (r"\\mathbb ?(?:\{ ?R ?\}|R)", r"(-\\infty,\\infty)"),
-    (r"\\mathbb ?\{? ?([A-Z]) ?\}?", r" \1\1 "),
-    (r"\^ ?(?:\{ ?\\(?:circ|degree) ?\}|\\(?:circ|degree))|\\(?:degree|circ)(?!\w)", "°"),
-    (r"(?<=[\d}]) ?\\approx.*", ""),  # of "1/3 \approx 0.33" the first is the answer
-    (r" ?\{ ?([,:]) ?\} ?", r"\1"),
-    (r"\\([cdt]?(?:frac|binom)) ?(\d) ?(\d)", r"\\\1{\2}{\3}"),
-    (r"\b([apAP])\. ?([mM])\b\.?|\b(per) (cent)\b", r"\1\2\3\4"),
-    (r"\bE(?= ?\*\*)", "e"),  # the notation of computer algebra
-    (r"\\(?:overline|overrightarrow|bar|vec|hat) ?\{ ?([A-Za-z]+) ?\}", r"\1"),
-    (r"\{([^{}]*)\\(over|choose)(?![a-z])([^{}]*)\}", r"\\\2{\1}{\3}"),
-    *[(FONT, r'"\1"')] * 2,  # also within another
-    (r"\A ?(?:\*\*)?(?:=(?!=)|\\f?box(?:ed)?(?= ?\{))? ?", ""),
-    (r"(?:[ ,;*\\]|(?<!\.)\.{1,2})+\Z", ""),
+    *re.findall(r'^rule (.+) -> "(.*)"$', TEXT, re.M),
     (rf"[(\[].*|\\\{{.*|{GROUPED}", ungrouped),
     (REPEATING, repeating),
     (MIXED, mixed),
-)
+]
 
 
 @functools.lru_cache(maxsize=1024)
