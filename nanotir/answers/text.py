@@ -11,20 +11,12 @@ from pathlib import Path
 
 from nanotir.answers.trees import fail
 
-
 TEXT = Path(__file__).with_name("words.txt").read_text(encoding="utf-8")
-
-
-def read_words() -> dict[str, dict[str, str]]:
-    """Return, for each kind of words, what is written -> the name that it stands for."""
-    words = {}
-    for kind, names in re.findall(r"^(\w+): (.*)", TEXT, re.M):
-        for name, *others in map(str.split, names.split("; ")):
-            words.setdefault(kind, {}).update(dict.fromkeys((name, *others), name))
-    return words
-
-
-WORDS = read_words()
+# For each kind of words: what is written -> the name that it stands for.
+WORDS: dict[str, dict[str, str]] = {}
+for kind, names in re.findall(r"^(\w+): (.*)", TEXT, re.M):
+    for name, *others in map(str.split, names.split("; ")):
+        WORDS.setdefault(kind, {}).update(dict.fromkeys((name, *others), name))
 # A command of LaTeX or a sign of several spellings -> its token.
 COMMANDS = {}
 for kind in ("unit", "fn", "root", "const", "sym"):
@@ -44,7 +36,7 @@ REPEATING = (
 TOKEN = re.compile(
     r"(?P<num>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3}(?![\d.]))?)|(?P<word>[^\W\d_]+)"
     r"|\\(?P<command>[a-zA-Z]{2,})|(?P<quote>\")| "
-    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|!(?!!)|[-+*/^_=<>(){}\[\]|:,;&%°'])"
+    r"|(?P<sign>\\\\|\\[{}%|]|\*\*|<=|>=|!=|!+|.)"
 )
 
 
@@ -97,21 +89,19 @@ def normalise(text: str) -> str:
 
 
 def tokenise(text: str) -> list[tuple]:
-    tokens, at, in_text = [], 0, False
+    tokens, in_text = [], False
     for match in TOKEN.finditer(text):
-        if match.start() > at:
-            break
-        at, kind, found = match.end(), match.lastgroup, match[match.lastgroup or 0]
+        kind, found = match.lastgroup, match[match.lastgroup or 0]
         if kind == "num":
             mantissa = found.lower().partition("e")[0]
             decimal = mantissa.replace(".", "").lstrip("0") if "." in mantissa else ""
             tokens.append(("num", Fraction(found), len(decimal), found))
         elif kind == "word":
-            tokens += word_tokens(found, in_text, tokens, text[at : at + 3])
+            tokens += word_tokens(found, in_text, tokens, text[match.end() :])
         elif kind in ("command", "sign"):
             tokens.append(COMMANDS.get(found) or fail(found))
         in_text ^= kind == "quote"
-    return tokens if at == len(text) else fail(text[at])
+    return tokens
 
 
 def word_tokens(run: str, in_text: bool, tokens: list, rest: str) -> list[tuple]:
