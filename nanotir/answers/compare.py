@@ -4,13 +4,12 @@ import itertools
 import operator
 from collections import Counter
 
-from nanotir.answers.text import WORDS
+from nanotir.answers.text import UNITS, WORDS
 from nanotir.answers.trees import fail, links, negative, num, quotient, replaced, unknowns, walk
 from nanotir.answers.values import CONSTANTS, approximate, equal_values, exact, random_point
 
 # Units are unknowns, so that algebra compares them; %, °, percent and rad have values.
-NAMES_OF_UNITS = set(WORDS["unit"].values()) - set(CONSTANTS)
-AS_UNKNOWNS = {("unit", name): ("sym", f"unit {name}") for name in NAMES_OF_UNITS}
+AS_UNKNOWNS = {("unit", x): ("sym", f"unit {x}") for x in UNITS.values() if x not in CONSTANTS}
 AS_UNITS = {("sym", letter): ("unit", name) for letter, name in WORDS["letter"].items()}
 OO = ("const", "oo")
 NAMES = {"sym", "text", "seq", "fabs", "max", "min", "*", "^", "num"}
@@ -170,8 +169,8 @@ def same_relation(a: tuple, b: tuple) -> bool:
     if a == b or sign != b[0] or sign == "in" or not unknowns(f) == unknowns(g) != set():
         return a == b
     # f(x) / g(x) is f(c) / g(c), for one c.
-    table = {("sym", name): num(x) for name, x in random_point(f, 0).items()}
-    f_there, g_there = replaced(f, table), replaced(g, table)
+    there = random_point(f, 0)
+    f_there, g_there = replaced(f, there), replaced(g, there)
     ratio = approximate(quotient(f_there, g_there)) or 0.0
     if ratio == 0 or ratio < 0 and sign in ("<", "<="):
         return False

@@ -13,7 +13,6 @@ MAX_DEPTH = 60  # expressions within expressions
 LEVELS = {sign: int(level) for sign, level in WORDS["level"].items()}
 SIGNS = ("+", "-", "pm", "mp")
 OUTSIDE = LEVELS["&"]  # outside of a matrix there are no rows and cells
-FLAT = ("+", "*", "list", "or")  # trees that may have more than two parts
 CLOSERS = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",), "|": ("|",)}
 CLOSERS |= {"lfloor": ("rfloor",), "lceil": ("rceil",)}
 ENCLOSED = {"|": "fabs", "lfloor": "floor", "lceil": "ceil"}
@@ -80,10 +79,9 @@ class Parser:
                 return ("seq", "base", left, below)
             return self.called(f"{left[1]}_{below}") if left[0] == "sym" else fail("subscript")
         if level == LEVELS[","]:
-            word = self.take("or", "and", ",") or (
-                kind,
-            )  # "1, 2, and 3" has a comma and a word for one
-            kind = "or" if "or" in (left[0], word[0]) else "list"
+            # "1, 2, and 3" has a comma and a word for one.
+            signs = (left[0], kind, *(self.take("or", "and", ",") or ()))
+            kind = "or" if "or" in signs else "list"
             left = (kind, *left[1:]) if left[0] == "list" else left
         right = self.expression(level - (kind == "^"))  # 2^3^2 is 2^9
         if level == LEVELS["="]:
@@ -95,7 +93,8 @@ class Parser:
             right = num(exact(right))  # 9^{9^9} is 9^387420489
         if kind == "/":
             return quotient(left, right)
-        return (*left, right) if left[0] == kind in FLAT else (kind, left, right)
+        is_flat = left[0] == kind in ("+", "*", "list", "or")
+        return (*left, right) if is_flat else (kind, left, right)
 
     def operand(self) -> tuple:
         """Read a number, a name, brackets or a function."""

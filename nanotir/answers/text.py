@@ -19,11 +19,12 @@ for kind, names in re.findall(r"^(\w+): (.*)", TEXT, re.M):
         WORDS.setdefault(kind, {}).update(dict.fromkeys((name, *others), name))
 # A command of LaTeX or a sign of several spellings -> its token.
 COMMANDS = {}
-for kind in ("unit", "fn", "root", "const", "sym"):
+for kind in ("unit", "power", "fn", "root", "const", "sym"):
     COMMANDS |= {name: (kind, ours) for name, ours in WORDS[kind].items()}
 COMMANDS |= {name: (sign,) for name, sign in WORDS["sign"].items()}  # \cup is no unit
 # A character of Unicode -> its spelling. A space ends a command.
 CHARACTERS = {sign: ours + " " * ours[1:].isalpha() for sign, ours in WORDS["character"].items()}
+# Units, also in the plural.
 UNITS = {word + end: WORDS["unit"][word] for end in ("es", "s", "") for word in WORDS["unit"]}
 VALUES = ("num", "const", "unit", ")", "]", "}", "|", "!", "/", "power")
 
@@ -133,8 +134,6 @@ def after_value(run: str, lower: str, in_text: bool, tokens: list, rest: str) ->
         return [("unit", "celsius" if lower[0] == "c" else "fahrenheit")]
     if lower in WORDS["after"]:
         return tokenise("1" + WORDS["after"][lower])[1:]
-    if lower in WORDS["power"]:
-        return [("power", WORDS["power"][lower])]
     is_function = run in ("min", "sec") and re.match(r" ?[(\\a-z0-9]", rest)
     if is_function or lower in ("am", "pm") and kinds != [":", "num"]:
         return []

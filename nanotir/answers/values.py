@@ -12,7 +12,7 @@ import random
 from fractions import Fraction
 
 from nanotir.answers.text import WORDS
-from nanotir.answers.trees import negative, unknowns, walk
+from nanotir.answers.trees import negative, num, replaced, unknowns, walk
 
 MAX_BITS, MAX_COUNT = 10**7, 3000  # of an exact power, of an exact factorial
 MAX_DEGREE = 64  # of all roots together; beyond it the bound is a rule of thumb
@@ -48,31 +48,33 @@ def equal_values(p: tuple, g: tuple) -> bool:
     for k in range(6 if unknowns(g) else 1):
         # The first three points are positive. At the others all must be real on the way, since a
         # root or a logarithm of a negative number has several complex values.
+        at = random_point((p, g), k)
         with contextlib.suppress(ArithmeticError):
-            if not equal_at(p, g, random_point((p, g), k), real=k > 2):
+            if not equal_numbers(replaced(p, at), replaced(g, at), real=k > 2, close=not at):
                 return False
             agreed = True
     return agreed
 
 
-def random_point(tree: tuple, seed: int) -> dict[str, Fraction]:
+def random_point(tree: tuple, seed: int) -> dict[tuple, tuple]:
+    """Return a number for each unknown."""
     draw = random.Random(f"{seed} {tree[-1]}")
-    names = sorted(unknowns(tree))
+    names = [("sym", name) for name in sorted(unknowns(tree))]
     if any(node[0] in COUNTING for node in walk(tree)):  # made for natural numbers
-        return {name: Fraction(draw.randrange(8, 99)) for name in names}
+        return {x: num(draw.randrange(8, 99)) for x in names}
     sign = (1,) if seed < 3 else (-1,) if seed == 3 else (-1, 1)
-    return {name: draw.choice(sign) * Fraction(draw.randrange(200, 3000), 1000) for name in names}
+    return {x: num(Fraction(draw.choice(sign) * draw.randrange(200, 3000), 1000)) for x in names}
 
 
-def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
+def equal_numbers(p: tuple, g: tuple, real: bool, close: bool) -> bool:
     if digits(p) < digits(g):
         p, g = g, p
-    a, b = exact(p, at), exact(g, at)
+    a, b = exact(p), exact(g)
     if a is not None and b is not None:
         is_decimal = 10 ** min(b.denominator.bit_length(), 99) % b.denominator == 0
         return a == b or first_digits(p, a, b, 15 if is_decimal else 6)
     difference = ("+", p, negative(g))
-    large = size(difference, at)
+    large = size(difference)
     # What is below 2^-last is 0: the size times the degree of all roots and i.
     powers = [exact(node[2]) for node in {*walk(difference)} if node[0] == "^"]
     degrees = [n.denominator for n in powers if n is not None and n.denominator <= 12]
@@ -82,11 +84,11 @@ def equal_at(p: tuple, g: tuple, at: dict, real: bool) -> bool:
         # More and more digits, until they part or there are as many as the bound asks.
         digits_after = min(4 * digits_after, last)
         context = mpmath_context(2 * (digits_after + large) + 128)
-        a, b = (context.convert(value(tree, at, context, real)) for tree in (p, g))
+        a, b = (context.convert(value(tree, context, real)) for tree in (p, g))
         if context.fabs(a - b) > context.ldexp(1, -int(digits_after)):
             is_complex = a.imag or b.imag
             a, b = (Fraction(context.nstr(x.real, 40)) for x in (a, b))
-            return not (at or is_complex) and first_digits(p, a, b, 6)
+            return close and not is_complex and first_digits(p, a, b, 6)
     return True
 
 
@@ -104,35 +106,32 @@ def digits(tree: tuple) -> int:
     return max((node[2] for node in walk(tree) if node[0] == "num"), default=0)
 
 
-def exact(tree: tuple, at: dict | None = None) -> Fraction | None:
+def exact(tree: tuple) -> Fraction | None:
     """Return the value of a rational expression; None of any other."""
     with contextlib.suppress(ArithmeticError):
-        return value(tree, at or {})
+        return value(tree)
 
 
-def approximate(tree: tuple, at: dict | None = None, real: bool = True) -> float | None:
+def approximate(tree: tuple, real: bool = True) -> float | None:
     """Return about the value if it is a real number, or else about how large it is."""
     with contextlib.suppress(ArithmeticError):
-        context = mpmath_context(170) if exact(tree, at) is None else None
-        number = value(tree, at or {}, context, real)
+        context = mpmath_context(170) if exact(tree) is None else None
+        number = value(tree, context, real)
         return float(number.real if real else abs(number))
 
 
-def value(tree: tuple, at: dict, context=None, real: bool = False):
-    """Return the value where the unknowns are `at` these places: a Fraction if it is rational.
-
-    Raise ArithmeticError if there is none, or none that is computed here.
-    """
+def value(tree: tuple, context=None, real: bool = False):
+    """Return the value, a Fraction if it is rational; ArithmeticError if none is known here."""
     kind, *parts = tree
     spend(0.3, context.prec if context else 64)
     try:
-        if kind in ("num", "sym"):
-            result = parts[0] if kind == "num" else at[parts[0]]
+        if kind == "num":
+            result = parts[0]
         elif kind in ("const", "unit"):
             name, divisor = CONSTANTS[parts[0]]
             result = getattr(context, name) / divisor if name else Fraction(1, divisor)
         else:
-            parts = [value(part, at, context, real) for part in parts] if kind in KINDS else []
+            parts = [value(part, context, real) for part in parts] if kind in KINDS else []
             result = computed(kind, parts, context)
     except (AttributeError, KeyError, ValueError, TypeError) as error:
         raise ArithmeticError(kind) from error
@@ -182,16 +181,15 @@ def mpmath_context(bits: float):
     return context
 
 
-def size(tree: tuple, at: dict) -> float:
+def size(tree: tuple) -> float:
     """Return about how many bits the numerator and the denominator of the value may have."""
     kind, *parts = tree
-    if kind in ("num", "sym"):
-        x = parts[0] if kind == "num" else at.get(parts[0], Fraction(2))
-        return float(x.numerator.bit_length() + x.denominator.bit_length())
-    inner = [size(part, at) for part in parts if isinstance(part, tuple)]
+    if kind == "num":
+        return float(parts[0].numerator.bit_length() + parts[0].denominator.bit_length())
+    inner = [size(part) for part in parts if isinstance(part, tuple)]
     if kind not in ("^", "exp", "sinh", "cosh", "tanh", "factorial", "binomial"):
         return sum(inner) + 8
     # Exponentials are as large as their arguments say.
     last = -1 if kind == "^" else 0
-    large = approximate(parts[last], at, real=False) or 0.0 if inner[last] < 99 else 2.0**60
+    large = approximate(parts[last], real=False) or 0.0 if inner[last] < 99 else 2.0**60
     return (sum(inner) + 8) * (1 + large)
