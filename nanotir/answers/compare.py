@@ -1,5 +1,6 @@
 """Whether two trees are one answer. A rule says True, False, or None: these trees are not mine."""
 
+import contextlib
 import itertools
 import operator
 from collections import Counter
@@ -67,7 +68,7 @@ def units(tree: tuple) -> list[tuple]:
     """Return the units in a product."""
     if tree[0] not in ("*", "pm", "mp", "^"):
         return [tree] if tree[0] == "unit" else []
-    return list(itertools.chain.from_iterable(map(units, tree[1:])))
+    return [unit for part in tree[1:] for unit in units(part)]
 
 
 def by_name(p: tuple, g: tuple) -> bool | None:
@@ -84,9 +85,8 @@ def named(tree: tuple) -> tuple:
     """Return (name, value) of name = value, value = name or name in value, else (None, tree)."""
     if tree[0] != "rel" or set(tree[1]) - {"=", "in"}:
         return None, tree
-    backwards = tree[1] == ("=",) and not is_name(tree[2])
     # In name = value = value the values must be equal.
-    name, *values = tree[:1:-1] if backwards else tree[2:]
+    name, *values = tree[:1:-1] if tree[1] == ("=",) and not is_name(tree[2]) else tree[2:]
     if is_name(name) and all(same(a, b) for a, b in itertools.pairwise(values)):
         return name, values[-1]
     return None, tree
@@ -100,9 +100,9 @@ def is_name(tree: tuple) -> bool:
         return False
     # A product of letters is a name if it is dy or AB. An xy = 5 is an equation.
     letters = [node[1] for node in nodes if node[0] == "sym"]
-    is_named = letters[:1] == ["d"] or all(letter[0].isupper() for letter in letters)
+    may_multiply = letters[:1] == ["d"] or all(letter[0].isupper() for letter in letters)
     kinds = {node[0] for node in nodes}
-    return kinds <= NAMES and (is_named or "*" not in kinds)
+    return kinds <= NAMES and (may_multiply or "*" not in kinds)
 
 
 def by_items(p: tuple, g: tuple) -> bool | None:
@@ -111,9 +111,8 @@ def by_items(p: tuple, g: tuple) -> bool | None:
     if len(left) == len(right) == 1 and "set" not in kinds:
         return None
     # Where only one side has brackets or names, the order counts: 1, 2 is (1, 2) or x = 1, y = 2.
-    p_names, g_names = ({named(item)[0] for item in side} for side in (left, right))
-    is_named = len(p_names | g_names) > 2 and {None} in (p_names, g_names)
-    is_named = is_named and not p_names & g_names
+    names = [{named(item)[0] for item in side} for side in (left, right)]
+    is_named = {None} in names and names[0].isdisjoint(names[1]) and len(set.union(*names)) > 2
     if is_named or kinds == {"seq", "list"} and "()" in (p[1], g[1]):
         inside = [tree[2 if tree[0] == "seq" else 1 :] for tree in (p, g)]
         in_order = kinds <= {"seq", "list"} and all_same(*inside)
@@ -128,8 +127,7 @@ def by_items(p: tuple, g: tuple) -> bool | None:
 def items(tree: tuple) -> list[tuple]:
     """Return what a list, a set or an expression with \\pm stands for."""
     if tree[0] in ("list", "or", "set"):
-        parts = [[part] if part[0] == "set" else items(part) for part in tree[1:]]
-        return list(itertools.chain.from_iterable(parts))
+        return [x for part in tree[1:] for x in ([part] if part[0] == "set" else items(part))]
     # Each \pm has both signs; where there is a \mp, all change together.
     signs = [node for node in walk(tree) if node[0] in ("pm", "mp")]
     if not signs or len(signs) > 4:
@@ -186,12 +184,10 @@ def same_sets(p: tuple, g: tuple) -> bool | None:
     names = list(map(unknowns, (p, g)))
     if not is_set(p) and not is_set(g) or max(map(len, names)) > 1:
         return None
-    try:
+    with contextlib.suppress(KeyError):
         line = places((p, g))
         left, right = ([has(tree, x, line) for x in range(line[OO])] for tree in (p, g))
         return left == right and not (all(names) and names[0] != names[1])
-    except KeyError:
-        return None
 
 
 def is_set(tree: tuple) -> bool:
