@@ -52,7 +52,7 @@ def decide(prediction: str, gold: str, work: float = math.inf) -> bool | None:
         left, right = (" ".join(text.replace('"', " ").split()) for text in (p, g))
         is_words = left.replace(" ", "").isalnum()
         return left == right != "" or is_words and left.casefold() == right.casefold()
-    except (ArithmeticError, RecursionError, MemoryError):
+    except (ArithmeticError, RecursionError, MemoryError, ValueError):  # also of too many digits
         return False
 
 

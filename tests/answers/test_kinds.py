@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanotir.answers import equivalent, extract_answer
+from nanotir.answers import equivalent, extract_answer, verdict
 
 
 def rows(name: str) -> list[dict]:
@@ -81,6 +81,31 @@ def test_x_or_y_is_no_pair():
 def test_inequalities_in_two_unknowns_and_false_chains():
     assert equivalent("2x>2y", "x>y") and not equivalent("x>y", "y>x")
     assert not equivalent("1<x<2<3", "(1,3)") and not equivalent("x<1<2<3", "x<3")
+
+
+@pytest.mark.parametrize("text", ["x", "2x", "-x", "x^3"])
+def test_an_absolute_value_is_not_its_argument(text):
+    assert not equivalent(f"|{text}|", text) and not equivalent(text, f"|{text}|")
+
+
+def test_a_degree_or_percent_sign_stands_after_its_number():
+    assert equivalent("30^\\circ", "30") and not equivalent("^\\circ 30", "30")
+    assert not equivalent("\\%50", "50") and not equivalent("°x", "x")
+
+
+@pytest.mark.parametrize("power", ["(1,2)", "a = 2", "1, 2", "5/0"])
+def test_what_has_no_value_is_no_large_exponent(monkeypatch, power):
+    asked = []
+    monkeypatch.setattr(verdict, "decide_in_time", lambda *pair: asked.append(pair))
+    assert not equivalent(f"2^{{{power}}}", "4") and asked == []
+
+
+def test_matrices_are_compared_by_rows_and_a_column_is_a_tuple():
+    matrix = "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"
+    assert equivalent("\\begin{bmatrix}1&2\\\\3&8/2\\\\\\end{bmatrix}", matrix)
+    assert not equivalent("\\begin{pmatrix} 1 & 2 & 3 & 4 \\end{pmatrix}", matrix)
+    assert equivalent("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "(1, 2)")
+    assert not equivalent("1 \\\\ 2", "(1, 2)") and not equivalent("1 & 2", "(1, 2)")
 
 
 def test_what_follows_a_power_sign_must_be_a_power():

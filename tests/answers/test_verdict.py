@@ -196,6 +196,12 @@ def test_odd_answers_neither_raise_nor_hang(text):
     assert time.perf_counter() - start < 10
 
 
+@pytest.mark.parametrize("small", ["\\frac{1}{1000!}", "\\sin \\pi", "10^{-300}"])
+def test_very_small_numbers_do_not_raise(small):
+    assert not equivalent("e^{100}", small) and not equivalent("\\tanh 40", small)
+    assert not equivalent("10^{-299}", small) and equivalent(small, f"{small} + 0")
+
+
 def test_no_text_raises_or_hangs():
     pieces = [
         "\\frac",
