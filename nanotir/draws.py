@@ -5,10 +5,13 @@ What a row samples depends on (seed, row, position) alone, not on its neighbours
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
+BLOCK = 1024  # ids of a large vocabulary that are drawn from together, at most
 LARGE = 16384  # vocabulary from which on fp32 is too coarse: many ids have less than 2^-22
 
 
@@ -59,9 +62,36 @@ def draw(probs: Tensor, u) -> Tensor:
     The first id at which the cumulative sum exceeds u times the total. Of u, only as many bits are
     used that u * total < total holds after rounding: a draw never lands beyond the last id.
     """
-    steps = 2.0**51 if probs.dtype == torch.float64 else 2.0**22
+    large = probs.dtype == torch.float64
+    steps = 2.0**51 if large else 2.0**22
     u = np.floor(np.asarray(u) * steps) / steps
     u = torch.as_tensor(u, dtype=probs.dtype, device=probs.device)
+    if large:
+        return draw_by_block(probs, u)
     cumulative = probs.cumsum(-1)  # (B, V)
     target = u[:, None] * cumulative[:, -1:]  # (B, 1)
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def draw_by_block(probs: Tensor, u: Tensor) -> Tensor:
+    """The same by way of a block of ids, of which one is drawn with what is left of u.
+
+    A sum over all ids takes a quarter of the time of a cumulative one.
+    """
+    blocks = probs.unflatten(-1, (-1, math.gcd(probs.shape[-1], BLOCK)))  # (B, V) -> (B, V/n, n)
+    block, left = land(blocks.sum(-1), u)
+    id, _ = land(blocks[torch.arange(len(block)), block], left)
+    return block * blocks.shape[-1] + id
+
+
+def land(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """(where the cumulative sum of weights (B, N) exceeds u (B,) of the total; how far into it).
+
+    The second is a uniform number again, whichever place the first one is.
+    """
+    cumulative = weights.cumsum(-1)
+    target = u[:, None] * cumulative[:, -1:]  # (B, 1)
+    at = torch.searchsorted(cumulative, target, right=True)
+    at = at.clamp(max=weights.shape[-1] - 1)  # weights may be nan
+    left = (target - cumulative.gather(-1, at)) / weights.gather(-1, at) + 1
+    return at[:, 0], left[:, 0].clamp(0, 1 - 2.0**-51)

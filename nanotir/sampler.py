@@ -146,8 +146,6 @@ def pick(
     """
     logits = logits.float().index_fill(-1, banned, float("-inf"))
     logps = (logits / (config.temperature or 1.0)).log_softmax(-1)
-    if logps[:, 0].isnan().any():  # then so are all of the row
-        raise ValueError("the model's probabilities are not finite: its weights are damaged")
     if config.temperature == 0:
         ids = logps.argmax(-1)
     else:
@@ -155,4 +153,6 @@ def pick(
         ids = draw(probs, u).to(logits.device)
     if forced is not None:
         ids = torch.where(forced >= 0, forced, ids)
+    if logps[:, 0].isnan().any():  # then so are all of the row
+        raise ValueError("the model's probabilities are not finite: its weights are damaged")
     return ids, logps.gather(-1, ids[:, None])[:, 0]

@@ -99,6 +99,24 @@ def test_the_largest_uniform_never_lands_beyond_the_last_id_that_can_be_drawn(dt
         assert set(draw(probs, np.full(1000, u)).tolist()) == {1}
 
 
+@pytest.mark.parametrize("vocabulary", [LARGE, 50257, 152064])
+def test_a_draw_by_blocks_is_that_of_the_cumulative_sum_over_all_ids(vocabulary):
+    logits = 3 * torch.randn(50, vocabulary, generator=torch.Generator().manual_seed(0))
+    probs = precise(logits.softmax(-1))
+    u = uniforms(0, range(50), [1] * 50)
+    cumulative = probs.cumsum(-1)
+    target = torch.as_tensor(u)[:, None] * cumulative[:, -1:]
+    expected = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    assert draw(probs, u).tolist() == expected.tolist()
+
+
+def test_a_draw_by_blocks_never_lands_on_an_id_without_probability():
+    probs = torch.zeros(64, LARGE, dtype=torch.float64)
+    probs[:, 1000:3000:7] = torch.rand(64, 286, generator=torch.Generator().manual_seed(0)).double()
+    u = np.r_[uniforms(0, range(62), [1] * 62), 0.0, 1 - 2.0**-53]
+    assert (probs[torch.arange(64), draw(probs, u)] > 0).all()
+
+
 def test_only_a_large_vocabulary_is_summed_in_float64():
     assert precise(peaked(LARGE)).dtype == torch.float64
     assert precise(peaked(LARGE - 1)).dtype == torch.float32

@@ -11,7 +11,7 @@ from nanotir.batches import collate
 from nanotir.draws import LARGE
 from nanotir.generation import Generation
 from nanotir.logps import masked_logps
-from nanotir.sampler import SamplerConfig
+from nanotir.sampler import SamplerConfig, pick
 from nanotir.trajectory import Format
 
 QUESTIONS = ["one", "two?", "a third one"]
@@ -360,6 +360,15 @@ def test_every_id_of_a_large_vocabulary_can_be_sampled(tokenizer):
     u = [1 - (LARGE - id - 0.5) / total for id in rare]
     ids, _ = sampler.pick(logits.expand(32, -1), u)
     assert ids.tolist() == list(rare)
+
+
+@pytest.mark.parametrize("vocabulary, temperature", [(40, 1.0), (40, 0.0), (LARGE, 1.0)])
+def test_probabilities_that_are_not_numbers_are_an_error(tokenizer, vocabulary, temperature):
+    logits = torch.zeros(3, vocabulary)
+    logits[1, 5] = torch.nan
+    nothing = torch.tensor([], dtype=torch.long)
+    with pytest.raises(ValueError, match="weights are damaged"):
+        pick(logits, [0.5] * 3, SamplerConfig(temperature=temperature), nothing)
 
 
 # Prompts.
