@@ -1,8 +1,12 @@
-"""Fused log-probs, optional: one Triton kernel forward and one backward, for large vocabularies.
+"""Triton kernels: log-probs for large vocabularies, and the attention of a decoding step.
 
 The logits of 16,000 tokens over 150,000 ids are 5 GB in bf16, and every fp32 copy that log_softmax
 and its gradient make of them is 10 GB more. The kernels make no copy: the forward pass keeps two
 numbers a token, and the backward pass writes the gradient over the logits. Any loss can follow.
+
+A decoding step has one id a row. Between the two matrix products of an attention layer, PyTorch
+launches twenty small kernels and reads as many slots for each row as for the longest. Here it is
+one kernel, and a row reads its own past only.
 
 Triton is imported when a kernel is first launched. Without a GPU, PyTorch does the same sums.
 """
@@ -10,6 +14,7 @@ Triton is imported when a kernel is first launched. Without a GPU, PyTorch does 
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -134,3 +139,118 @@ def backward_kernel(
             x = tl.load(row + at, mask=at < V, other=float("-inf")).to(tl.float32) * scale
             gradient = slope * (tl.where(at == id, 1.0, 0.0) - tl.exp(x - lse))
         tl.store(row + at, gradient.to(logits.dtype.element_ty), mask=at < V)
+
+
+def decodes_on(device: torch.device) -> bool:
+    """Whether decoding steps on a device use `decode_attention`."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
+    """What model.Attention does between its two products, for one id a row: (B, 1, H*D).
+
+    `heads` (B, 1, H+2K, D) are the queries, keys and values of the ids at layout.positions, not yet
+    normalised or rotated. Keys and values are written to layout.cache.
+    """
+    B, _, _, D = heads.shape
+    H, K = attention.heads, attention.kv_heads
+    keys, values = layout.cache.kv[layer]  # each (B, K, S, D)
+    out = torch.empty(B, 1, H * D, device=heads.device, dtype=keys.dtype)
+    norms = (attention.q_norm, attention.k_norm) if attention.qk_norm else ()
+    weights = [norm.weight for norm in norms] or [heads, heads]  # these are not read
+    tensors = (heads.contiguous(), *weights, layout.cos, layout.sin, layout.positions, keys, values)
+    sizes = (H, K, H // K, D, keys.shape[2], keys.stride(0))
+    eps = norms[0].eps if norms else 0.0
+    wide = max(16, 1 << (D - 1).bit_length())
+    options = {"NORM": attention.qk_norm, "GROUP": max(16, 1 << (H // K - 1).bit_length())}
+    compiled(decode_kernel)[(B, K)](*tensors, out, *sizes, eps, **options, WIDE=wide, BLOCK=64)
+    return out
+
+
+def decode_kernel(
+    heads,
+    q_weight,
+    k_weight,
+    cos_of,
+    sin_of,
+    positions,
+    keys,
+    values,
+    out,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    R: tl.constexpr,
+    D: tl.constexpr,
+    S,
+    row_stride,
+    eps: tl.constexpr,
+    NORM: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One key head of one row: its new key and value are stored, its R queries attend.
+
+    Tensors are pointers, as in `decode_attention`; a row of the cache begins `row_stride` after the
+    one before it. GROUP and WIDE are R and D, rounded up to what a matrix product takes. BLOCK
+    slots are read at a time, with the largest score so far and the sums relative to it. The sums
+    begin with the row's own slot, whose key and value are still at hand.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    k = tl.program_id(1)
+    position = tl.load(positions + row)
+    d = tl.arange(0, WIDE)
+    swapped = (d + D // 2) % D  # the other number of each pair that is rotated
+    in_head = d < D
+    cos = tl.load(cos_of + row * D + d, mask=in_head, other=0.0)
+    sin = tl.load(sin_of + row * D + d, mask=in_head, other=0.0)
+
+    # The queries, (GROUP, WIDE), and the key, (WIDE,): normalised and rotated.
+    r = tl.arange(0, GROUP)
+    mine = heads + row * (H + 2 * K) * D
+    at = mine + (k * R + r[:, None]) * D
+    in_group = (r[:, None] < R) & in_head[None, :]
+    q = tl.load(at + d[None, :], mask=in_group, other=0.0).to(tl.float32)
+    q_other = tl.load(at + swapped[None, :], mask=in_group, other=0.0).to(tl.float32)
+    key = tl.load(mine + (H + k) * D + d, mask=in_head, other=0.0).to(tl.float32)
+    key_other = tl.load(mine + (H + k) * D + swapped, mask=in_head, other=0.0).to(tl.float32)
+    if NORM:
+        q_scale = tl.rsqrt(tl.sum(q * q, 1) / D + eps)[:, None]
+        q = q * q_scale * tl.load(q_weight + d, mask=in_head, other=0.0)[None, :]
+        q_other *= q_scale * tl.load(q_weight + swapped, mask=in_head, other=0.0)[None, :]
+        key_scale = tl.rsqrt(tl.sum(key * key, 0) / D + eps)
+        key = key * key_scale * tl.load(k_weight + d, mask=in_head, other=0.0)
+        key_other *= key_scale * tl.load(k_weight + swapped, mask=in_head, other=0.0)
+    stored = keys.dtype.element_ty
+    q = (q * cos[None, :] + q_other * sin[None, :]).to(stored)
+    key = (key * cos + key_other * sin).to(stored)
+    value = tl.load(mine + (H + K + k) * D + d, mask=in_head, other=0.0).to(stored)
+
+    # Padding, at position -1, goes to the spare slot and attends to itself.
+    past = row * row_stride + k * S * D
+    slot = tl.where(position < 0, S - 1, position)
+    tl.store(keys + past + slot * D + d, key, mask=in_head)
+    tl.store(values + past + slot * D + d, value, mask=in_head)
+
+    scale = 1.0 / (D**0.5)
+    peak = tl.sum(q.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale  # (GROUP,)
+    total = tl.full([GROUP], 1.0, tl.float32)
+    mean = tl.zeros([GROUP, WIDE], tl.float32) + value.to(tl.float32)[None, :]
+    for start in range(0, position, BLOCK):
+        slots = start + tl.arange(0, BLOCK)
+        place = past + slots[:, None] * D + d[None, :]
+        seen = (slots[:, None] < position) & in_head[None, :]
+        old_keys = tl.load(keys + place, mask=seen, other=0.0)  # (BLOCK, WIDE)
+        old_values = tl.load(values + place, mask=seen, other=0.0)
+        scores = tl.dot(q, tl.trans(old_keys), input_precision="ieee") * scale  # (GROUP, BLOCK)
+        scores = tl.where(slots[None, :] < position, scores, float("-inf"))
+        higher = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp(peak - higher)
+        weights = tl.exp(scores - higher[:, None])
+        total = total * shrink + tl.sum(weights, 1)
+        mean = mean * shrink[:, None]
+        mean += tl.dot(weights.to(stored), old_values, input_precision="ieee")
+        peak = higher
+    mean = (mean / total[:, None]).to(stored)
+    place = out + row * H * D + (k * R + r[:, None]) * D + d[None, :]
+    tl.store(place, mean, mask=in_group)

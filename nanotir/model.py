@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
+from nanotir.kernels import decode_attention, decodes_on
 from nanotir.rope import rope_angles, rotate
 
 
@@ -120,6 +121,8 @@ class Attention(nn.Module):
     def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
+        if layout.cache is not None and layout.bias is None:  # a decoding step on a GPU
+            return self.out(decode_attention(self, heads, layout, layer))
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         if self.qk_norm:
             q, k = qk.split([self.heads, self.kv_heads], dim=2)
@@ -212,6 +215,8 @@ def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig)
     if cache is None:
         return Layout(positions, *rope_angles(positions, config), None, None)
     slots = torch.arange(cache.extend(ids, positions), device=ids.device)  # (S,)
+    if ids.shape[1] == 1 and decodes_on(ids.device):
+        return Layout(positions, *cache.rope[:, positions], cache, None)
     visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
     bias = torch.where(visible, 0.0, float("-inf")).to(cache.kv.dtype)
     return Layout(positions, *cache.rope[:, positions], cache, bias)
