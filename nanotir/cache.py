@@ -13,6 +13,8 @@ from torch import Tensor
 
 from nanotir.rope import rope_angles
 
+PASS = 32768  # ids that are read in one pass, padding included
+
 
 class KVCache:
     """Ids, keys and values of every layer for `batch` rows of up to `capacity` positions.
@@ -102,3 +104,15 @@ def extend(model, cache: KVCache, chunks, starts):
         positions[i, : len(chunk)] = torch.arange(start, start + len(chunk))
     device = cache.kv.device
     model.hidden(ids.to(device), positions.to(device), cache)
+
+
+def passes(rows: list[tuple]) -> list[list[tuple]]:
+    """Rows of ids in passes of similar lengths, or all in one, in their order, if they fit."""
+    if len(rows) * max(map(len, rows)) <= PASS:
+        return [rows]
+    made = []
+    for row in sorted(rows, key=len, reverse=True):
+        if not made or (len(made[-1]) + 1) * len(made[-1][0]) > PASS:
+            made.append([])
+        made[-1].append(row)
+    return made

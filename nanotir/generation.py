@@ -13,7 +13,6 @@ import time
 from collections import Counter, deque
 from concurrent.futures import Future
 from contextlib import suppress
-from heapq import heappop, heappush
 from itertools import islice
 from queue import Empty, SimpleQueue
 
@@ -21,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanotir.cache import KVCache, extend, new_cache
+from nanotir.cache import KVCache, extend, new_cache, passes
 from nanotir.draws import uniforms
 from nanotir.grammar import grammar_error
-from nanotir.graphs import decoder
+from nanotir.graphs import DecodeGraphs, decoder
+from nanotir.room import slot_for
 from nanotir.rows import Row, Status, intercept
+from nanotir.slots import Slots
 from nanotir.tools.calls import Calls, Pending
 from nanotir.tools.tool import ToolResult
 from nanotir.trajectory import Call, Trajectory
@@ -41,9 +42,9 @@ class Generation:
         slot 2   C C c . r C C c . . . r C C |             r  the result is appended in one pass
                  ------------------------------->  steps   |  the row ends, the next one is seated
 
-    Invariant of every seated row: the cache holds all of its ids but the last. The last one has
-    been sampled, or appended, and not yet been fed to the model. (A parked row that is computed
-    along may feed it early. That does no harm: `collect` feeds it again, to the same place.)
+    Invariant of every seated row: the cache holds its first `fed` ids, and not the last one, which
+    has been sampled, or appended, and not yet been fed to the model. (A row that is parked, or that
+    ends, may feed it early. That does no harm: it is fed again, to the same place, or not read.)
     """
 
     def __init__(self, sampler, prompts, n: int, seed: int, watch=None, force=(), numbers=None):
@@ -53,43 +54,34 @@ class Generation:
         self.seed, self.force = seed, force
         self.device = self.model.embed.weight.device
 
-        room = self.config.max_tool_tokens
         prompts = [tuple(prompt) for prompt in prompts]
+        room = self.config.max_tool_tokens
+        slot = slot_for(prompts, self.config, self.model.config.max_seq_len)
         copies = [prompt for prompt in prompts for _ in range(n)]
         numbers = range(len(prompts)) if numbers is None else numbers
         indices = [number * n + copy for number in numbers for copy in range(n)]
-        self.rows = [Row(i, p, room, sampler.blocks()) for i, p in zip(indices, copies)]
+        self.rows = [Row(i, p, room, slot, sampler.blocks()) for i, p in zip(indices, copies)]
         for row in self.rows:
             row.trajectory.append("prompt", list(row.prompt), 0)
             row.watch = watch
 
         self.waiting = deque(self.rows)
         self.to_seat = Counter(copies)  # how many rows of each prompt wait
-        self.slots: list[Row | None] = [None] * min(self.config.max_rows, len(self.rows))
-        self.free = list(range(len(self.slots)))  # a heap: the lowest is taken first
-        self.live = 0  # slots[:live] take part in a decoding step
         self.unfinished = len(self.rows)
         self.returned: SimpleQueue[Row] = SimpleQueue()  # parked rows whose results have come in
         self.prefilled: dict[tuple, KVCache] = {}  # by prompt, for the rows that still wait
         self.calls = Calls(sampler.tools, self.config.sessions)
-        self.cache = new_cache(self.model, len(self.slots), self.capacity(prompts))
+        self.cache = new_cache(self.model, min(self.config.max_rows, len(self.rows)), slot)
+        self.slots = Slots(self.cache)
         self.step = decoder(self.model, self.cache, self.config.graphs)
-
-    def capacity(self, prompts) -> int:
-        if not all(prompts):
-            raise ValueError("a prompt of no tokens: give the model at least one to go on from")
-        longest = max(map(len, prompts), default=0)
-        limit = self.model.config.max_seq_len
-        if longest >= limit:
-            full = f"a prompt of {longest} tokens leaves no room to answer"
-            raise ValueError(f"{full}: model.max_seq_len is {limit}")
-        return min(limit, longest + self.config.max_new_tokens + self.config.max_tool_tokens)
+        self.ahead = isinstance(self.step, DecodeGraphs)
+        self.launched: tuple[Tensor, dict] | None = None  # a step's logits, and whom it fed, where
 
     def run(self, stop=None) -> list[Trajectory]:
         try:
             while self.unfinished:
                 if stop and stop():
-                    for row in [*self.waiting, *self.seated()]:
+                    for row in [*self.waiting, *self.slots.seated()]:
                         self.finish(row, "cancelled")
                     break
                 self.admit()
@@ -100,54 +92,74 @@ class Generation:
                 self.calls.end(row, row.call)
         return [row.trajectory for row in self.rows]
 
-    def seated(self, status: Status | None = None, first: int | None = None) -> list[Row]:
-        """The rows in the slots, or in the first ones, in their order; or those of one status."""
-        return [row for row in self.slots[:first] if row and status in (None, row.status)]
-
     # Waiting -> decoding.
 
     def admit(self):
         """Seat waiting rows in free slots, with the keys and values of their prompts."""
-        while self.waiting and self.free:
+        while self.waiting and self.slots.free:
             if self.waiting[0].prompt not in self.prefilled:
                 self.prefill()
-            row, slot = self.waiting.popleft(), heappop(self.free)
-            row.status, row.slot = Status.DECODING, slot
-            self.slots[slot] = row
-            self.cache.put([slot], self.prefilled[row.prompt])
-            self.live = max(self.live, slot + 1)
+            row = self.waiting.popleft()
+            row.status, row.fed = Status.DECODING, len(row.prompt) - 1
+            self.slots.seat(row, self.prefilled[row.prompt])
             self.to_seat[row.prompt] -= 1
             if not self.to_seat[row.prompt]:
                 del self.prefilled[row.prompt]
 
     def prefill(self):
-        """Read the prompts of the next rows, each once, as one right-padded batch."""
+        """Read the prompts of the next rows, each once, in right-padded batches."""
         upcoming = islice(self.waiting, self.config.max_rows)
         distinct = dict.fromkeys(row.prompt for row in upcoming)
         prompts = [prompt for prompt in distinct if prompt not in self.prefilled]
-        cache = new_cache(self.model, len(prompts), max(map(len, prompts)))
-        extend(self.model, cache, [prompt[:-1] for prompt in prompts], [0] * len(prompts))
-        for i, prompt in enumerate(prompts):
-            self.prefilled[prompt] = cache.take([i])
+        for some in passes(prompts):
+            cache = new_cache(self.model, len(some), max(map(len, some)))
+            extend(self.model, cache, [prompt[:-1] for prompt in some], [0] * len(some))
+            for i, prompt in enumerate(some):
+                self.prefilled[prompt] = cache.take([i])
 
     # Decoding.
 
     def decode(self):
-        """Sample one id for every row that can go on.
+        """Feed an id of every row that can go on, and sample the next one where it was the last.
 
-        Parked and empty slots among them are computed too: that is cheaper than moving rows.
+        Parked and empty slots are computed too: that is cheaper than moving rows.
         """
-        rows = self.seated(Status.DECODING, self.live)
+        decoding = self.slots.decoding()
+        if not decoding:
+            return
+        if not any(map(self.is_fed, decoding)):
+            self.launch({})
+        fed = [row for row in decoding if self.is_fed(row)]
+        logits, self.launched = self.launched[0], None
+        for row in fed:
+            row.fed += 1
+        self.sample([row for row in fed if row.fed == len(row.trajectory.ids)], logits)
+        if not self.waiting and len(decoding) <= 0.75 * self.slots.live:
+            self.slots.compact()
+
+    def sample(self, rows: list[Row], logits: Tensor):
+        """Append an id to rows whose last id has been fed. `logits` (B, 1, V) are of all slots."""
         if not rows:
             return
-        histories = [row.trajectory.ids if row else [0] for row in self.slots[: self.live]]
-        logits = self.step([ids[-1] for ids in histories], [len(ids) - 1 for ids in histories])
-        chosen = slice(None) if len(rows) == self.live else [row.slot for row in rows]
+        chosen = slice(None) if len(rows) == len(logits) else [row.slot for row in rows]
         u = self.uniforms(rows) if self.config.temperature else None
         ids, logps = self.sampler.pick(logits[chosen, -1], u, self.forced(rows))  # (B, V)
-        for row, id, logp in zip(rows, ids.tolist(), logps.tolist()):
+        ids, logps = ids.tolist(), logps.tolist()
+        if self.ahead:  # a GPU goes on while rows are extended here
+            self.launch(dict(zip(rows, ids)))
+        for row, id, logp in zip(rows, ids, logps):
             self.accept(row, id, logp)
-        self.compact(len(rows))
+
+    def launch(self, sampled: dict[Row, int]):
+        """Start a step: each row is fed its next id, or what has just been sampled for it."""
+        rows = self.slots.rows[: self.slots.live]
+        places = {row: (row.slot, row.fed) for row in rows if row}
+        ids = [sampled[r] if r in sampled else r.trajectory.ids[r.fed] if r else 0 for r in rows]
+        self.launched = self.step(ids, [row.fed if row else 0 for row in rows]), places
+
+    def is_fed(self, row: Row) -> bool:
+        """Whether the launched step feeds the row's next id."""
+        return self.launched is not None and self.launched[1].get(row) == (row.slot, row.fed)
 
     def uniforms(self, rows: list[Row]) -> np.ndarray:
         """A uniform random number for each row, by what it is and how many ids it has."""
@@ -164,7 +176,7 @@ class Generation:
     def accept(self, row: Row, id: int, logp: float):
         """Append a sampled id, and see whether it closes a block or ends the row."""
         closes = intercept(row, id, logp, self.sampler.openers, self.sampler.closers)
-        full = row.written >= self.config.max_new_tokens or self.room(row) < 0
+        full = row.written >= self.config.max_new_tokens or row.room < 0
         if id in self.tokenizer.end_ids:
             self.end(row, full)
         elif full:
@@ -174,17 +186,10 @@ class Generation:
         elif closes:
             self.call(row)
 
-    def room(self, row: Row) -> int:
-        """Ids that fit into the row's slot, less the one that the model must be able to write."""
-        return self.cache.capacity - len(row.trajectory.ids) - 1
-
-    def tool_room(self, row: Row) -> int:
-        return min(row.tool_room, self.room(row))
-
     def no_room(self, row: Row) -> bool:
         """Whether output between its delimiters has no room for a single id."""
         empty = self.sampler.format.output_ids(self.tokenizer, "", room=0)
-        return self.tool_room(row) <= len(empty)
+        return row.output_room <= len(empty)
 
     def end(self, row: Row, full: bool):
         """Finish a row that ended itself, unless it may answer again.
@@ -228,8 +233,9 @@ class Generation:
         A pass costs about as much as a step. So results wait for others, and decoding goes on,
         until they are an eighth of the rows that decode.
         """
-        decoding = len(self.seated(Status.DECODING, self.live))
-        if 8 * self.returned.qsize() < decoding or self.config.barrier and self.in_turn(decoding):
+        decoding = len(self.slots.decoding())
+        few = 8 * self.returned.qsize() < decoding and not self.ahead
+        if few or self.config.barrier and self.in_turn(decoding):
             return
         done = []
         with suppress(Empty):
@@ -245,28 +251,32 @@ class Generation:
         if not ready:
             return
 
-        # By the invariant, the cache lacks the row's last id. Feed it and the result, but for the
-        # result's last id, which the next decoding step feeds.
-        starts = [len(row.trajectory.ids) - 1 for row in ready]
         for row in ready:
             self.append_result(row, results[row])
-        chunks = [row.trajectory.ids[start:-1] for row, start in zip(ready, starts)]
-        ends = [start + len(chunk) for start, chunk in zip(starts, chunks)]
-        self.move_up([row for row in ready if row.slot >= self.live])
-        slots = [row.slot for row in ready]
-        cache = self.cache.take(slots, capacity=max(ends))
+        self.slots.move_up(ready)
+        if not self.ahead:
+            self.feed(ready)
+
+    def feed(self, rows: list[Row]):
+        """Feed all ids of rows but the last, which the next decoding step feeds, in one pass."""
+        starts = [row.fed for row in rows]
+        chunks = [row.trajectory.ids[row.fed : -1] for row in rows]
+        for row in rows:
+            row.fed = len(row.trajectory.ids) - 1
+        slots = [row.slot for row in rows]
+        cache = self.cache.take(slots, capacity=max(row.fed for row in rows))
         extend(self.model, cache, chunks, starts)
         self.cache.put(slots, cache)
 
     def in_turn(self, decoding: int) -> bool:
         """With a barrier: whether rows still decode, or calls of this turn have not come back."""
-        out = self.returned.qsize() < len(self.seated(Status.PARKED))
+        out = self.returned.qsize() < len(self.slots.seated(Status.PARKED))
         if out and not decoding:
             time.sleep(0.001)
         return out or decoding > 0
 
     def append_result(self, row: Row, result: ToolResult):
-        room = self.tool_room(row)
+        room = row.output_room
         # What cannot fit need not be tokenised, which takes long.
         output, last = result.output[: self.tokenizer.longest * room], row.trajectory.ids[-1]
         ids = self.sampler.format.output_ids(self.tokenizer, output, room, last)
@@ -289,36 +299,6 @@ class Generation:
         if row.watch:
             row.watch(row.index, "finish", [])
         if row.slot >= 0:
-            self.slots[row.slot] = None
-            heappush(self.free, row.slot)
+            self.slots.leave(row)
         self.unfinished -= 1
         self.calls.end(row, row.call)
-
-    def compact(self, active: int):
-        """Close the gaps between rows when no row waits and a quarter of the batch idles.
-
-        Parked rows move to the end and stay out of decoding until their results come in.
-        """
-        if self.waiting or active > 0.75 * self.live:
-            return
-        decoding = self.seated(Status.DECODING, self.live)
-        rows = decoding + self.seated(Status.PARKED, self.live)
-        self.live = len(decoding)
-        self.move(rows, range(len(rows)))
-
-    def move_up(self, rows: list[Row]):
-        """Seat rows from beyond the live slots next to them, in exchange for rows parked there."""
-        end = self.live + len(rows)
-        parked = [row for row in self.slots[self.live : end] if row and row.status is Status.PARKED]
-        left = [row.slot for row in rows if row.slot >= end]
-        self.move(rows + parked, [*range(self.live, end), *left[: len(parked)]])
-        self.live = end
-
-    def move(self, rows: list[Row], slots):
-        """Give each row another slot, with its keys and values."""
-        width = max((len(row.trajectory.ids) for row in rows), default=0)
-        self.cache.put(slots, self.cache.take([row.slot for row in rows], width))
-        for row in rows:
-            self.slots[row.slot] = None
-        for slot, row in zip(slots, rows):
-            self.slots[slot], row.slot = row, slot

@@ -1,8 +1,14 @@
 """Decoding steps as CUDA graphs. (Skip it at first reading.)
 
-A step launches about a thousand kernels, too small to keep a GPU busy: the time goes into launching
+A step launches hundreds of kernels, too small to keep a GPU busy: the time goes into launching
 them. A graph records the launches once and replays them all at once. It is bound to its shapes and
 to its memory, so numbers of rows and of slots are rounded up, and each pair has a graph of its own.
+With kernels.decode_attention a row reads its own slots alone, and one number of slots does for all.
+
+While the GPU computes a step, `Generation` appends the ids of the one before: it launches a step as
+soon as it knows what to feed. A row that has ended meanwhile is computed for nothing, and one that
+is new or has moved waits for the next step. A pass takes as long as several steps, so results are
+fed by steps, an id at a time.
 """
 
 from __future__ import annotations
@@ -13,8 +19,9 @@ import torch
 from torch import Tensor
 
 from nanotir.cache import KVCache
+from nanotir.kernels import decodes_on
 
-ROWS, SLOTS = 32, 128  # multiples of these
+ROWS, SLOTS = 32, 128  # the fewest rows of a graph; multiples of so many slots
 
 
 def decoder(model, cache: KVCache, graphs: bool) -> Callable:
@@ -44,8 +51,10 @@ class DecodeGraphs:
         self.pool = None  # memory that all graphs share
 
     def __call__(self, ids: list[int], positions: list[int]) -> Tensor:
-        rows = min(round_up(len(ids), ROWS), len(self.cache.lengths))
-        slots = min(round_up(max(positions) + 1, SLOTS), self.cache.capacity)
+        rows = min(max(ROWS, 1 << (len(ids) - 1).bit_length()), len(self.cache.lengths))
+        slots = self.cache.capacity
+        if not decodes_on(self.device):
+            slots = min(round_up(max(positions) + 1, SLOTS), slots)
         if (rows, slots) not in self.steps:
             self.steps[rows, slots] = self.record(rows, slots)
         inputs, step = self.steps[rows, slots]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import torch
+from torch import Tensor
 
 from nanotir.scores import mean
 
@@ -133,4 +134,27 @@ def first_loss_explained(first: dict) -> str:
         f"minus the mean advantage over all ids, 0 but for the different lengths of answers, and "
         f"nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}). What teaches is its "
         f"gradient, of norm {first['grad_norm']:.3f}."
+    )
+
+
+def trace(samples: list, advantages: Tensor, run, step: int):
+    """Write down one whole group that was learned from, about twenty times in a run."""
+    if step % max(1, run.config.rl.steps // 20):
+        return
+    group = samples[: run.config.rl.keep or run.config.rl.group_size]
+    for sample, advantage in zip(group, advantages.tolist()):
+        row = {"phase": "rl", "step": step + 1, **sample.problem.summary()}
+        row |= {"reward": sample.reward, "correct": sample.correct, "advantage": advantage}
+        run.log(row | sample.trajectory.record(run.tokenizer), "traces.jsonl")
+
+
+def show(bar, metrics: dict):
+    """Show a step's metrics in the progress bar."""
+    clipped = metrics.get("clip_low", 0) + metrics.get("clip_high", 0)
+    bar.set_postfix(
+        reward=f"{metrics['reward']:.2f}",
+        right=f"{metrics['accuracy']:.0%}",
+        tools=f"{metrics['tool_rate']:.0%}",
+        len=f"{metrics['new_tokens']:.0f}",
+        clip=f"{clipped:.1%}",
     )

@@ -30,11 +30,13 @@ from nanotir.metrics import (
     first_loss_explained,
     largest_gap,
     rollout_metrics,
+    show,
     step_metrics,
+    trace,
 )
 from nanotir.processes import gather
 from nanotir.reference import follow, reference_logps, starting_policy
-from nanotir.rollout import Sample, check_tools, collect, trace
+from nanotir.rollout import Sample, check_tools, collect
 from nanotir.routing import Routing, router_loss
 from nanotir.sampler import Sampler
 from nanotir.selection import chosen, learned_from
@@ -298,15 +300,3 @@ def split(rows: list[int], parts: int, seed: int, step: int) -> list[list[int]]:
     """Rows, shuffled and dealt out to the step's updates; none where there is nothing to learn."""
     rows = random.Random(f"split {seed} {step}").sample(rows, len(rows))
     return [rows[i::parts] for i in range(parts) if rows[i::parts]]
-
-
-def show(bar, metrics: dict):
-    """Show a step's metrics in the progress bar."""
-    clipped = metrics.get("clip_low", 0) + metrics.get("clip_high", 0)
-    bar.set_postfix(
-        reward=f"{metrics['reward']:.2f}",
-        right=f"{metrics['accuracy']:.0%}",
-        tools=f"{metrics['tool_rate']:.0%}",
-        len=f"{metrics['new_tokens']:.0f}",
-        clip=f"{clipped:.1%}",
-    )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from nanotir.problems import Problem
 from nanotir.processes import once, share
 from nanotir.rewards import RewardConfig, score
@@ -94,14 +92,3 @@ def check_tools(rollout: Rollout, results: dict[str, list]):
     for name, seen in results.items():
         check_alive(name, seen)
         results[name] = seen if len(seen) < 32 else []
-
-
-def trace(samples: list[Sample], advantages: Tensor, run, step: int):
-    """Write down one whole group that was learned from, about twenty times in a run."""
-    if step % max(1, run.config.rl.steps // 20):
-        return
-    group = samples[: run.config.rl.keep or run.config.rl.group_size]
-    for sample, advantage in zip(group, advantages.tolist()):
-        row = {"phase": "rl", "step": step + 1, **sample.problem.summary()}
-        row |= {"reward": sample.reward, "correct": sample.correct, "advantage": advantage}
-        run.log(row | sample.trajectory.record(run.tokenizer), "traces.jsonl")

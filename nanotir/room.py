@@ -59,3 +59,17 @@ def fitting(rows: list[tuple], kind: str, limit: int, too_long: str) -> list:
         raise ValueError(f"{first}{others}; --too-long skip leaves such {kind} out")
     print(f"left out {len(faults)} of {len(rows)} {kind}, the first is {first}")
     return [item for item, _, fits in rows if fits]
+
+
+def slot_for(prompts: list[tuple[int, ...]], config, max_seq_len: int) -> int:
+    """Ids that a row of a rollout may have, by a SamplerConfig: the longest prompt, and an answer.
+
+    ValueError for a prompt of no ids, and for one that leaves no room to answer.
+    """
+    if not all(prompts):
+        raise ValueError("a prompt of no tokens: give the model at least one to go on from")
+    longest = max(map(len, prompts), default=0)
+    if longest >= max_seq_len:
+        full = f"a prompt of {longest} tokens leaves no room to answer"
+        raise ValueError(f"{full}: model.max_seq_len is {max_seq_len}")
+    return min(max_seq_len, longest + config.max_new_tokens + config.max_tool_tokens)

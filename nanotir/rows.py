@@ -25,16 +25,28 @@ class Row:
     index: int
     prompt: tuple[int, ...]
     tool_room: int  # ids that tool output may still take
+    capacity: int  # ids that a slot holds
     blocks: Blocks | None  # finds tool blocks in style text
     trajectory: Trajectory = field(default_factory=Trajectory)
     status: Status = Status.WAITING
     slot: int = -1  # where it sits in the cache
+    fed: int = 0  # so many of its ids are in the cache
     tool: str | None = None  # the tool whose block is open
     block_start: int = 0  # where the open block's text begins
     written: int = 0  # ids by the model
     call: Pending | None = None  # the running call, while parked
     told: bool = False  # the harness has told it once what is wrong
     watch: Callable | None = None  # is told of all that is appended, as (index, kind, ids)
+
+    @property
+    def room(self) -> int:
+        """Ids that fit into the row's slot, less the one that the model must be able to write."""
+        return self.capacity - len(self.trajectory.ids) - 1
+
+    @property
+    def output_room(self) -> int:
+        """Ids that a tool's result may take."""
+        return min(self.tool_room, self.room)
 
     def append(self, kind: str, ids: list[int], mask: int, logps: list[float] | None = None):
         self.trajectory.append(kind, ids, mask, logps)

@@ -125,7 +125,7 @@ class Walk:
 
         def look():
             # Let the tools end before the next step, so that the tour always prints the same.
-            while generation.returned.qsize() < len(generation.seated(Status.PARKED)):
+            while generation.returned.qsize() < len(generation.slots.seated(Status.PARKED)):
                 time.sleep(0.001)
             for name, row in zip(ROWS, generation.rows):
                 letters[name] += row.status.value[0]

@@ -315,9 +315,9 @@ def test_ids_are_sampled_while_decoding_and_results_appended_while_parked(tokeni
 def test_a_finished_row_leaves_its_slot(tokenizer):
     generation = start(tokenizer, {"a": ["x<|end|>"], "b": [TALK]}, max_new_tokens=9)
     seated = []
-    observe(generation, status, lambda turn: seated.append(len(generation.seated())))
+    observe(generation, status, lambda turn: seated.append(len(generation.slots.seated())))
     assert seated == [0, 2, 1, 1, 1, 1, 1, 1, 1]
-    assert generation.slots == [None, None]
+    assert generation.slots.rows == [None, None]
 
 
 def test_a_stop_finishes_rows_of_every_status_as_cancelled(tokenizer):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from conftest import small_model
-from doubles import ids_of, sampler_of
+from doubles import Spy, calling_transformer, ids_of, sampler_of
 
+from nanotir import cache as cache_module
 from nanotir import generation, graphs
 from nanotir.graphs import DecodeGraphs
 
@@ -16,13 +17,11 @@ def as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(graphs, "SLOTS", 16)
     made = []
 
-    class Everywhere(generation.Generation):
-        def __init__(self, *given):
-            super().__init__(*given)
-            self.step = DecodeGraphs(self.model, self.cache)
-            made.append(self.step)
+    def decoder(model, cache, graphs):
+        made.append(DecodeGraphs(model, cache))
+        return made[-1]
 
-    monkeypatch.setattr("nanotir.sampler.Generation", Everywhere)
+    monkeypatch.setattr(generation, "decoder", decoder)
     return made
 
 
@@ -37,7 +36,7 @@ def test_the_steps_are_those_of_the_model(tokenizer, python, request):
     for row, other in zip(plain, again):
         torch.testing.assert_close(torch.tensor(row.logps), torch.tensor(other.logps))
     assert len(made[0].steps) > 3  # pairs of rounded sizes
-    assert all(rows % 3 == 0 or rows == 7 for rows, _ in made[0].steps)
+    assert {rows for rows, _ in made[0].steps} <= {3, 4, 7}
 
 
 def test_rows_that_fill_up_a_shape_change_no_other(tokenizer):
@@ -50,3 +49,45 @@ def test_rows_that_fill_up_a_shape_change_no_other(tokenizer):
         padded = step([3, 3, 3], [2, 2, 2])
         assert list(step.steps) == [(32, 128)]
         torch.testing.assert_close(padded, rows.step([3] * 40, [2] * 40)[:3])
+
+
+SETTINGS = {
+    "few slots": {"max_rows": 3},
+    "one row": {"max_rows": 1},
+    "many slots": {"max_rows": 64, "max_calls": 2},
+    "a turn after the last call": {"max_calls": 1, "last_turn": True},
+    "a barrier": {"barrier": True},
+    "little room for output": {"max_tool_tokens": 5},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_steps_launched_ahead_and_results_fed_by_steps_change_no_row(tokenizer, name, request):
+    model = calling_transformer(tokenizer)
+    settings = {"max_new_tokens": 24, "max_tool_tokens": 40} | SETTINGS[name]
+
+    def rollout():
+        sampler = sampler_of(model, tokenizer, [Spy(delay=0.01)], **settings)
+        return sampler.generate(["a", "bb", "1+1?"], n=5, seed=1, force=(300,))
+
+    plain = rollout()
+    made = request.getfixturevalue("as_on_a_gpu")
+    again = rollout()
+    assert made and ids_of(again) == ids_of(plain)
+    for row, other in zip(plain, again):
+        torch.testing.assert_close(torch.tensor(row.logps), torch.tensor(other.logps))
+    assert sum(len(row.calls) for row in plain) > 5
+
+
+def test_results_are_fed_by_steps_and_prompts_alone_in_a_pass(tokenizer, as_on_a_gpu, monkeypatch):
+    read = []
+
+    def extend(model, cache, chunks, starts):
+        read.extend(starts)
+        cache_module.extend(model, cache, chunks, starts)
+
+    monkeypatch.setattr(generation, "extend", extend)
+    sampler = sampler_of(calling_transformer(tokenizer), tokenizer, [Spy()], max_new_tokens=24)
+    rows = sampler.generate(["a", "bb"], n=4, seed=1)
+    assert any(row.calls for row in rows)
+    assert read == [0, 0]

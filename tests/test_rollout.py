@@ -4,11 +4,11 @@ import pytest
 import torch
 from doubles import RunDouble, ids_of
 
-from nanotir.metrics import rollout_metrics
+from nanotir.metrics import rollout_metrics, trace
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
-from nanotir.rollout import Rollout, Sample, check_tools, collect, hash_of, trace
+from nanotir.rollout import Rollout, Sample, check_tools, collect, hash_of
 from nanotir.tools import DeadTool, ToolResult
 from nanotir.trajectory import Call, Format
 

@@ -1,0 +1,21 @@
+"""How prompts are dealt out to passes. What a cache computes is tested in test_model.py."""
+
+import pytest
+
+from nanotir import cache
+from nanotir.cache import passes
+
+
+@pytest.mark.parametrize("lengths", [[3, 1, 2], [40] * 10])
+def test_a_few_prompts_are_read_in_one_pass_in_their_order(monkeypatch, lengths):
+    monkeypatch.setattr(cache, "PASS", 400)
+    rows = [(0,) * length for length in lengths]
+    assert passes(rows) == [rows]
+
+
+def test_many_prompts_are_read_in_passes_of_similar_lengths_that_hold_so_many_ids(monkeypatch):
+    monkeypatch.setattr(cache, "PASS", 100)
+    rows = [(number,) * length for number, length in enumerate([5, 60, 30, 7, 33, 120, 31, 6])]
+    dealt = passes(rows)
+    assert sorted(sum(dealt, [])) == sorted(rows)
+    assert [[len(row) for row in some] for some in dealt] == [[120], [60], [33, 31, 30], [7, 6, 5]]
