@@ -18,6 +18,7 @@ import torch
 from nanotir.bench.against import compare
 from nanotir.bench.decoding import decode, shared_prefill, slow_tools
 from nanotir.bench.fused import fused_loss
+from nanotir.bench.gpu import decode_on_a_gpu
 from nanotir.bench.head import head_memory
 from nanotir.bench.policy import Policy, cold_start, policy_of
 from nanotir.bench.sandbox import python_tool
@@ -44,6 +45,7 @@ MEASUREMENTS = {
     "search_tool": search_tool,
     "head_memory": head_memory,
     "fused_loss": fused_loss,
+    "decode_on_a_gpu": decode_on_a_gpu,
 }
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import copy
 import time
 
-import torch
-
 from nanotir.bench.decoding import Sleeper, decoding_step
 from nanotir.bench.policy import Policy
 from nanotir.bench.timing import medians, timed
@@ -19,7 +17,6 @@ from nanotir.sampler import Sampler, SamplerConfig
 
 T = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 512, "vocab_size": 512}
 S = {"n_layers": 6, "d_model": 384, "n_heads": 6, "d_ff": 1536, "vocab_size": 4096}
-LARGE = {"n_layers": 12, "d_model": 768, "n_heads": 12, "d_ff": 3072, "vocab_size": 4096}
 PLAIN = {"n_kv_heads": 2, "token_shifts": 0, "qkv_bias": True, "qk_norm": False}
 
 
@@ -30,13 +27,12 @@ def model_of(sizes: dict, **settings) -> Transformer:
 def decode_shapes(policy: Policy) -> dict:
     """Ids that are decoded in a second of processor time, greedily, from position 64 on.
 
-    And how many times as long a step takes from position 2,048 on. On a GPU, what the clock says of
-    a step of 256 rows of a model of 107M weights.
+    And how many times as long a step takes from position 2,048 on.
     """
 
-    def step(sizes: dict, rows: int, start: int = 64, device: str = "cpu", **settings) -> dict:
+    def step(sizes: dict, rows: int, start: int = 64, **settings) -> dict:
         config = SamplerConfig(temperature=0, **settings)
-        sampler = Sampler(model_of(sizes).to(device), policy.tokenizer, config=config)
+        sampler = Sampler(model_of(sizes), policy.tokenizer, config=config)
         return decoding_step(sampler, rows, start)
 
     def ids_a_second(*case, **settings) -> float:
@@ -46,8 +42,6 @@ def decode_shapes(policy: Policy) -> dict:
     figures["ids_S_64_rows"] = ids_a_second(S, 64)
     figures["ids_S_64_rows_bf16"] = ids_a_second(S, 64, bf16=True)
     figures["growth_64_to_2048"] = step(T, 1, 2048)["cpu_ms"] / step(T, 1)["cpu_ms"]
-    if torch.cuda.is_available():
-        figures["ms_256_rows_on_a_gpu"] = step(LARGE, 256, device="cuda", bf16=True)["ms"]
     return figures
 
 
