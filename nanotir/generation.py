@@ -127,9 +127,10 @@ class Generation:
         decoding = self.slots.decoding()
         if not decoding:
             return
-        if not any(map(self.is_fed, decoding)):
-            self.launch({})
         fed = [row for row in decoding if self.is_fed(row)]
+        if not fed:
+            self.launch({})
+            fed = decoding
         logits, self.launched = self.launched[0], None
         for row in fed:
             row.fed += 1
