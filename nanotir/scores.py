@@ -39,6 +39,7 @@ def maj_at_k(answers: list[str | None], gold: str, k: int) -> float:
     for answer in answers[:k]:
         if answer is None:
             continue
+        answer = answer.strip()  # all empty boxes are one answer
         same = next((other for other in votes if equivalent(answer, other)), answer)
         votes[same] = votes.get(same, 0) + 1
     return float(bool(votes) and equivalent(max(votes, key=votes.get), gold))

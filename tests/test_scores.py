@@ -47,6 +47,8 @@ def test_pass_at_k_needs_k_samples(k):
         ([], 1, 0),
         (["0.5", "1/2", "1", "1/2"], 4, 0),
         (["1.0", "2", "2/2"], 3, 1),
+        (["1", "", "1", "", " "], 5, 0),  # empty boxes are one answer
+        (["1", "", " ", "1", "1"], 5, 1),
     ],
 )
 def test_the_majority_decides_and_the_first_wins_a_tie(answers, k, value):
