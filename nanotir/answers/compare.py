@@ -21,11 +21,8 @@ def same(p: tuple, g: tuple) -> bool:
     """Whether a prediction and a gold are one answer. The first rule that knows them decides."""
     if p == g:
         return True
-    for rule in (by_name, by_unit, same_sets, by_items, by_order):
-        verdict = rule(p, g)
-        if verdict is not None:
-            return verdict
-    return equal_values(p, g)
+    said = (rule(p, g) for rule in (by_name, by_unit, same_sets, by_items, by_order, equal_values))
+    return next(verdict for verdict in said if verdict is not None)
 
 
 def all_same(left, right) -> bool:
@@ -34,8 +31,7 @@ def all_same(left, right) -> bool:
 
 def matched(left, right, equal=same) -> bool:
     """Whether the two are equal in some order."""
-    # Equal trees first, since long lists are mostly that.
-    rest = list((Counter(right) - Counter(left)).elements())
+    rest = list((Counter(right) - Counter(left)).elements())  # equal trees first, as most are
     for item in (Counter(left) - Counter(right)).elements():
         partner = next((other for other in rest if equal(item, other)), None)
         if partner is None:
@@ -51,8 +47,7 @@ def by_unit(p: tuple, g: tuple) -> bool | None:
     if units(p) and units(g):
         return equal_values(*(replaced(tree, AS_UNKNOWNS) for tree in (p, g)))
     united, plain = (p, g) if units(p) else (g, p)
-    # 5 m is five metres where the other answer has a unit.
-    read = replaced(plain, AS_UNITS)
+    read = replaced(plain, AS_UNITS)  # 5 m is five metres where the other answer has a unit
     if units(read) and not unknowns(read):
         return by_unit(united, read)
     # 50 also answers 50%, and 50% a gold of 50. But 0.5% is not 0.5, nor are five per cent 5.
@@ -166,17 +161,12 @@ def same_relation(a: tuple, b: tuple) -> bool:
     f, g = (("+", left, negative(right)) for _, left, right in (a, b))
     if a == b or sign != b[0] or sign == "in" or not unknowns(f) == unknowns(g) != set():
         return a == b
-    # f(x) / g(x) is f(c) / g(c), for one c.
-    there = random_point(f, 0)
+    there = random_point(f, 0)  # f(x) / g(x) is f(c) / g(c), for one c
     f_there, g_there = replaced(f, there), replaced(g, there)
     ratio = approximate(quotient(f_there, g_there)) or 0.0
     if ratio == 0 or ratio < 0 and sign in ("<", "<="):
         return False
     return equal_values(("*", f, g_there), ("*", g, f_there))
-
-
-# Sets of real numbers: intervals, unions, single points, inequalities in one unknown.
-# The numbers in two sets cut the line into places: each number is one, and each gap between two.
 
 
 def same_sets(p: tuple, g: tuple) -> bool | None:
@@ -198,7 +188,7 @@ def is_set(tree: tuple) -> bool:
 
 
 def places(trees: tuple) -> dict:
-    """Return the place of each number: 1, 3, 5 and so on; between them are the gaps."""
+    """Return the place on the line of each number: 1, 3, 5 ..; between them are the gaps."""
     numbers = {node: approximate(node) for node in walk(trees)}
     known = [node for node in numbers if numbers[node] is not None]
     found, place, last = {}, -1, None

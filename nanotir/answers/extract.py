@@ -4,8 +4,7 @@ import re
 
 from nanotir.answers.text import UNITS
 
-MAX_SENTENCE = 2000  # characters in which a named answer is looked for
-MAX_UNNAMED = 200  # characters of a sentence that may hold an answer without naming it
+MAX_SENTENCE, MAX_UNNAMED = 2000, 200  # characters that may hold a named, an unnamed answer
 # A tag in backticks is only mentioned.
 TAG = re.compile(r"(?<!`)<(/?)(think|python|output|code|result|tool_call|tool_response)>")
 CUT_OFF = ("think", "python", "tool_call")  # blocks that may be the last, and not be closed
@@ -46,10 +45,7 @@ def extract_answer(text: str) -> str | None:
 
 
 def likely_answers(text: str) -> list[str]:
-    """Return what may be the answer where none is named, at most two candidates.
-
-    The end of the last sentence, after its last "is", and the last number or formula.
-    """
+    """Return what may be an unnamed answer: the end of the last sentence, the last number."""
     text = words_of(text).strip()[-MAX_SENTENCE:]
     sentence = re.split(r"(?<=[.!?])\s+|\n", text)[-1]
     *_, last = [None, *re.finditer(f"{FORMULA.pattern}|{NUMBER}", text)]
@@ -65,8 +61,7 @@ def words_of(text: str) -> str:
     for tag in tags:
         is_end, name = tag.groups()
         if is_end and name == (block or "think"):
-            # The beginning of thoughts may have stood in the prompt.
-            kept = kept if block else []
+            kept = kept if block else []  # thoughts may have begun in the prompt
             start, block = tag.end(), None
         elif not is_end and block is None:
             is_closed = last_end.get(name, -1) > tag.start()

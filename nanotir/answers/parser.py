@@ -1,7 +1,4 @@
-"""From tokens to a tree: an operator-precedence (Pratt) parser, written by hand.
-
-Text that does not follow the grammar is Unreadable: nothing is guessed or evaluated as code.
-"""
+"""From tokens to a tree: an operator-precedence (Pratt) parser. Nothing is evaluated as code."""
 
 import functools
 

@@ -19,7 +19,6 @@ from nanotir.answers.values import LEFT, TooMuch
 MAX_CHARS, CHARS_HERE = 2000, 300  # longer: compared as text only, or read in a process
 WORK = 1e8  # what may be done here for each second of the deadline: see values.spend
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
-MAX_START = 30.0  # seconds
 SERVE = "from nanotir.answers import verdict; verdict.serve()"
 
 
@@ -48,9 +47,8 @@ def decide(prediction: str, gold: str, work: float = math.inf) -> bool | None:
     except TooMuch:
         return None
     except Unreadable:
-        # Words may differ in capitals.
         left, right = (" ".join(text.replace('"', " ").split()) for text in (p, g))
-        is_words = left.replace(" ", "").isalnum()
+        is_words = left.replace(" ", "").isalnum()  # they may differ in capitals
         return left == right != "" or is_words and left.casefold() == right.casefold()
     except (ArithmeticError, RecursionError, MemoryError, ValueError):  # also of too many digits
         return False
@@ -64,7 +62,7 @@ def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:
     with subprocess.Popen(command, cwd=root, bufsize=0, **pipes) as process:
         try:
             # It says when it has started: the deadline is for the comparison alone.
-            for expected, seconds in ((b"?", MAX_START), (b"1", deadline)):
+            for expected, seconds in ((b"?", 30.0), (b"1", deadline)):
                 ready, _, _ = select.select([process.stdout], [], [], seconds)
                 if not ready or process.stdout.read(1) != expected:
                     return False

@@ -88,6 +88,54 @@ def test_an_absolute_value_is_not_its_argument(text):
     assert not equivalent(f"|{text}|", text) and not equivalent(text, f"|{text}|")
 
 
+# Each agrees with the other on one side of a number, or everywhere but between two.
+PARTLY_EQUAL = [
+    ("|x+3|", "x+3"),
+    ("|x-50|", "50-x"),
+    ("|x+300|", "x+300"),
+    ("|x+y+20|", "x+y+20"),
+    ("|x^2-100|", "100-x^2"),
+    ("|x^3+20x^2|", "x^3+20x^2"),
+    ("|2^x-64|", "64-2^x"),
+    ("|x-5|+|x-6|", "|2x-11|"),
+    ("\\frac{|x-70|}{x-70}", "0x-1"),
+    ("\\sqrt{(x+30)^2}", "x+30"),
+    ("\\sqrt{x^2+60x+900}", "x+30"),
+    ("\\sqrt{\\cos^2(x/2)}", "\\cos(x/2)"),
+    ("\\max(x, 100)", "100+0x"),
+    ("\\min(x, 100)", "x"),
+    ("\\lceil x \\rceil - 1", "\\lfloor x \\rfloor"),
+    ("\\arcsin(\\sin(x/3))", "x/3"),
+    ("|n-200|n!", "(200-n)n!"),
+    ("y = |x+30|", "y = x+30"),
+]
+
+
+@pytest.mark.parametrize("answer, other", PARTLY_EQUAL)
+def test_what_has_two_formulas_is_compared_on_both_sides(answer, other):
+    assert not equivalent(answer, other) and not equivalent(other, answer)
+
+
+@pytest.mark.parametrize(
+    "answer, other",
+    [
+        ("|x|^2", "x^2"),
+        ("|x-300|", "|300-x|"),
+        ("2|x+30|", "|2x+60|"),
+        ("\\sqrt{(x+30)^2}", "|x+30|"),
+        ("\\sqrt{x^2-100}", "\\sqrt{(x-10)(x+10)}"),
+        ("|x^2+1|", "x^2+1"),
+        ("\\max(x, 0)", "\\frac{x+|x|}{2}"),
+        ("\\sqrt{e^{2x}}", "|e^x|"),
+        ("|x^{1000}|", "x^{1000}"),
+        ("|n-200|n!", "|200-n|n!"),
+    ],
+)
+def test_two_formulas_that_are_the_same_two_are_equal(monkeypatch, answer, other):
+    monkeypatch.setattr(verdict, "decide_in_time", lambda *pair: False)
+    assert equivalent(answer, other) and equivalent(other, answer)
+
+
 def test_a_degree_or_percent_sign_stands_after_its_number():
     assert equivalent("30^\\circ", "30") and not equivalent("^\\circ 30", "30")
     assert not equivalent("\\%50", "50") and not equivalent("°x", "x")
