@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 
 from nanotir.checks import check_value, unknown, visible
 from nanotir.tools.tool import DeadTool
@@ -33,12 +34,12 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, arguments=None):
         arguments = sys.argv[1:] if arguments is None else arguments
         arguments = [dashed(argument) for argument in arguments]
+        for given in takewhile("--".__ne__, arguments):
+            if given.startswith("--"):  # before argparse says what else is missing
+                self.check_flag(given)
         options, rest = self.parse_known_intermixed_args(arguments)
         if rest and rest[0].startswith("-"):
-            given = rest[0].split("=")[0]
-            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            longer = [flag for flag in known if flag.startswith(given)]
-            self.error(unknown("flag", given, longer or known))
+            self.check_flag(rest[0])
         if rest:
             self.error(f"'{rest[0]}' belongs to no flag")
         for action in self._actions:
@@ -48,6 +49,15 @@ class Parser(argparse.ArgumentParser):
                 name = action.option_strings[-1] if action.option_strings else action.dest
                 self.error(f"{name} is empty: is a variable not set?")
         return options
+
+    def check_flag(self, argument: str):
+        """Stop at a flag that there is not, and name the nearest one."""
+        given = argument.split("=")[0]
+        if given in self._option_string_actions:
+            return
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        longer = [flag for flag in known if flag.startswith(given)]
+        self.error(unknown("flag", given, longer or known))
 
     def error(self, message: str):
         fail(self.prog.removeprefix("python -m nanotir."), message)

@@ -149,6 +149,7 @@ WRONG = {
         "--run pretrained": "is a Hugging Face folder",
         "--run run --best": "has kept no best weights",
         "--run run --problem 3": "did you mean '--problems'",
+        "--rnu run": "did you mean '--run'",
         "--run run --problems 0": "must be at least 1",
         "--run run --problems -1": "must be at least 1",
         "--run run --problems x": "invalid int value",

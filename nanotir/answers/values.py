@@ -64,8 +64,9 @@ def points(trees: tuple) -> Iterator[dict[tuple, tuple]]:
         is_root = kind == "^" and (exact(parts[1]) or Fraction(1)).denominator % 2 == 0
         sides = [*parts, num(0)] if kind in TURNING else [parts[0], num(0)] if is_root else []
         for (a, b), at in itertools.product(itertools.combinations(sides, 2), at_random[4:]):
+            tree = a[1] if a[0] == "^" and b == num(0) else ("+", a, negative(b))  # simple zeros
             for x in at:
-                yield from around_zero(("+", a, negative(b)), x, at)
+                yield from around_zero(tree, x, at)
 
 
 def around_zero(tree: tuple, x: tuple, at: dict) -> list[dict[tuple, tuple]]:
@@ -140,8 +141,7 @@ def exact(tree: tuple) -> Fraction | None:
 def approximate(tree: tuple, real: bool = True) -> float | None:
     """Return about the value if it is a real number, or else about how large it is."""
     with contextlib.suppress(*ERRORS):
-        context = mpmath_context(170) if exact(tree) is None else None
-        number = value(tree, context, real)
+        number = value(tree, mpmath_context(170) if exact(tree) is None else None, real)
         return float(number.real if real else abs(number))
 
 
