@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.util import find_spec
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def launch(kernel, logits, *arguments):
 
 @lru_cache
 def compiled(kernel):
-    """The kernel as Triton runs it. The name `tl` exists from here on."""
+    """The kernel as Triton runs it. From here on `tl` exists, and kernels can call functions."""
     global tl
     try:
         import triton
@@ -88,6 +89,9 @@ def compiled(kernel):
     except ImportError:
         install = "pip install triton, or leave it off"
         raise ValueError(f"rl.fused needs triton, which is not installed: {install}") from None
+    for part in (turned, attended):
+        if isinstance(part, FunctionType):
+            globals()[part.__name__] = triton.jit(part)
     return triton.jit(kernel)
 
 
@@ -155,15 +159,14 @@ def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
     B, _, _, D = heads.shape
     H, K = attention.heads, attention.kv_heads
     keys, values = layout.cache.kv[layer]  # each (B, K, S, D)
+    assert keys.stride() == (K * keys.stride(1), keys.shape[2] * D, D, 1)
     out = torch.empty(B, 1, H * D, device=heads.device, dtype=keys.dtype)
     norms = (attention.q_norm, attention.k_norm) if attention.qk_norm else ()
     weights = [norm.weight for norm in norms] or [heads, heads]  # these are not read
     tensors = (heads.contiguous(), *weights, layout.cos, layout.sin, layout.positions, keys, values)
-    sizes = (H, K, H // K, D, keys.shape[2], keys.stride(0))
     eps = norms[0].eps if norms else 0.0
-    wide = max(16, 1 << (D - 1).bit_length())
-    options = {"NORM": attention.qk_norm, "GROUP": max(16, 1 << (H // K - 1).bit_length())}
-    compiled(decode_kernel)[(B, K)](*tensors, out, *sizes, eps, **options, WIDE=wide, BLOCK=64)
+    group, wide = (max(16, 1 << (n - 1).bit_length()) for n in (H // K, D))
+    compiled(decode_kernel)[(B, K)](*tensors, out, keys.shape[2], eps, H, K, D, group, wide)
     return out
 
 
@@ -177,80 +180,86 @@ def decode_kernel(
     keys,
     values,
     out,
+    S,
+    eps: tl.constexpr,
     H: tl.constexpr,
     K: tl.constexpr,
-    R: tl.constexpr,
     D: tl.constexpr,
-    S,
-    row_stride,
-    eps: tl.constexpr,
-    NORM: tl.constexpr,
     GROUP: tl.constexpr,
     WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """One key head of one row: its new key and value are stored, its R queries attend.
+    """One key head of one row: its new key and value are stored, its H / K queries attend.
 
-    Tensors are pointers, as in `decode_attention`; a row of the cache begins `row_stride` after the
-    one before it. GROUP and WIDE are R and D, rounded up to what a matrix product takes. BLOCK
-    slots are read at a time, with the largest score so far and the sums relative to it. The sums
-    begin with the row's own slot, whose key and value are still at hand.
+    Tensors are pointers, as in `decode_attention`. GROUP and WIDE are H / K and D, rounded up to
+    what a matrix product takes.
     """
-    row = tl.program_id(0).to(tl.int64)
-    k = tl.program_id(1)
+    row, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(positions + row)
-    d = tl.arange(0, WIDE)
-    swapped = (d + D // 2) % D  # the other number of each pair that is rotated
-    in_head = d < D
-    cos = tl.load(cos_of + row * D + d, mask=in_head, other=0.0)
-    sin = tl.load(sin_of + row * D + d, mask=in_head, other=0.0)
-
-    # The queries, (GROUP, WIDE), and the key, (WIDE,): normalised and rotated.
-    r = tl.arange(0, GROUP)
-    mine = heads + row * (H + 2 * K) * D
-    at = mine + (k * R + r[:, None]) * D
-    in_group = (r[:, None] < R) & in_head[None, :]
-    q = tl.load(at + d[None, :], mask=in_group, other=0.0).to(tl.float32)
-    q_other = tl.load(at + swapped[None, :], mask=in_group, other=0.0).to(tl.float32)
-    key = tl.load(mine + (H + k) * D + d, mask=in_head, other=0.0).to(tl.float32)
-    key_other = tl.load(mine + (H + k) * D + swapped, mask=in_head, other=0.0).to(tl.float32)
-    if NORM:
-        q_scale = tl.rsqrt(tl.sum(q * q, 1) / D + eps)[:, None]
-        q = q * q_scale * tl.load(q_weight + d, mask=in_head, other=0.0)[None, :]
-        q_other *= q_scale * tl.load(q_weight + swapped, mask=in_head, other=0.0)[None, :]
-        key_scale = tl.rsqrt(tl.sum(key * key, 0) / D + eps)
-        key = key * key_scale * tl.load(k_weight + d, mask=in_head, other=0.0)
-        key_other *= key_scale * tl.load(k_weight + swapped, mask=in_head, other=0.0)
+    r, d = tl.arange(0, GROUP)[:, None], tl.arange(0, WIDE)[None, :]
+    mask = (r < H // K) & (d < D)  # (GROUP, WIDE)
     stored = keys.dtype.element_ty
-    q = (q * cos[None, :] + q_other * sin[None, :]).to(stored)
-    key = (key * cos + key_other * sin).to(stored)
-    value = tl.load(mine + (H + K + k) * D + d, mask=in_head, other=0.0).to(stored)
+    cos = tl.load(cos_of + row * D + d, mask=d < D, other=0.0)
+    sin = tl.load(sin_of + row * D + d, mask=d < D, other=0.0)
+    mine = heads + row * (H + 2 * K) * D
+    q = turned(mine + (k * (H // K) + r) * D, mask, d, q_weight, cos, sin, eps, D).to(stored)
+    key = turned(mine + (H + k) * D, d < D, d, k_weight, cos, sin, eps, D).to(stored)  # (1, WIDE)
+    value = tl.load(mine + (H + K + k) * D + d, mask=d < D, other=0.0).to(stored)
 
     # Padding, at position -1, goes to the spare slot and attends to itself.
-    past = row * row_stride + k * S * D
-    slot = tl.where(position < 0, S - 1, position)
-    tl.store(keys + past + slot * D + d, key, mask=in_head)
-    tl.store(values + past + slot * D + d, value, mask=in_head)
+    past = (row * K + k) * S * D
+    here = past + tl.where(position < 0, S - 1, position) * D
+    tl.store(keys + here + d, key, mask=d < D)
+    tl.store(values + here + d, value, mask=d < D)
+    mean = attended(q, key, value, keys + past, values + past, position, d, D, GROUP, WIDE)
+    tl.store(out + row * H * D + (k * (H // K) + r) * D + d, mean.to(stored), mask=mask)
 
+
+def turned(first, mask, d, weight, cos, sin, eps: tl.constexpr, D: tl.constexpr):
+    """The heads that begin at `first`, in fp32: normalised, unless eps is 0, and rotated."""
+    swapped = (d + D // 2) % D  # the other number of each pair that is rotated
+    x = tl.load(first + d, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(first + swapped, mask=mask, other=0.0).to(tl.float32)
+    if eps > 0:
+        scale = tl.rsqrt(tl.sum(x * x, 1, keep_dims=True) / D + eps)
+        x = x * scale * tl.load(weight + d, mask=d < D, other=0.0)
+        y = y * scale * tl.load(weight + swapped, mask=d < D, other=0.0)
+    return x * cos + y * sin
+
+
+def attended(
+    q,
+    key,
+    value,
+    keys,
+    values,
+    position,
+    d,
+    D: tl.constexpr,
+    GROUP: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """The mean of values (GROUP, WIDE) that queries give to the slots before `position`, and to it.
+
+    64 slots are read at a time, with the largest score so far and the sums relative to it. The sums
+    begin with the row's own slot, whose key and value are still at hand.
+    """
     scale = 1.0 / (D**0.5)
-    peak = tl.sum(q.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale  # (GROUP,)
+    largest = tl.sum(q.to(tl.float32) * key.to(tl.float32), 1) * scale  # (GROUP,)
     total = tl.full([GROUP], 1.0, tl.float32)
-    mean = tl.zeros([GROUP, WIDE], tl.float32) + value.to(tl.float32)[None, :]
-    for start in range(0, position, BLOCK):
-        slots = start + tl.arange(0, BLOCK)
-        place = past + slots[:, None] * D + d[None, :]
-        seen = (slots[:, None] < position) & in_head[None, :]
-        old_keys = tl.load(keys + place, mask=seen, other=0.0)  # (BLOCK, WIDE)
-        old_values = tl.load(values + place, mask=seen, other=0.0)
-        scores = tl.dot(q, tl.trans(old_keys), input_precision="ieee") * scale  # (GROUP, BLOCK)
+    mean = tl.zeros([GROUP, WIDE], tl.float32) + value.to(tl.float32)
+    for start in range(0, position, 64):
+        slots = start + tl.arange(0, 64)
+        place = slots[:, None] * D + d
+        mask = (slots[:, None] < position) & (d < D)
+        old_keys = tl.load(keys + place, mask=mask, other=0.0)  # (64, WIDE)
+        old_values = tl.load(values + place, mask=mask, other=0.0)
+        scores = tl.dot(q, tl.trans(old_keys), input_precision="ieee") * scale  # (GROUP, 64)
         scores = tl.where(slots[None, :] < position, scores, float("-inf"))
-        higher = tl.maximum(peak, tl.max(scores, 1))
-        shrink = tl.exp(peak - higher)
-        weights = tl.exp(scores - higher[:, None])
+        new = tl.maximum(largest, tl.max(scores, 1))
+        shrink = tl.exp(largest - new)
+        weights = tl.exp(scores - new[:, None])
         total = total * shrink + tl.sum(weights, 1)
         mean = mean * shrink[:, None]
-        mean += tl.dot(weights.to(stored), old_values, input_precision="ieee")
-        peak = higher
-    mean = (mean / total[:, None]).to(stored)
-    place = out + row * H * D + (k * R + r[:, None]) * D + d[None, :]
-    tl.store(place, mean, mask=in_group)
+        mean += tl.dot(weights.to(q.dtype), old_values, input_precision="ieee")
+        largest = new
+    return mean / total[:, None]
