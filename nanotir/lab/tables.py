@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from nanotir.lab.experiment import Experiment
 
 FLOOR, CEILING = 0.10, 0.95  # of a share that shows how large a difference is
-SHARES = ("accuracy", "selection", "pass", "invented", "rate")  # in the names of such metrics
+SHARES = ("accuracy", "selection", "pass", "invented", "rate", "calculated", "asked")  # by name
 EXPLAINED = {0: " (undefined)", 1: " (one seed has no interval)"}  # by number of seeds
 
 
