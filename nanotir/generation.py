@@ -127,7 +127,7 @@ class Generation:
         decoding = self.slots.decoding()
         if not decoding:
             return
-        fed = [row for row in decoding if self.is_fed(row)]
+        fed = [row for row in decoding if self.is_fed(row)] if self.launched else []
         if not fed:
             self.launch({})
             fed = decoding
@@ -154,13 +154,13 @@ class Generation:
     def launch(self, sampled: dict[Row, int]):
         """Start a step: each row is fed its next id, or what has just been sampled for it."""
         rows = self.slots.rows[: self.slots.live]
-        places = {row: (row.slot, row.fed) for row in rows if row}
+        places = {row: (row.slot, row.fed) for row in rows if row} if self.ahead else {}
         ids = [sampled[r] if r in sampled else r.trajectory.ids[r.fed] if r else 0 for r in rows]
         self.launched = self.step(ids, [row.fed if row else 0 for row in rows]), places
 
     def is_fed(self, row: Row) -> bool:
         """Whether the launched step feeds the row's next id."""
-        return self.launched is not None and self.launched[1].get(row) == (row.slot, row.fed)
+        return self.launched[1].get(row) == (row.slot, row.fed)
 
     def uniforms(self, rows: list[Row]) -> np.ndarray:
         """A uniform random number for each row, by what it is and how many ids it has."""

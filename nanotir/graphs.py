@@ -76,8 +76,7 @@ class DecodeGraphs:
 
         if self.device.type != "cuda":
             return inputs, forward
-        if not self.steps:
-            forward()  # what libraries do once only must not be recorded
+        forward()  # what libraries do once only, for these shapes too, must not be recorded
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             logits = forward()

@@ -87,8 +87,8 @@ def compiled(kernel):
         import triton
         import triton.language as tl
     except ImportError:
-        install = "pip install triton, or leave it off"
-        raise ValueError(f"rl.fused needs triton, which is not installed: {install}") from None
+        install = "pip install triton, or leave off rl.fused"
+        raise ValueError(f"a kernel needs triton, which cannot be imported: {install}") from None
     for part in (turned, attended):
         if isinstance(part, FunctionType):
             globals()[part.__name__] = triton.jit(part)
@@ -154,7 +154,7 @@ def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
     """What model.Attention does between its two products, for one id a row: (B, 1, H*D).
 
     `heads` (B, 1, H+2K, D) are the queries, keys and values of the ids at layout.positions, not yet
-    normalised or rotated. Keys and values are written to layout.cache.
+    normalised or rotated. Keys and values are written to layout.cache. Not differentiable.
     """
     B, _, _, D = heads.shape
     H, K = attention.heads, attention.kv_heads
@@ -163,11 +163,18 @@ def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
     out = torch.empty(B, 1, H * D, device=heads.device, dtype=keys.dtype)
     norms = (attention.q_norm, attention.k_norm) if attention.qk_norm else ()
     weights = [norm.weight for norm in norms] or [heads, heads]  # these are not read
-    tensors = (heads.contiguous(), *weights, layout.cos, layout.sin, layout.positions, keys, values)
+    positions = layout.positions.contiguous()
+    tensors = (heads.contiguous(), *weights, layout.cos, layout.sin, positions, keys, values)
     eps = norms[0].eps if norms else 0.0
     group, wide = (max(16, 1 << (n - 1).bit_length()) for n in (H // K, D))
-    compiled(decode_kernel)[(B, K)](*tensors, out, keys.shape[2], eps, H, K, D, group, wide)
+    sizes = (keys.shape[2], eps, H, K, D, group, wide, slots_at_a_time(wide))
+    compiled(decode_kernel)[(B, K)](*tensors, out, *sizes)
     return out
+
+
+def slots_at_a_time(wide: int) -> int:
+    """How many slots the kernel reads at a time: more do not fit into every GPU's shared memory."""
+    return min(64, max(16, 4096 // wide))
 
 
 def decode_kernel(
@@ -187,6 +194,7 @@ def decode_kernel(
     D: tl.constexpr,
     GROUP: tl.constexpr,
     WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """One key head of one row: its new key and value are stored, its H / K queries attend.
 
@@ -210,7 +218,7 @@ def decode_kernel(
     here = past + tl.where(position < 0, S - 1, position) * D
     tl.store(keys + here + d, key, mask=d < D)
     tl.store(values + here + d, value, mask=d < D)
-    mean = attended(q, key, value, keys + past, values + past, position, d, D, GROUP, WIDE)
+    mean = attended(q, key, value, keys + past, values + past, position, d, D, BLOCK)
     tl.store(out + row * H * D + (k * (H // K) + r) * D + d, mean.to(stored), mask=mask)
 
 
@@ -235,25 +243,24 @@ def attended(
     position,
     d,
     D: tl.constexpr,
-    GROUP: tl.constexpr,
-    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """The mean of values (GROUP, WIDE) that queries give to the slots before `position`, and to it.
 
-    64 slots are read at a time, with the largest score so far and the sums relative to it. The sums
+    BLOCK slots are read at a time, with the largest score so far and the sums relative to it. These
     begin with the row's own slot, whose key and value are still at hand.
     """
     scale = 1.0 / (D**0.5)
     largest = tl.sum(q.to(tl.float32) * key.to(tl.float32), 1) * scale  # (GROUP,)
-    total = tl.full([GROUP], 1.0, tl.float32)
-    mean = tl.zeros([GROUP, WIDE], tl.float32) + value.to(tl.float32)
-    for start in range(0, position, 64):
-        slots = start + tl.arange(0, 64)
+    total = tl.zeros_like(largest) + 1.0
+    mean = tl.zeros(q.shape, tl.float32) + value.to(tl.float32)
+    for start in range(0, position, BLOCK):
+        slots = start + tl.arange(0, BLOCK)
         place = slots[:, None] * D + d
         mask = (slots[:, None] < position) & (d < D)
-        old_keys = tl.load(keys + place, mask=mask, other=0.0)  # (64, WIDE)
+        old_keys = tl.load(keys + place, mask=mask, other=0.0)  # (BLOCK, WIDE)
         old_values = tl.load(values + place, mask=mask, other=0.0)
-        scores = tl.dot(q, tl.trans(old_keys), input_precision="ieee") * scale  # (GROUP, 64)
+        scores = tl.dot(q, tl.trans(old_keys), input_precision="ieee") * scale  # (GROUP, BLOCK)
         scores = tl.where(slots[None, :] < position, scores, float("-inf"))
         new = tl.maximum(largest, tl.max(scores, 1))
         shrink = tl.exp(largest - new)

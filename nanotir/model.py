@@ -214,9 +214,10 @@ def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig)
         positions = steps.expand(ids.shape) if cache is None else cache.lengths[:, None] + steps
     if cache is None:
         return Layout(positions, *rope_angles(positions, config), None, None)
-    slots = torch.arange(cache.extend(ids, positions), device=ids.device)  # (S,)
+    width = cache.extend(ids, positions)
     if ids.shape[1] == 1 and decodes_on(ids.device):
         return Layout(positions, *cache.rope[:, positions], cache, None)
+    slots = torch.arange(width, device=ids.device)  # (S,)
     visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
     bias = torch.where(visible, 0.0, float("-inf")).to(cache.kv.dtype)
     return Layout(positions, *cache.rope[:, positions], cache, bias)

@@ -5,6 +5,8 @@ On a GPU where there is one, else by Triton's interpreter, which takes milliseco
 
 import itertools
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -380,3 +382,31 @@ def by_kernel(monkeypatch):
 
 def by_pytorch(monkeypatch):
     monkeypatch.setattr("nanotir.model.decodes_on", lambda device: False)
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from nanotir import kernels
+
+kernel = kernels.compiled(kernels.decode_kernel)
+TYPES = {"positions": "*i64", "S": "i32"}
+TYPES |= dict.fromkeys(["keys", "values", "heads", "out"], "*TYPE")
+for dtype, D in (("fp32", 64), ("fp32", 128), ("fp32", 256), ("bf16", 128)):
+    sizes = dict(eps=1e-6, H=8, K=2, D=D, GROUP=16, WIDE=D, BLOCK=kernels.slots_at_a_time(D))
+    types = {name: TYPES.get(name, "*fp32").replace("TYPE", dtype) for name in kernel.arg_names}
+    types |= dict.fromkeys(sizes, "constexpr")
+    source = ASTSource(kernel, types, {(kernel.arg_names.index(n),): v for n, v in sizes.items()})
+    print(triton.compile(source, GPUTarget("cuda", 89, 32)).metadata.shared)
+"""
+
+
+def test_the_attention_kernel_fits_into_the_shared_memory_of_a_small_gpu():
+    """Compiled, which needs no GPU, for one of 99 KB a block (Ada)."""
+    pytest.importorskip("triton", reason="Triton is optional, and not installed")
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    ran = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True)
+    sizes = [int(line) for line in ran.stdout.split()]
+    assert len(sizes) == 4, ran.stderr.decode()
+    assert max(sizes) <= 99 * 1024
