@@ -145,6 +145,7 @@ def backward_kernel(
         tl.store(row + at, gradient.to(logits.dtype.element_ty), mask=at < V)
 
 
+@lru_cache
 def decodes_on(device: torch.device) -> bool:
     """Whether decoding steps on a device use `decode_attention`."""
     return device.type == "cuda" and find_spec("triton") is not None

@@ -121,7 +121,7 @@ class Attention(nn.Module):
     def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
-        if layout.cache is not None and layout.bias is None:  # a decoding step on a GPU
+        if T == 1 and layout.cache is not None and decodes_on(x.device):
             return self.out(decode_attention(self, heads, layout, layer))
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         if self.qk_norm:
@@ -214,10 +214,7 @@ def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig)
         positions = steps.expand(ids.shape) if cache is None else cache.lengths[:, None] + steps
     if cache is None:
         return Layout(positions, *rope_angles(positions, config), None, None)
-    width = cache.extend(ids, positions)
-    if ids.shape[1] == 1 and decodes_on(ids.device):
-        return Layout(positions, *cache.rope[:, positions], cache, None)
-    slots = torch.arange(width, device=ids.device)  # (S,)
+    slots = torch.arange(cache.extend(ids, positions), device=ids.device)  # (S,)
     visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
     bias = torch.where(visible, 0.0, float("-inf")).to(cache.kv.dtype)
     return Layout(positions, *cache.rope[:, positions], cache, bias)

@@ -47,7 +47,7 @@ def written(function, ids, openers, closers) -> dict:
     if isinstance(ids, str):
         decoder = SimpleNamespace(decode=lambda ids: "".join(map(chr, ids)))
         ids, blocks = [*map(ord, ids)], Blocks(decoder, {"python", "search"})
-    row, seen, closed, calls = Row(3, PROMPT, 20, blocks), [], [], []
+    row, seen, closed, calls = Row(3, PROMPT, 20, 99, blocks), [], [], []
     row.trajectory.append("prompt", list(PROMPT), 0)
 
     def watch(*event):

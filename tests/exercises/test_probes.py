@@ -75,7 +75,7 @@ def answers_of(name, calls):
     """What the tool of a world says to so many calls of one row."""
     tokenizer = Characters()
     oracle = Oracle(BY_NAME[name], tokenizer, seed=0)
-    session = Row(0, tuple(Format().prompt(tokenizer, "2")), 0, None, Trajectory())
+    session = Row(0, tuple(Format().prompt(tokenizer, "2")), 0, 99, None, Trajectory())
     return [oracle.submit("", session).result().output for _ in range(calls)]
 
 
