@@ -6,7 +6,7 @@ from conftest import small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import cache as cache_module
-from nanotir import generation, graphs
+from nanotir import generation, graphs, threads
 from nanotir.graphs import DecodeGraphs
 
 
@@ -101,3 +101,27 @@ def test_results_are_fed_by_steps_and_prompts_alone_in_a_pass(tokenizer, as_on_a
     rows = sampler.generate(["a", "bb"], n=4, seed=1)
     assert any(row.calls for row in rows)
     assert read == [0, 0]
+
+
+@pytest.mark.parametrize("turns", [1, 7, 20])
+def test_a_stop_while_a_step_is_launched_leaves_the_beginnings_of_rows(
+    tokenizer, as_on_a_gpu, turns
+):
+    asked = iter(range(1000))
+    sampler = sampler_of(calling_transformer(tokenizer), tokenizer, [Spy()], max_new_tokens=24)
+    whole = sampler.generate(["a", "bb"], n=4, seed=1)
+    stopped = sampler.generate(["a", "bb"], n=4, seed=1, stop=lambda: next(asked) >= turns)
+    assert "cancelled" in {row.finish_reason for row in stopped}
+    for row, full in zip(stopped, whole):
+        assert row.ids == full.ids[: len(row.ids)]
+
+
+def test_parts_of_a_rollout_in_two_threads_are_launched_ahead_alike(tokenizer, as_on_a_gpu):
+    model = calling_transformer(tokenizer)
+    found = []
+    for number in (1, 2):
+        threads.use_threads(number)
+        sampler = sampler_of(model, tokenizer, [Spy(delay=0.01)], max_new_tokens=24)
+        found.append(sampler.generate(["a", "bb", "1+1?"], n=4, seed=1))
+    assert ids_of(found[0]) == ids_of(found[1])
+    assert len(as_on_a_gpu) == 3
