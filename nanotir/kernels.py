@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nanotir.logps import token_logps
+from nanotir.logps import DAMAGED, token_logps
 
 
 def fused_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0, mask=None) -> Tensor:
@@ -67,15 +67,16 @@ class FusedLogps(torch.autograd.Function):
         return logits, None, None, None
 
 
-def launch(kernel, logits, *arguments):
+def launch(kernel, logits, *arguments, block: int = 1024, warps: int = 2):
     """Run a kernel with one program a token.
 
     Blocks are small and warps few, so that many tokens are under way on each processor while one
-    waits for memory. Products and sums are rounded one by one, as in PyTorch.
+    waits for memory. Few tokens need more of both. Products and sums are rounded one by one, as in
+    PyTorch.
     """
     N, V = logits.shape
-    block = min(1024, max(16, 1 << (V - 1).bit_length()))
-    options = {"BLOCK": block, "num_warps": 2, "enable_fp_fusion": False}
+    block = min(block, max(16, 1 << (V - 1).bit_length()))
+    options = {"BLOCK": block, "num_warps": warps, "enable_fp_fusion": False}
     compiled(kernel)[(N,)](logits, *arguments, logits.stride(0), V, **options)
 
 
@@ -89,7 +90,7 @@ def compiled(kernel):
     except ImportError:
         install = "pip install triton, or leave off rl.fused"
         raise ValueError(f"a kernel needs triton, which cannot be imported: {install}") from None
-    for part in (turned, attended):
+    for part in (turned, attended, weights):
         if isinstance(part, FunctionType):
             globals()[part.__name__] = triton.jit(part)
     return triton.jit(kernel)
@@ -145,9 +146,67 @@ def backward_kernel(
         tl.store(row + at, gradient.to(logits.dtype.element_ty), mask=at < V)
 
 
+def fused_pick(
+    logits: Tensor, u, temperature: float, banned: Tensor, forced: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`sampler.pick` of ids (B,) and their log-probs (B,) from logits (B, V), all ids being kept.
+
+    Sums are in float64. PyTorch would write ten copies of the logits. ValueError as there.
+    """
+    logits = logits.index_fill(-1, banned, float("-inf"))
+    u = torch.as_tensor(u, dtype=torch.float64, device=logits.device)
+    ids, lse = torch.empty_like(u, dtype=torch.long), torch.empty_like(u)
+    launch(draw_kernel, logits, u, ids, lse, 1 / temperature, block=8192, warps=16)
+    if forced is not None:
+        ids = torch.where(forced >= 0, forced, ids)
+    chosen = logits.gather(-1, ids[:, None])[:, 0]
+    logps = (chosen.double() / temperature - lse).float()
+    if logps.isnan().any():
+        raise ValueError(DAMAGED)
+    return ids, logps
+
+
+def draw_kernel(logits, uniforms, ids, lse_of, scale: tl.constexpr, stride, V, BLOCK: tl.constexpr):
+    """One row: its log-sum-exp, and the first id whose cumulative sum exceeds its number's share.
+
+    Tensors are pointers, as in `forward_kernel`. The three passes over the logits find the largest,
+    the sum of all weights, and the id.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    first = logits + row * stride
+    lanes = tl.arange(0, BLOCK)
+    largest = tl.zeros([BLOCK], tl.float32) - 1e30
+    for start in range(0, V, BLOCK):
+        at = start + lanes
+        x = tl.load(first + at, mask=at < V, other=float("-inf")).to(tl.float32)
+        largest = tl.maximum(largest, x)
+    peak = tl.max(largest, 0)
+    sums = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, V, BLOCK):
+        sums += weights(first, start + lanes, V, peak, scale)
+    total = tl.sum(sums, 0)
+    tl.store(lse_of + row, peak.to(tl.float64) * scale + tl.log(total))
+
+    target = tl.load(uniforms + row) * total
+    before = total * 0.0
+    id = row * 0
+    for start in range(0, V, BLOCK):
+        if before <= target:
+            those = weights(first, start + lanes, V, peak, scale)
+            id += tl.sum((before + tl.cumsum(those, 0) <= target).to(tl.int64), 0)
+            before += tl.sum(those, 0)
+    tl.store(ids + row, tl.minimum(id, V - 1))
+
+
+def weights(first, at, V, peak, scale: tl.constexpr):
+    """exp((logit - peak) * scale) of the logits at `at` of a row, 0 beyond the last."""
+    x = tl.load(first + at, mask=at < V, other=float("-inf")).to(tl.float32)
+    return tl.exp((x - peak) * scale).to(tl.float64)
+
+
 @lru_cache
 def decodes_on(device: torch.device) -> bool:
-    """Whether decoding steps on a device use `decode_attention`."""
+    """Whether a device decodes by kernels: `decode_attention` and `fused_pick`."""
     return device.type == "cuda" and find_spec("triton") is not None
 
 

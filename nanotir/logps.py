@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 CHUNKED_FROM = 16384  # vocabulary from which on logits are made chunk by chunk
 CHUNK = 64  # rows of logits held at a time; for 32,768 ids they still fit in a core's cache
 CHUNK_ON_GPU = 2048  # which must be kept busy
+DAMAGED = "the model's probabilities are not finite: its weights are damaged"
 
 
 def autocast(device: torch.device, bf16: bool):

@@ -17,7 +17,8 @@ from nanotir.blocks import Blocks
 from nanotir.checks import Amount, Count, Part, Whole, check_settings
 from nanotir.draws import draw, precise, truncate
 from nanotir.generation import Generation
-from nanotir.logps import autocast
+from nanotir.kernels import decodes_on, fused_pick
+from nanotir.logps import DAMAGED, autocast
 from nanotir.lora import merged
 from nanotir.model import Transformer
 from nanotir.processes import gather, share
@@ -132,6 +133,10 @@ class Sampler:
             yield
 
     def pick(self, logits: Tensor, u: np.ndarray | None, forced: Tensor | None = None):
+        config = self.config
+        keeps_all = config.top_p == 1.0 and not config.top_k
+        if config.temperature and keeps_all and decodes_on(logits.device):
+            return fused_pick(logits, u, config.temperature, self.masked, forced)
         return pick(logits, u, self.config, self.masked, forced)
 
 
@@ -154,5 +159,5 @@ def pick(
     if forced is not None:
         ids = torch.where(forced >= 0, forced, ids)
     if logps[:, 0].isnan().any():  # then so are all of the row
-        raise ValueError("the model's probabilities are not finite: its weights are damaged")
+        raise ValueError(DAMAGED)
     return ids, logps.gather(-1, ids[:, None])[:, 0]

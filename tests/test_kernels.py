@@ -15,11 +15,13 @@ import torch
 from closed_forms import LOSS_TYPES
 from conftest import small_model
 
-from nanotir import kernels
+from nanotir import kernels, sampler
 from nanotir.cache import new_cache
+from nanotir.draws import uniforms
 from nanotir.logps import autocast, token_logps
 from nanotir.losses import policy_loss
 from nanotir.model import RMSNorm
+from nanotir.sampler import Sampler, SamplerConfig, pick
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEMPERATURE = 0.8
@@ -410,3 +412,79 @@ def test_the_attention_kernel_fits_into_the_shared_memory_of_a_small_gpu():
     sizes = [int(line) for line in ran.stdout.split()]
     assert len(sizes) == 4, ran.stderr.decode()
     assert max(sizes) <= 99 * 1024
+
+
+# The draw of a decoding step.
+
+
+def picked(logits, u, forced=None, temperature=TEMPERATURE, banned=()):
+    banned = torch.tensor([*banned], dtype=torch.long, device=DEVICE)
+    return kernels.fused_pick(logits, u, temperature, banned, forced)
+
+
+def expected_pick(logits, u, forced=None, temperature=TEMPERATURE, banned=()):
+    """The same by PyTorch. Cumulative sums over few ids have 22 bits there."""
+    config = SamplerConfig(temperature=temperature)
+    return pick(logits, u, config, torch.tensor([*banned], dtype=torch.long, device=DEVICE), forced)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("N, V", [(40, 37), (40, 8192), (6, 20001)])
+def test_ids_are_drawn_as_without_a_kernel(triton, N, V, dtype):
+    logits, _, _ = case(N, V, dtype)
+    given = (logits, uniforms(0, range(N), [1] * N))
+    (ids, logps), (expected_ids, expected) = picked(*given), expected_pick(*given)
+    assert ids.tolist() == expected_ids.tolist() and ids.dtype == torch.int64
+    torch.testing.assert_close(logps, expected, atol=5e-6, rtol=1e-5)
+
+
+def test_a_uniform_falls_on_the_id_whose_share_it_is(triton):
+    logits = torch.tensor([0.25, 0.0, 0.5, 0.25], device=DEVICE).log().expand(6, -1).contiguous()
+    ids, _ = picked(logits, [0.0, 0.24, 0.26, 0.74, 0.76, 1 - 2.0**-51], temperature=1.0)
+    assert ids.tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_an_id_beyond_the_first_block_can_be_drawn_though_it_is_rare(triton):
+    logits = torch.zeros(3, 20001, device=DEVICE)
+    logits[:, 0] = 25.0  # 7e10 times as likely as another
+    total = math.exp(25) + 20000
+    u = [1 - 2.0**-51, 1 - 10000.5 / total, 1 - 20000.5 / total]
+    assert picked(logits, u, temperature=1.0)[0].tolist() == [20000, 10000, 0]
+
+
+def test_banned_ids_are_neither_drawn_nor_counted(triton):
+    logits, _, _ = case(N=64)
+    given = (logits, uniforms(0, range(64), [1] * 64), None, 1.0, range(0, 37, 2))
+    ids, logps = picked(*given)
+    assert (ids % 2 == 1).all()
+    torch.testing.assert_close(logps, expected_pick(*given)[1], atol=5e-6, rtol=1e-5)
+
+
+def test_a_forced_id_takes_the_place_of_the_drawn_one_with_its_own_log_prob(triton):
+    logits, ids, _ = case()
+    forced = torch.where(torch.arange(12, device=DEVICE) % 3 == 0, ids, -1)
+    given = (logits, uniforms(0, range(12), [1] * 12), forced)
+    for found, expected in zip(picked(*given), expected_pick(*given)):
+        torch.testing.assert_close(found, expected, atol=5e-6, rtol=1e-5)
+
+
+def test_a_row_that_holds_no_numbers_is_an_error(triton):
+    logits, _, _ = case()
+    logits[3] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        picked(logits, [0.5] * 12)
+
+
+@pytest.mark.parametrize(
+    "settings, kernel", [({}, True), ({"top_p": 0.9}, False), ({"top_k": 5}, False)]
+)
+def test_the_sampler_draws_by_the_kernel_where_all_ids_are_kept(
+    settings, kernel, tokenizer, monkeypatch
+):
+    called = []
+    monkeypatch.setattr(sampler, "decodes_on", lambda device: True)
+    monkeypatch.setattr(sampler, "fused_pick", lambda *given: called.append(given))
+    model = small_model(len(tokenizer))
+    drawing = Sampler(model, tokenizer, config=SamplerConfig(**settings))
+    drawing.pick(torch.zeros(2, len(tokenizer)), [0.5, 0.5])
+    assert bool(called) == kernel
