@@ -1,4 +1,4 @@
-"""Triton kernels: log-probs for large vocabularies, and the attention of a decoding step.
+"""Triton kernels: log-probs for large vocabularies; attention and draw of a decoding step.
 
 The logits of 16,000 tokens over 150,000 ids are 5 GB in bf16, and every fp32 copy that log_softmax
 and its gradient make of them is 10 GB more. The kernels make no copy: the forward pass keeps two
@@ -6,7 +6,7 @@ numbers a token, and the backward pass writes the gradient over the logits. Any 
 
 A decoding step has one id a row. Between the two matrix products of an attention layer, PyTorch
 launches twenty small kernels and reads as many slots for each row as for the longest. Here it is
-one kernel, and a row reads its own past only.
+one kernel, and a row reads its own past only. Another kernel draws the next ids.
 
 Triton is imported when a kernel is first launched. Without a GPU, PyTorch does the same sums.
 """

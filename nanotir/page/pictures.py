@@ -67,7 +67,7 @@ HOUSE = {
         "sft.py": "masked imitation",
         "batches.py": "trajectories as tensors",
         "optim.py": "Muon, AdamW, the optimiser step",
-        "kernels.py": "log-probs and attention in Triton",
+        "kernels.py": "log-probs, attention, draws in Triton",
         "selection.py": "answers that are learned from",
         "reference.py": "the policy to stay near",
         "routing.py": "mixtures of experts",
