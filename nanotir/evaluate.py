@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 
 from nanotir.checks import Count, Seed, Whole, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
@@ -62,19 +63,32 @@ def evaluations(
     model, tokenizer, tools, format, problems, config: EvalConfig, sampling, seed
 ) -> Iterator[tuple[str, dict, list[list[Trajectory]]]]:
     """(mode, statistics, the answers as one group a problem) for every mode."""
+    for mode in config.modes.split(","):
+        given = tools if mode == "tools" else []
+        desc = f"evaluate {mode}"
+        groups = answers(model, tokenizer, given, format, problems, config, sampling, seed, desc)
+        yield mode, judged(problems, groups, tokenizer, config), groups
+
+
+def answers(
+    model, tokenizer, tools, format, problems, config, sampling, seed, desc
+) -> list[list[Trajectory]]:
+    """The model's answers to the problems, one group a problem."""
     was_training = model.training
     model.eval()
     n = config.samples
     if n == 1:
         sampling = replace(sampling, temperature=0.0)
-    for mode in config.modes.split(","):
-        sampler = Sampler(model, tokenizer, tools if mode == "tools" else [], format, sampling)
-        rows = generate_with_bar(sampler, problems, n, seed, f"evaluate {mode}")
-        groups = [rows[i : i + n] for i in range(0, len(rows), n)]
-        ks = [int(k) for k in config.k.split(",")]
-        found = once(statistics, problems, groups, tokenizer, ks)
-        yield mode, found, groups
+    sampler = Sampler(model, tokenizer, tools, format, sampling)
+    rows = generate_with_bar(sampler, problems, n, seed, desc)
     model.train(was_training)
+    return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+
+def judged(problems, groups, tokenizer, config: EvalConfig) -> dict:
+    """The statistics of a group of answers to each problem. Of several processes, one grades."""
+    ks = [int(k) for k in config.k.split(",")]
+    return once(statistics, problems, groups, tokenizer, ks)
 
 
 def suites_of(config) -> dict[str, list[Problem]]:
@@ -103,11 +117,22 @@ def evaluate_run(run: Run, name: str, further: list[Problem] | None = None) -> d
         for problem, group in zip([] if further else problems[:EXAMPLES], groups):
             trace(run, name, mode, problem, group[0])
     if name == "final":
-        tools_only = replace(config.eval, modes="tools")
-        for variant, problems in variants(run):
-            result[variant] = evaluate(*policy, problems, tools_only, sampling)["tools"]
+        result |= evaluate_variants(run, sampling)
     run.record(name, result)
     return result
+
+
+def evaluate_variants(run: Run, sampling: SamplerConfig) -> dict:
+    """{variant: statistics} with tools. Sampled together, they wait for slow calls only once."""
+    suites, config = dict(variants(run)), run.config
+    problems = [*chain(*suites.values())]
+    asked = (problems, config.eval, sampling, config.seed, "evaluate variants")
+    groups = iter(answers(run.model, run.tokenizer, run.tools, run.format, *asked))
+    of_each = {name: [*islice(groups, len(suite))] for name, suite in suites.items()}
+    return {
+        name: judged(suites[name], found, run.tokenizer, config.eval)
+        for name, found in of_each.items()
+    }
 
 
 def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:

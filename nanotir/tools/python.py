@@ -38,7 +38,7 @@ Workers = Annotated[int, Range(1, 256)]
 
 @dataclass
 class PythonConfig:
-    timeout: Seconds = 5.0  # seconds a call may take, by the clock
+    timeout: Seconds = 2.0  # seconds a call may take, by the clock
     memory_mb: Megabytes = 1024  # memory a call may take beyond what numpy and sympy need
     max_output_chars: Count = 2000  # longer output is cut in the middle
     workers: Workers = 16  # calls that run at the same time; more wait
