@@ -135,6 +135,18 @@ def test_at_the_end_generated_problems_are_asked_in_other_words_and_with_longer_
     assert [*evaluate_run(run, "final")] == ["tools", "text", *variants]
 
 
+def test_variants_are_sampled_together_and_judged_apart(run, monkeypatch):
+    golds = {"reworded": ["42", "42"], "longer": ["43"], "longest": ["43", "42", "43"]}
+    suites = {name: [Problem("6*7?", gold) for gold in golds[name]] for name in golds}
+    monkeypatch.setattr(evaluation, "variants", lambda run: suites.items())
+    found = evaluate_run(run, "final")
+    assert {name: (found[name]["n"], found[name]["accuracy"]) for name in golds} == {
+        "reworded": (2, 1.0),
+        "longer": (1, 0.0),
+        "longest": (3, pytest.approx(1 / 3)),
+    }
+
+
 def test_further_problems_are_recorded_under_their_spec_and_not_written_down(run):
     found = evaluate_run(run, "plain:itself", load("plain:itself", "test", 3))
     assert read_evaluations(run.out).keys() == {"plain:itself"}
