@@ -7,6 +7,8 @@ may stand at different positions, because tools answer them with texts of differ
 from __future__ import annotations
 
 import copy
+import math
+import mmap
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ class KVCache:
         """`config` is the model's ModelConfig."""
         shape = (config.n_layers, 2, batch, config.n_kv_heads, capacity + 1, config.d_head)
         # Zeros, because a masked slot still counts as 0 * value, and 0 * nan is nan.
-        self.kv = torch.zeros(shape, device=device, dtype=dtype)  # (L, 2, B, K, S, D)
+        self.kv = zeros(shape, torch.device(device), dtype)  # (L, 2, B, K, S, D)
         self.ids = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)  # (B, S)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
         self.rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
@@ -82,6 +84,15 @@ class KVCache:
         other.lengths = lengths
         other.rows = rows
         return other
+
+
+def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    """torch.zeros. On a CPU, each page is cleared only once it is used: most rows end early."""
+    dtype = dtype or torch.get_default_dtype()
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
 
 
 def new_cache(model, batch: int, capacity: int) -> KVCache:

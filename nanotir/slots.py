@@ -36,23 +36,28 @@ class Slots:
         heappush(self.free, row.slot)
 
     def compact(self):
-        """Close the gaps between rows.
+        """Close the gaps between the rows that decode.
 
-        Parked rows move to the end and stay out of decoding until their results come in.
+        Parked rows stay out of decoding until their results come in.
         """
         decoding = self.decoding()
-        parked = [row for row in self.rows[: self.live] if row and row.status is Status.PARKED]
         self.live = len(decoding)
-        self.move(decoding + parked, range(len(decoding + parked)))
+        self.fill(range(self.live), decoding)
 
     def move_up(self, rows: list[Row]):
-        """Seat rows from beyond the live slots next to them, in exchange for rows parked there."""
+        """Seat rows from beyond the live slots next to them."""
         rows = [row for row in rows if row.slot >= self.live]
         end = self.live + len(rows)
-        parked = [row for row in self.rows[self.live : end] if row and row.status is Status.PARKED]
-        left = [row.slot for row in rows if row.slot >= end]
-        self.move(rows + parked, [*range(self.live, end), *left[: len(parked)]])
+        self.fill(range(self.live, end), rows)
         self.live = end
+
+    def fill(self, slots: range, rows: list[Row]):
+        """Seat a row in each of `slots`. Rows that sit there stay; parked ones change places."""
+        gaps = sorted(set(slots) - {row.slot for row in rows})
+        rows = [row for row in rows if row.slot not in slots]
+        left = [row.slot for row in rows]
+        parked = [self.rows[slot] for slot in gaps if self.rows[slot]]
+        self.move(rows + parked, [*gaps, *left[: len(parked)]])
 
     def move(self, rows: list[Row], slots):
         """Give each row another slot, with its keys and values."""

@@ -1,9 +1,19 @@
 """How prompts are dealt out to passes. What a cache computes is tested in test_model.py."""
 
 import pytest
+import torch
 
 from nanotir import cache
-from nanotir.cache import passes
+from nanotir.cache import passes, zeros
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 5), (1,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_an_empty_cache_is_zero_and_can_be_written_to(shape, dtype):
+    memory = zeros(shape, torch.device("cpu"), dtype)
+    assert memory.dtype == dtype and torch.equal(memory, torch.zeros(shape, dtype=dtype))
+    memory += 1
+    assert torch.equal(memory, torch.ones(shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 2], [40] * 10])

@@ -42,21 +42,30 @@ def test_compact_puts_decoding_rows_first_and_parked_ones_beyond_the_live_slots(
     slots.rows[0].status = slots.rows[3].status = Status.PARKED
     slots.leave(slots.rows[1])
     slots.compact()
-    assert seats(slots) == [2, 4, 5, 0, 3, None]
+    assert seats(slots) == [4, 5, 2, 3, 0, None]
     assert slots.live == 3
-    assert [row.index for row in slots.decoding()] == [2, 4, 5]
+    assert [row.index for row in slots.decoding()] == [4, 5, 2]
+
+
+def test_compact_moves_only_rows_that_fill_a_gap_and_those_that_were_there(slots, monkeypatch):
+    moved = []
+    monkeypatch.setattr(slots, "move", lambda rows, places: moved.extend(rows))
+    slots.rows[0].status = slots.rows[3].status = Status.PARKED
+    slots.leave(slots.rows[1])
+    slots.compact()
+    assert [row.index for row in moved] == [4, 5, 0]
 
 
 def test_rows_that_go_on_change_places_with_those_parked_next_to_the_live_slots(slots):
     for number in (0, 1, 2, 3):
         slots.rows[number].status = Status.PARKED
     slots.compact()
-    assert seats(slots) == [4, 5, 0, 1, 2, 3] and slots.live == 2
+    assert seats(slots) == [4, 5, 2, 3, 0, 1] and slots.live == 2
     back = [row for row in slots.seated() if row.index in (1, 3)]
     for row in back:
         row.status = Status.DECODING
     slots.move_up(back)
-    assert seats(slots) == [4, 5, 1, 3, 2, 0] and slots.live == 4
+    assert seats(slots) == [4, 5, 1, 3, 0, 2] and slots.live == 4
 
 
 def test_rows_in_live_slots_do_not_move_up(slots):
