@@ -92,7 +92,8 @@ def zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype | Non
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not size:
         return torch.zeros(shape, device=device, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    own = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # a forked process writes to a copy
+    return torch.frombuffer(mmap.mmap(-1, size, flags=own), dtype=dtype).view(shape)
 
 
 def new_cache(model, batch: int, capacity: int) -> KVCache:

@@ -1,4 +1,6 @@
-"""How prompts are dealt out to passes. What a cache computes is tested in test_model.py."""
+"""A cache's memory, and how prompts are dealt out to passes. What a cache computes is tested in test_model.py."""
+
+import os
 
 import pytest
 import torch
@@ -14,6 +16,15 @@ def test_an_empty_cache_is_zero_and_can_be_written_to(shape, dtype):
     assert memory.dtype == dtype and torch.equal(memory, torch.zeros(shape, dtype=dtype))
     memory += 1
     assert torch.equal(memory, torch.ones(shape, dtype=dtype))
+
+
+def test_a_forked_process_does_not_write_to_the_cache_of_its_parent():
+    memory = zeros((4,), torch.device("cpu"), torch.float32)
+    if (child := os.fork()) == 0:
+        memory.numpy()[:] = 1
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert torch.equal(memory, torch.zeros(4))
 
 
 @pytest.mark.parametrize("lengths", [[3, 1, 2], [40] * 10])
