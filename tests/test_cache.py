@@ -1,4 +1,4 @@
-"""A cache's memory, and how prompts are dealt out to passes. What a cache computes is tested in test_model.py."""
+"""A cache's memory, and prompts dealt out to passes. What it computes is tested in test_model.py."""
 
 import os
 
