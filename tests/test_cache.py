@@ -1,4 +1,4 @@
-"""A cache's memory, and prompts dealt out to passes. What it computes is tested in test_model.py."""
+"""A cache's memory, and prompts dealt out to passes. For what it computes see test_model.py."""
 
 import os
 
