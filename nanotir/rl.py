@@ -46,7 +46,7 @@ from nanotir.trajectory import Trajectory
 
 @dataclass
 class RLConfig:
-    steps: Whole = 36  # rollouts; 0 skips reinforcement learning
+    steps: Whole = 32  # rollouts; 0 skips reinforcement learning
     problems: Count = 32  # groups that a step learns from
     group_size: Several = 8  # samples of each problem
     keep: Whole = 0  # so many of a group are learned from: right ones without failing calls first,
