@@ -294,17 +294,7 @@ def turned(first, mask, d, weight, cos, sin, eps: tl.constexpr, D: tl.constexpr)
     return x * cos + y * sin
 
 
-def attended(
-    q,
-    key,
-    value,
-    keys,
-    values,
-    position,
-    d,
-    D: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def attended(q, key, value, keys, values, position, d, D: tl.constexpr, BLOCK: tl.constexpr):
     """The mean of values (GROUP, WIDE) that queries give to the slots before `position`, and to it.
 
     BLOCK slots are read at a time, with the largest score so far and the sums relative to it. These
