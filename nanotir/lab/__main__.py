@@ -43,8 +43,6 @@ def main(arguments=None, source: str = "nanotir.lab.experiments"):
     with one_line("lab"):
         options = make_parser().parse_args(arguments)
         options.seeds = options.seeds or (1 if options.quick else SEEDS)
-        if options.first_seed is None:
-            options.first_seed = 0 if options.quick else 1
         check(options, experiments)
         kept = "finished cells are kept, the same command continues"
         try:
@@ -64,7 +62,7 @@ def make_parser() -> Parser:
     seeds = number(Annotated[int, Range(1, MAX_SEEDS)])
     add("names", nargs="*", metavar="NAME", help="experiments to run, or all; none: list them")
     add("--seeds", type=seeds, help=f"1 to {MAX_SEEDS} seeds (default: {SEEDS}, with --quick 1)")
-    first = "seeds from S on (default: 1, with --quick 0, which is for tuning and does not count)"
+    first = "seeds from S on (default: the experiment's own; with --quick 0, which is for tuning)"
     add("--first-seed", type=number(Whole), metavar="S", help=first)
     add("--quick", action="store_true", help="fewer steps, to check that it works")
     add(
@@ -92,8 +90,8 @@ def check(options: Namespace, experiments: dict[str, Experiment]):
             one_of("experiment", name, experiments)
     if options.quick and options.keep:
         raise ValueError("--keep is for full runs: leave out --quick")
-    if options.first_seed != 1 and options.keep:
-        raise ValueError("--keep is for the seeds that count, from 1 on: leave out --first-seed")
+    if options.first_seed is not None and options.keep:
+        raise ValueError("--keep is for the seeds that count: leave out --first-seed")
     if options.table and options.names:
         raise ValueError("--table is of all committed results: leave out the names")
     if options.write and not options.table:
@@ -120,12 +118,13 @@ def run_experiments(source: str, experiments: list[Experiment], options) -> dict
     for experiment in [row for row in experiments if row.needs and not Path(row.needs).exists()]:
         print(f"{experiment.name} skipped: its data are not here, in the folder {experiment.needs}")
         experiments.remove(experiment)
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    tasks = missing(source, experiments, seeds, options.quick)
+    first_seeds = {row.name: first_seed(row, options) for row in experiments}
+    tasks = missing(source, experiments, first_seeds, options.seeds, options.quick)
     failures = run_cells(tasks, options.workers)
 
     for experiment in experiments:
-        cells = read_cells(experiment, seeds, options.quick)
+        first = first_seeds[experiment.name]
+        cells = read_cells(experiment, range(first, first + options.seeds), options.quick)
         if cells:
             results = summarise(experiment, cells, options.quick)
             save(results, options.keep)
@@ -137,6 +136,12 @@ def run_experiments(source: str, experiments: list[Experiment], options) -> dict
         failed = f"{task.experiment}, arm '{task.arm}', seed {task.seed} failed"
         print(f"{failed}: {error} ({log})", file=sys.stderr)
     return failures
+
+
+def first_seed(experiment: Experiment, options: Namespace) -> int:
+    if options.first_seed is not None:
+        return options.first_seed
+    return 0 if options.quick else experiment.first_seed
 
 
 def save(results: dict, keep: bool):

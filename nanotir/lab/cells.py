@@ -61,11 +61,17 @@ def read_cells(experiment: Experiment, seeds: Iterable[int], quick: bool) -> dic
     return found
 
 
-def missing(source: str, experiments: Iterable[Experiment], seeds, quick: bool) -> list[Task]:
-    """The cells to compute, each once, seed by seed: a stopped run then has complete seeds."""
+def missing(
+    source: str, experiments: Iterable[Experiment], first_seeds: dict[str, int], n: int, quick: bool
+) -> list[Task]:
+    """The cells to compute, each once, seed by seed: a stopped run then has complete seeds.
+
+    `n` seeds of each experiment, from its own first seed on.
+    """
     found = {}
-    for seed in seeds:
+    for i in range(n):
         for experiment in experiments:
+            seed = first_seeds[experiment.name] + i
             for name, arm in experiment.arms.items():
                 if not cell_path(arm.key, seed, quick).exists():
                     task = Task(source, experiment.name, name, arm.key, seed, quick)

@@ -22,7 +22,7 @@ COLD = {
     "format": "fences",
     "teacher.quality": 0.4,
     "teacher.rationales": 0.2,
-    "sft.steps": 450,
+    "sft.steps": 800,
     "rl.steps": 0,
 }
 RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
@@ -44,6 +44,7 @@ HOPS = COLD | {
     "teacher.rationales": 0.0,
     "sft.steps": 350,
 }
+FIRST_SEED = 6  # with seeds 1 to 5, the cold start had 450 steps, and did not copy numbers
 CONTROL = "random rewards"
 RANDOM = {"reward.coin": True}
 KS = [2**i for i in range(9)]
@@ -52,10 +53,9 @@ NUMBERS_TUNED = (
     "cold start. From CIR's cold start of that time, 300 steps, RL on seed 0 learned nothing."
 )
 TUNED = (
-    "A cold start of 450 steps on a mediocre teacher, two in ten answers in words, which copies "
-    "most numbers right but seldom calls: 0.46 on seed 0, and 0.82 after RL. After 300 steps, "
-    "three in ten in words, hardly a program had the right numbers: five groups in six did "
-    "not differ, and RL learned nothing."
+    "A cold start of 800 steps on a mediocre teacher, two in ten answers in words: the fewest "
+    "after which the tuning seeds 11 to 13 all copy most numbers right. After 450 steps, seed 0 "
+    "did, but not 13, nor four of the seeds 1 to 5: RL learned little there."
 )
 
 
@@ -149,6 +149,7 @@ TOOLS_OR_TEXT = Experiment(
     control=CONTROL,
     figure=("curve",),
     tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 RL_MASK = Experiment(
@@ -174,6 +175,7 @@ RL_MASK = Experiment(
     control=CONTROL,
     figure=("curve",),
     tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 MATCHING = Experiment(
@@ -201,6 +203,7 @@ MATCHING = Experiment(
     control=CONTROL,
     figure=("curve",),
     tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 ABLATIONS = Experiment(
@@ -232,6 +235,7 @@ ABLATIONS = Experiment(
     control=CONTROL,
     figure=("curve",),
     tuned=f"{TUNED} The coefficients, 0.01 and 0.04, were chosen before any run.",
+    first_seed=FIRST_SEED,
 )
 
 BUDGET = Experiment(
@@ -287,6 +291,7 @@ PASS_AT_K = Experiment(
     ),
     figure=("pass by k",),
     tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 RANDOM_REWARD = Experiment(
@@ -311,6 +316,7 @@ RANDOM_REWARD = Experiment(
     control=CONTROL,
     figure=("curve",),
     tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 EXPERIMENTS = [

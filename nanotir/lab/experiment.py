@@ -78,6 +78,7 @@ class Experiment:
     figure: tuple[str, ...] = ()  # curves to draw; "pass by k" is pass over k, "loss" is over
     # steps, "experts: words" is a row of a map: see figures.py
     tuned: str = ""  # one sentence: how the difficulty of the task was chosen
+    first_seed: int = 1  # of those that count; later where seeds before it led to a setting
     needs: str = ""  # a folder of data that does not come with the project
 
     def __post_init__(self):

@@ -7,7 +7,7 @@ import random
 from concurrent.futures import Future
 
 from nanotir.demonstrate import act_out, answer_sentence, wrong_guess
-from nanotir.lab.cir import COLD
+from nanotir.lab.cir import COLD, FIRST_SEED
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.experts import KINDS, expert_disagreement, expert_use, kinds_of_tokens
 from nanotir.lab.toy import cold_start, curve, largest, mean_of, measure, reinforce, trained
@@ -237,6 +237,7 @@ EXPERTS = Experiment(
     figure=("variance by step", *(f"experts: {kind}" for kind in KINDS)),
     tuned="As for CIR; 8 experts, 2 a token. That a mean over a row varies less than its terms is "
     "arithmetic, and no part of the claim.",
+    first_seed=FIRST_SEED,
 )
 
 EXPERIMENTS = [LENGTHS, EXPERTS]

@@ -11,7 +11,7 @@ import json
 import time
 import zlib
 
-from nanotir.lab.cir import COLD, RL, TUNED
+from nanotir.lab.cir import COLD, FIRST_SEED, RL, TUNED
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import curve, mean_of, reinforce, total
 from nanotir.tools import Tool
@@ -100,6 +100,7 @@ OVERLAP = Experiment(
         Compare("overlapped", "blocking", "fingerprint", margin=0.5, equal=True),
     ),
     tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 EXPERIMENTS = [OVERLAP]

@@ -25,8 +25,10 @@ def with_interval(mean, low=None, high=None, sign: str = "") -> str:
 
 
 def effort(results: dict) -> str:
-    plural = "s" if results["seeds"] > 1 else ""
-    return f"{results['seeds']} seed{plural}, {results['minutes']:.1f} min"
+    """The seeds and the minutes of a run."""
+    seeds = list(next(iter(results["arms"].values()))["seeds"])
+    which = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
+    return f"{which}, {results['minutes']:.1f} min"
 
 
 # What a run prints

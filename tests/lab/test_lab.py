@@ -136,6 +136,21 @@ def test_seeds_may_begin_with_another(bench):
     assert [seed for _, seed, _ in bench.calls] == [40, 40, 41, 41]
 
 
+def test_an_experiment_may_name_the_first_of_its_seeds(bench, capsys):
+    bench.experiments["toy"] = replace(bench.experiments["toy"], first_seed=6)
+    bench.run("toy", "--seeds", "2")
+    assert [seed for _, seed, _ in bench.calls] == [6, 6, 7, 7]
+    assert "(seeds 6 to 7, " in capsys.readouterr().out
+
+
+def test_experiments_with_other_seeds_run_side_by_side(bench):
+    bench.add("other", 2, better=("good", 0.9), worst=("worst", 0.1))
+    bench.experiments["other"] = replace(bench.experiments["other"], first_seed=2)
+    bench.run("all", "--seeds", "2")
+    assert {seed for key, seed, _ in bench.calls if key == "good"} == {1, 2, 3}
+    assert {seed for key, seed, _ in bench.calls if key == "worst"} == {2, 3}
+
+
 def test_a_failing_arm_stops_no_other_and_is_told(bench, capsys):
     bench.broken["bad"] = ZeroDivisionError("nothing to divide by")
     assert bench.run("toy", "--seeds", "2") == 1
@@ -189,7 +204,7 @@ def test_a_run_prints_arms_comparison_and_verdict(bench, capsys):
     said = capsys.readouterr().out
     assert "good  0.930 [0.910, 0.950]" in said
     assert "good better than bad, accuracy: +0.400 [+0.400, +0.400] shown" in said
-    assert "verdict: shown (5 seeds" in said
+    assert "verdict: shown (seeds 1 to 5, " in said
 
 
 def test_one_seed_is_told_to_have_no_interval(bench, capsys):
@@ -259,7 +274,7 @@ def test_the_tables_are_made_from_the_committed_files_alone(bench, capsys):
     lab.main(["--table"], "toy_experiments")
     said = capsys.readouterr().out
     assert said.startswith("### 1. toy: shown\n\ngood beats bad | always\n")
-    assert "- Cost: 5 seeds, 0.0 min\n" in said
+    assert "- Cost: seeds 1 to 5, 0.0 min\n" in said
     row = "| `good` 0.930 | `bad` 0.530 | accuracy | +0.400 [+0.400, +0.400] | +0.000 | shown |"
     assert said.splitlines()[-1] == row
 
