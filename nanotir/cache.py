@@ -30,6 +30,7 @@ class KVCache:
         shape = (config.n_layers, 2, batch, config.n_kv_heads, capacity + 1, config.d_head)
         # Zeros, because a masked slot still counts as 0 * value, and 0 * nan is nan.
         self.kv = zeros(shape, torch.device(device), dtype)  # (L, 2, B, K, S, D)
+        self.dtype = self.kv.dtype
         self.ids = torch.zeros(batch, capacity + 1, dtype=torch.long, device=device)  # (B, S)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)  # (B,)
         self.rows = torch.arange(batch, device=device)[:, None]  # (B, 1)
@@ -39,7 +40,7 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        return self.kv.shape[4] - 1
+        return self.ids.shape[1] - 1
 
     def extend(self, ids: Tensor, positions: Tensor) -> int:
         """Store ids (B, T) at positions (B, T). Returns how many slots the longest row now has."""

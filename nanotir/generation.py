@@ -73,7 +73,7 @@ class Generation:
         self.calls = Calls(sampler.tools, self.config.sessions)
         self.cache = new_cache(self.model, min(self.config.max_rows, len(self.rows)), slot)
         self.slots = Slots(self.cache)
-        self.step = decoder(self.model, self.cache, self.config.graphs)
+        self.step = decoder(self.model, self.cache, self.config.graphs, self.config.compiled)
         self.ahead = isinstance(self.step, DecodeGraphs)
         self.launched: tuple[Tensor, dict] | None = None  # a step's logits, and whom it fed, where
 

@@ -1,9 +1,10 @@
-"""Decoding steps as CUDA graphs. (Skip it at first reading.)
+"""Decoding steps with less overhead, by CUDA graphs or torch.compile. (Skip it at first reading.)
 
-A step launches hundreds of kernels, too small to keep a GPU busy: the time goes into launching
-them. A graph records the launches once and replays them all at once. It is bound to its shapes and
-to its memory, so numbers of rows and of slots are rounded up, and each pair has a graph of its own.
-With kernels.decode_attention a row reads its own slots alone, and one number of slots does for all.
+On a GPU a step launches hundreds of kernels, too small to keep it busy: the time goes into
+launching them. A graph records the launches once and replays them all at once. It is bound to its
+shapes and to its memory, so numbers of rows and of slots are rounded up, and each pair has a graph
+of its own. With kernels.decode_attention a row reads its own slots alone, and one number of slots
+does for all.
 
 While the GPU computes a step, `Generation` appends the ids of the one before: it launches a step as
 soon as it knows what to feed. A row that has ended meanwhile is computed for nothing, and one that
@@ -13,6 +14,8 @@ fed by steps, an id at a time.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
 
 import torch
@@ -21,22 +24,45 @@ from torch import Tensor
 from nanotir.cache import KVCache
 from nanotir.kernels import decodes_on
 
+COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # as torch.compile chooses it
 ROWS, SLOTS = 32, 128  # the fewest rows of a graph; multiples of so many slots
 
 
-def decoder(model, cache: KVCache, graphs: bool) -> Callable:
+def decoder(model, cache: KVCache, graphs: bool, compiled: bool = False) -> Callable:
     """What makes a decoding step of the first B rows of `cache`.
 
-    Given an id and its position for each, it returns logits (B, 1, V). Experts are left out of
-    graphs, because the router waits for its counts.
+    Given an id and its position for each, it returns logits (B, 1, V). Experts are decoded step by
+    step as they stand, because the router waits for its counts.
     """
     device = cache.kv.device
     if graphs and device.type == "cuda" and not model.config.n_experts:
         return DecodeGraphs(model, cache)
+    if compiled and device.type == "cpu" and not model.config.n_experts:
+        return compiled_steps(model, cache)
 
     def step(ids: list[int], positions: list[int]) -> Tensor:
         inputs = torch.tensor([ids, positions], device=device)[..., None]  # (2, B, 1)
         return model(inputs[0], inputs[1], cache.first(len(ids)))
+
+    return step
+
+
+def compiled_steps(model, cache: KVCache) -> Callable:
+    """A decoder by torch.compile, which turns several small operations into one loop.
+
+    It compiles before the first step of several rows, and of a single one: tens of seconds each.
+    ValueError if there is no C++ compiler.
+    """
+    if not shutil.which(COMPILER):
+        raise ValueError(f"sampler.compiled needs a C++ compiler: install {COMPILER}")
+    forward = torch.compile(model, dynamic=True)  # one program for all numbers of rows and slots
+
+    def step(ids: list[int], positions: list[int]) -> Tensor:
+        inputs = torch.tensor([ids, positions])[..., None]  # (2, B, 1)
+        own = cache.first(len(ids), max(positions) + 1)
+        # Of a single tensor, the program would copy the whole to write to a part.
+        own.kv = [layer.unbind() for layer in own.kv]
+        return forward(inputs[0], inputs[1], own)
 
     return step
 

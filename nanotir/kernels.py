@@ -23,6 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from nanotir.logps import DAMAGED, token_logps
 
+TRITON = find_spec("triton") is not None
+
 
 def fused_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0, mask=None) -> Tensor:
     """Log-probs (N,) of ids (N,) under logits (N, V). On a GPU the backward pass OVERWRITES logits.
@@ -204,10 +206,9 @@ def weights(first, at, V, peak, scale: tl.constexpr):
     return tl.exp((x - peak) * scale).to(tl.float64)
 
 
-@lru_cache
 def decodes_on(device: torch.device) -> bool:
     """Whether a device decodes by kernels: `decode_attention` and `fused_pick`."""
-    return device.type == "cuda" and find_spec("triton") is not None
+    return device.type == "cuda" and TRITON
 
 
 def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:

@@ -216,7 +216,7 @@ def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig)
         return Layout(positions, *rope_angles(positions, config), None, None)
     slots = torch.arange(cache.extend(ids, positions), device=ids.device)  # (S,)
     visible = slots <= positions[:, None, :, None]  # (B, 1, T, S)
-    bias = torch.where(visible, 0.0, float("-inf")).to(cache.kv.dtype)
+    bias = torch.where(visible, 0.0, float("-inf")).to(cache.dtype)
     return Layout(positions, *cache.rope[:, positions], cache, bias)
 
 

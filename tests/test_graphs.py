@@ -1,4 +1,7 @@
-"""The code of DecodeGraphs, with the graphs left out: there is no GPU here."""
+"""The code of DecodeGraphs, with the graphs left out: there is no GPU here. And compiled steps."""
+
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +30,7 @@ def as_on_a_gpu(monkeypatch):
             self.last = super().__call__(ids, positions)
             return self.last
 
-    def decoder(model, cache, graphs):
+    def decoder(model, cache, graphs, compiled):
         made.append(Reusing(model, cache))
         return made[-1]
 
@@ -125,3 +128,57 @@ def test_parts_of_a_rollout_in_two_threads_are_launched_ahead_alike(tokenizer, a
         found.append(sampler.generate(["a", "bb", "1+1?"], n=4, seed=1))
     assert ids_of(found[0]) == ids_of(found[1])
     assert len(as_on_a_gpu) == 3
+
+
+# torch.compile
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Chooses a backend of torch.compile that runs what was traced: writing C++ takes long."""
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+
+    def choose(backend: str):
+        torch.compiler.reset()
+        monkeypatch.setattr(graphs.torch, "compile", partial(torch.compile, backend=backend))
+
+    return choose
+
+
+def test_compiled_steps_are_those_of_the_model(tokenizer, python, traced):
+    traced("eager")
+    given = (small_model(len(tokenizer)), tokenizer, [python])
+    settings = {"max_rows": 7, "max_new_tokens": 12}
+    plain, compiled = (
+        sampler_of(*given, **settings, compiled=chosen).generate(["a", "1+1?"], n=4, seed=1)
+        for chosen in (False, True)
+    )
+    assert ids_of(compiled) == ids_of(plain)
+    for row, other in zip(plain, compiled):
+        torch.testing.assert_close(torch.tensor(row.logps), torch.tensor(other.logps))
+
+
+def test_compiled_steps_write_to_the_cache_itself(tokenizer, traced):
+    traced("aot_eager")  # which has no writing in place, as C++ has it
+    model = small_model(len(tokenizer))
+    written = []
+    with torch.inference_mode():
+        for compiled in (False, True):
+            cache = cache_module.new_cache(model, 3, 8)
+            graphs.decoder(model, cache, False, compiled)([5, 6], [0, 3])
+            written.append(cache)
+    torch.testing.assert_close(written[1].kv, written[0].kv)
+    assert written[1].lengths.tolist() == written[0].lengths.tolist() == [1, 4, 0]
+    assert torch.equal(written[1].ids, written[0].ids)
+
+
+def test_steps_are_not_compiled_without_a_compiler(tokenizer, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    sampler = sampler_of(small_model(len(tokenizer)), tokenizer, compiled=True)
+    with pytest.raises(ValueError, match="needs a C.. compiler: install"):
+        sampler.generate(["a"])
+
+
+def test_steps_are_not_compiled_in_bf16(tokenizer):
+    with pytest.raises(ValueError, match="leave out sampler.bf16"):
+        sampler_of(small_model(len(tokenizer)), tokenizer, compiled=True, bf16=True)

@@ -16,6 +16,8 @@ from contextlib import ExitStack
 import torch
 
 from nanotir.bench.against import compare
+from nanotir.bench.against_transformers import against_transformers
+from nanotir.bench.against_trl import against_trl
 from nanotir.bench.decoding import decode, shared_prefill, slow_tools
 from nanotir.bench.fused import fused_loss
 from nanotir.bench.gpu import decode_on_a_gpu
@@ -46,6 +48,8 @@ MEASUREMENTS = {
     "head_memory": head_memory,
     "fused_loss": fused_loss,
     "decode_on_a_gpu": decode_on_a_gpu,
+    "against_transformers": against_transformers,
+    "against_trl": against_trl,
 }
 
 

@@ -31,7 +31,7 @@ def decoding_step(sampler: Sampler, rows: int, start: int = 64) -> dict:
         model.hidden(
             torch.randint(model.config.vocab_size, (rows, start), device=device), cache=cache
         )
-        step = decoder(model, cache, sampler.config.graphs)
+        step = decoder(model, cache, sampler.config.graphs, sampler.config.compiled)
 
         def decoded(number):
             logits = step([0] * rows, [start + number % 32] * rows)[:, -1]

@@ -9,6 +9,7 @@ SmolLM2-135M   30, 576, 9 and 3, 1536, 49152
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 
@@ -41,6 +42,13 @@ NEW_IDS = 115  # of an answer in `rl_step_of_t`
 
 def shape(name: str, vocab_size: int) -> Transformer:
     return Transformer(ModelConfig(vocab_size=vocab_size, **SHAPES[name]))
+
+
+def endless(tokenizer: Tokenizer) -> Tokenizer:
+    """A tokenizer whose answers never end early: the ids that would end them are never drawn."""
+    made = copy.copy(tokenizer)
+    made.end_ids = set()
+    return made
 
 
 def gemm_rate(dtype=torch.float32, size: int = 1024) -> float:
@@ -123,10 +131,10 @@ def rl_step_of_t(policy: Policy) -> dict:
         return medians(measure, 3)
 
 
-def rl_step(model: Transformer, tokenizer: Tokenizer, tools: list[Tool]):
-    """A function that makes one step and measures it."""
-    sampler = Sampler(model, tokenizer, tools, config=SamplerConfig(max_new_tokens=NEW_IDS))
-    sampler.banned = sorted({*sampler.banned, *tokenizer.end_ids})  # so that no answer ends early
+def rl_step(model: Transformer, tokenizer: Tokenizer, tools: list[Tool], **sampler):
+    """A function that makes one step and measures it. `sampler` are settings of that."""
+    config = SamplerConfig(max_new_tokens=NEW_IDS, **sampler)
+    sampler = Sampler(model, endless(tokenizer), tools, config=config)
     optimizer, settings = optim.adamw(model.parameters(), 0.0), rl.RLConfig()
     advantages = group_advantages([float(i % 2) for i in range(256)], 8)
 
