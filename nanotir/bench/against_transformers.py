@@ -9,6 +9,7 @@ import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import count
 from tempfile import TemporaryDirectory
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from nanotir import optim, sft
 from nanotir.bench.policy import Policy
+from nanotir.bench.shapes import ENDS, ragged_case
 from nanotir.bench.yardsticks import busy, endless, rows_of, shape
 from nanotir.huggingface import save_pretrained
 from nanotir.model import Transformer
@@ -38,6 +40,7 @@ def against_transformers(policy: Policy) -> dict:
         figures |= named(f"decode_T_{rows}", decoding(small, words, rows, new))
     figures |= named("decode_S_64", decoding(large, words, 64, 64))
     figures |= named("decode_S_64_bf16", decoding(large, words, 64, 64, bf16=True))
+    figures |= named("ragged_T_per_id", ragged(words))
     for bf16 in (False, True):
         figures |= named(f"imitation_S{'_bf16' * bf16}", imitation(large, words, bf16))
     return figures
@@ -114,6 +117,31 @@ def decoding(
         writers |= {"ours_compiled": ours(True), "peer_compiled": theirs(True)}
     while True:
         yield {who: write(new) - write(1) for who, write in writers.items()}
+
+
+def ragged(tokenizer: Tokenizer) -> Iterator[dict]:
+    """Seconds an id, of those up to an answer's end: 32 prompts x 8 answers of up to 128 ids."""
+    model, tokenizer, prompts = ragged_case(tokenizer)
+    peer = twin(model, tokenizer)[0].eval()
+    ids = torch.tensor(prompts).repeat_interleave(8, 0)  # (256, 32)
+    drawn = {"do_sample": True, "top_k": 0, "max_new_tokens": 128, "eos_token_id": list(ENDS)}
+    drawn |= {"pad_token_id": tokenizer.pad_id, "attention_mask": torch.ones_like(ids)}
+
+    def ours(number: int, compiled: bool) -> float:
+        config = SamplerConfig(max_rows=128, compiled=compiled)
+        sampler = Sampler(model, tokenizer, config=config)
+        seconds, rows = busy(sampler.generate, prompts, 8, number)
+        return seconds / sum(row.new_tokens for row in rows)
+
+    def theirs() -> float:
+        seconds, rows = busy(partial(peer.generate, ids, **drawn))
+        is_end = torch.isin(rows[:, PROMPT:], torch.tensor(ENDS)).long()
+        before_end = is_end.cumsum(1) - is_end == 0  # the end included
+        return seconds / before_end.sum().item()
+
+    for number in count():
+        own = {"ours": ours(number, False), "ours_compiled": ours(number, True)}
+        yield own | {"peer": theirs()}
 
 
 def imitation(model: Transformer, tokenizer: Tokenizer, bf16: bool) -> Iterator[dict]:

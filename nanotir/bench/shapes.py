@@ -14,9 +14,11 @@ from nanotir.bench.policy import Policy
 from nanotir.bench.timing import medians, timed
 from nanotir.model import ModelConfig, Transformer
 from nanotir.sampler import Sampler, SamplerConfig
+from nanotir.tokenizer import Tokenizer
 
 T = {"n_layers": 4, "d_model": 128, "n_heads": 4, "d_ff": 512, "vocab_size": 512}
 S = {"n_layers": 6, "d_model": 384, "n_heads": 6, "d_ff": 1536, "vocab_size": 4096}
+ENDS = range(100, 110)  # ids, each of which ends an answer of `ragged_case`
 PLAIN = {"n_kv_heads": 2, "token_shifts": 0, "qkv_bias": True, "qk_norm": False}
 
 
@@ -45,17 +47,21 @@ def decode_shapes(policy: Policy) -> dict:
     return figures
 
 
+def ragged_case(tokenizer: Tokenizer) -> tuple[Transformer, Tokenizer, list[list[int]]]:
+    """(model, tokenizer, 32 prompts): about one id in fifty ends an answer, so lengths differ."""
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.end_ids = set(ENDS)
+    model = model_of(T, tie_embeddings=False)  # it finds all ids about equally likely
+    return model, tokenizer, [[first, *range(200, 231)] for first in range(20, 52)]
+
+
 def ragged_rollout(policy: Policy) -> dict:
     """32 prompts x 8 answers by shape T: how many ids a second, of processor time and by the clock.
 
-    About one id in fifty ends an answer, so lengths differ; none has more than 128. Alone, and with
-    a tool that takes 50 ms, which every answer begins by calling.
+    Alone, and with a tool that takes 50 ms, which every answer begins by calling.
     """
-    tokenizer = copy.copy(policy.tokenizer)
-    tokenizer.end_ids = set(range(100, 110))
-    model = model_of(T, tie_embeddings=False)  # it finds all ids about equally likely
+    model, tokenizer, prompts = ragged_case(policy.tokenizer)
     call = tuple(tokenizer.encode("<python>1</python>"))
-    prompts = [[first, *range(200, 231)] for first in range(20, 52)]
 
     def rollout(number: int, tools: list, force: tuple) -> dict:
         sampler = Sampler(model, tokenizer, tools, config=SamplerConfig(max_rows=128))
