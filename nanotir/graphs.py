@@ -31,8 +31,8 @@ ROWS, SLOTS = 32, 128  # the fewest rows of a graph; multiples of so many slots
 def decoder(model, cache: KVCache, graphs: bool, compiled: bool = False) -> Callable:
     """What makes a decoding step of the first B rows of `cache`.
 
-    Given an id and its position for each, it returns logits (B, 1, V). Experts are decoded step by
-    step as they stand, because the router waits for its counts.
+    Given an id and its position for each, it returns logits (B, 1, V). Experts are left out of
+    graphs and programs, because the router waits for its counts.
     """
     device = cache.kv.device
     if graphs and device.type == "cuda" and not model.config.n_experts:
