@@ -1,6 +1,7 @@
 """The runner as a student uses it: what is printed, written and returned."""
 
 import inspect
+import os
 import subprocess
 import sys
 import threading
@@ -53,6 +54,21 @@ def test_start_writes_a_stub_and_the_rules_for_assistants_and_never_overwrites(s
     FILE.write_text("mine")
     assert "stays as it is" in said("start", "8")[1]
     assert FILE.read_text() == "mine"
+
+
+@pytest.mark.parametrize("source, code", [(SOLUTION, 0), (BATCH_MEAN, 1), (None, 2)])
+def test_a_check_as_a_command_says_and_returns_what_it_does_when_called(said, source, code, capsys):
+    FILE.parent.mkdir()
+    if source is None:
+        expected = (2, "", refused(capsys, "check", "8"))
+    else:
+        FILE.write_text(source)
+        expected = (*said("check", "8"), "")
+    command = [sys.executable, "-m", "nanotir.exercises", "check", "8"]
+    where = {"env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run(command, capture_output=True, text=True, **where)
+    assert (done.returncode, done.stdout, done.stderr) == expected
+    assert done.returncode == code
 
 
 def test_start_takes_a_lab_or_goes_on_with_the_next_exercise(said):
