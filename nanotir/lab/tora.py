@@ -30,6 +30,7 @@ SHAPING = DATA | {
     "teacher.styles": 3,
     "sft.steps": 250,
     "tora.samples": 8,
+    "model.token_shifts": 3,  # so that 300 demonstrations teach how to copy numbers
 }
 
 
@@ -152,7 +153,9 @@ SHAPED = Experiment(
         Compare("4", "0"),
     ),
     tuned="600 problems of one and two calls; the teacher demonstrates half, too few to "
-    "generalise well from, and of the others the answers are known.",
+    "generalise well from, and of the others the answers are known. The toy's model, which has no "
+    "token shifts, learned nothing from so few: on seeds 1 to 5 most arms were below 10%.",
+    first_seed=6,
 )
 
 SFT_MASK = Experiment(
