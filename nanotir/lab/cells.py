@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 import traceback
@@ -88,8 +89,21 @@ def run_cell(task: Task, folder: Path):
 
     path = cell_path(task.key, task.seed, task.quick)
     path.parent.mkdir(parents=True, exist_ok=True)
-    cell = {"key": task.key, "seed": task.seed, "seconds": seconds, "metrics": metrics}
-    write_json(path, cell)
+    cell = {"key": task.key, "seed": task.seed, "seconds": seconds, "commit": commit()}
+    write_json(path, cell | {"metrics": metrics})
+
+
+def commit() -> str:
+    """The commit of this code, with a + if it has been changed since; "unknown" outside of git."""
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        where = Path(__file__).parent
+        return subprocess.run(["git", *words], cwd=where, capture_output=True, text=True)
+
+    if not shutil.which("git") or (found := git("rev-parse", "--short", "HEAD")).returncode:
+        return "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", ":/*.py").returncode
+    return found.stdout.strip() + "+" * changed
 
 
 def attempt(task: Task) -> str:

@@ -203,11 +203,18 @@ def summarise(experiment: Experiment, cells: dict, quick: bool) -> dict:
         "minutes": round(total_seconds(experiment, cells) / 60, 2),
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "torch": torch.__version__,
+        "commit": commits(cells),
         "arms": {arm: describe(row) for arm, row in cells.items()},
         "curves": {metric: curves(cells, metric) for metric in experiment.figure},
         "parts": parts,
         "verdict": overall(part["verdict"] for part in parts),
     }
+
+
+def commits(cells: dict) -> str:
+    """Those of the code that computed the cells: several, if that was done bit by bit."""
+    found = {cell.get("commit", "unknown") for row in cells.values() for cell in row.values()}
+    return ", ".join(sorted(found))
 
 
 def total_seconds(experiment: Experiment, cells: dict) -> float:

@@ -25,10 +25,10 @@ def with_interval(mean, low=None, high=None, sign: str = "") -> str:
 
 
 def effort(results: dict) -> str:
-    """The seeds and the minutes of a run."""
+    """The seeds and the minutes of a run, and the commit of its code."""
     seeds = list(next(iter(results["arms"].values()))["seeds"])
     which = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
-    return f"{which}, {results['minutes']:.1f} min"
+    return f"{which}, {results['minutes']:.1f} min, commit {results['commit']}"
 
 
 # What a run prints
