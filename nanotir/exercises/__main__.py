@@ -225,11 +225,11 @@ VERBS = {
 }
 
 
-def main_in_a_hurry() -> NoReturn:
-    """main(), and the end of this process, without two things that take a third of a check's time.
+def check_and_exit() -> NoReturn:
+    """main(), and the end of this process, without two steps that take a third of a check's time.
 
-    Importing torch makes many objects, among which garbage is searched for again and again, and
-    which are freed one by one in the end. A check leaves nothing else behind.
+    Importing torch makes many objects. Python would search them for garbage again and again, and
+    free them one by one at the end. A check leaves nothing else to clean up.
     """
     gc.disable()
     code = main()
@@ -239,5 +239,5 @@ def main_in_a_hurry() -> NoReturn:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["check"]:
-        main_in_a_hurry()
+        check_and_exit()
     sys.exit(main())

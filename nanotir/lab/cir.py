@@ -116,7 +116,7 @@ def passes(model: str, mode: str) -> Arm:
 
 
 def policy(folder, model: str, seed: int, quick: bool, name: str = "cir", start=COLD):
-    """The Run of a cold start ("base"), or of what RL made of it, with tools ("RL") or "words"."""
+    """The Run of a cold start ("base"), or of RL from it, with tools ("RL") or not ("words")."""
     init = cold_start(name, start, seed, quick)
     if model != "base":
         settings = start | RL | {"init": init, "sft.steps": 0}
