@@ -16,8 +16,7 @@ import pytest
 
 from nanotir.lab import __main__ as lab
 from nanotir.lab import cells
-from nanotir.lab.experiment import Arm, Compare, Experiment, compare, summarise
-from nanotir.lab.experiments import EXPERIMENTS as REAL
+from nanotir.lab.experiment import Arm, Compare, Experiment, compare
 from nanotir.lab.tables import at_the_ends, least_shown, markdown, part_line
 
 
@@ -328,12 +327,6 @@ def test_a_file_without_markers_is_left_alone(bench, tmp_path, capsys):
     assert (tmp_path / "README.md").read_text() == "no table here\n"
 
 
-def test_the_readmes_tables_are_those_of_the_committed_results():
-    tables = markdown(lab.committed())
-    found = lab.MARKERS.search(lab.README.read_text())
-    assert found[0] == f"<!-- lab -->\n\n{tables}\n\n<!-- /lab -->"
-
-
 def part(low, high, margin=0.0, **more) -> dict:
     return {"low": low, "high": high, "margin": margin} | more
 
@@ -381,57 +374,6 @@ def test_arms_without_a_comparison_are_reported(bench):
     bench.add("three", 3, good=("good", 0.9), bad=("bad", 0.5), coin=("coin", 0.4))
     bench.run("three", "--keep")
     assert "- Not compared, accuracy: `coin` 0.430\n" in markdown(lab.committed())
-
-
-# The README.
-
-README = lab.README.read_text()
-CHANGED = README.split("## Changed since")[1].split("\n## ")[0]
-
-
-def stated(results: dict) -> list:
-    """What a result says of its experiment's definition."""
-    fields = ("better", "worse", "metric", "lower", "margin")
-    parts = [[part[name] for name in fields] for part in results["parts"]]
-    return [results["claim"], results["measure"], sorted(results["arms"]), parts]
-
-
-def defined(experiment: Experiment) -> list:
-    empty = {
-        arm: {1: {"seconds": 0, "metrics": dict.fromkeys(experiment.metrics)}}
-        for arm in experiment.arms
-    }
-    return stated(summarise(experiment, empty, quick=False))
-
-
-def test_the_readme_names_every_experiment_that_is_defined_otherwise_than_its_results():
-    old = {results["name"]: stated(results) for results in lab.committed()}
-    for name, experiment in REAL.items():
-        if old.get(name) != defined(experiment):
-            assert f"`{name}`" in CHANGED, name
-
-
-def test_every_result_is_that_of_one_commit():
-    for results in lab.committed():
-        assert re.fullmatch("[0-9a-f]{7}", results["commit"]), results["name"]
-
-
-def test_the_readme_gives_every_verdict_before_and_now():
-    table = README.split("## Before and now")[1].split("\n## ")[0]
-    for results in lab.committed():
-        seeds = next(iter(results["arms"].values()))["seeds"]
-        now = "not made anew" if "0" in seeds else results["verdict"]
-        assert re.search(rf"^\| `{results['name']}` \| [a-z ]+ \| {now} \|", table, re.M)
-
-
-def test_the_readme_names_the_controls_that_are_reported_only():
-    (said,) = re.findall(r"it is reported only in (.*)\.", README)
-    without = set()
-    for name, experiment in REAL.items():
-        compared = {arm for part in experiment.compare for arm in (part.better, part.worse)}
-        if experiment.control and experiment.control not in compared:
-            without.add(f"`{name}`")
-    assert set(re.findall("`[^`]+`", said)) == without
 
 
 def test_dictionaries_take_a_line_an_entry_and_lists_one():
