@@ -92,9 +92,8 @@ def rl_metrics(run, mode: str = "tools") -> dict:
 
 def hops(budgets: str, random: bool = False) -> Arm:
     """Problems of up to three calls, with RL under a budget of calls."""
-    settings = {"rl.budgets": budgets} | (RANDOM if random else {})
-    key = f"hops-{budgets.replace(',', '')}"
-    return rl_arm(f"{key}-random" if random else key, settings, "hops", HOPS)
+    key = f"hops-{budgets.replace(',', '')}" + "-random" * random
+    return rl_arm(key, {"rl.budgets": budgets} | (RANDOM if random else {}), "hops", HOPS)
 
 
 def passes(model: str, mode: str) -> Arm:
