@@ -33,7 +33,9 @@ For the teacher: this names the bugs of bug_list.py. Hunt N with seed S is for b
   these are most seeds: one alone may be chance.
 - "gap": whether sampler and trainer disagree on the log-prob of an id by more than {gap}.
 - Points are for the place: 2 where a probe is not solved, 3 where the gap, the traces or a metric
-  show the bug, 4 where only reading does."""
+  show the bug, 4 where only reading does.
+- Bugs 13 and 18 are at the edge: here a probe shows 13 from three seeds and 18 from two. Measured
+  earlier, on another processor, it was the other way round, and their points are those of then."""
 
 
 def document(seeds: int) -> str:
