@@ -1,7 +1,6 @@
 """Of the wrong variants that nobody has named, none passes a check but those that are equal.
 
-With --mutants all are tried: 3,287 of all exercises but 8 and 9, of which 51 are equal, in 26 s of
-processor time.
+With --mutants all are tried: 4,294, of which 84 are equal, in 18 s of processor time.
 """
 
 import random
