@@ -90,8 +90,12 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
     """
     if len(weight) >= CHUNKED_FROM:
         return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
-    logits = full(F.linear(hidden, weight)).index_fill(-1, banned, float("-inf"))  # (N, V)
-    all_logps = (logits / temperature).log_softmax(-1)
+    logits = full(F.linear(hidden, weight))  # (N, V), of which each copy takes its time
+    with torch.no_grad():  # where a logit is -inf, its gradient is 0: autograd needs no copy
+        logits[:, banned] = float("-inf")
+    if temperature != 1:
+        logits = logits / temperature
+    all_logps = logits.log_softmax(-1)
     logps = all_logps.gather(-1, ids[:, None])[:, 0]
     if not entropy:
         return logps, None

@@ -167,8 +167,7 @@ def saved_by(m: ModelConfig, sizes: Sizes, tokens: int, learned: int, entropy: b
     attention, ff = saved_by_attention(m, sizes), saved_by_ff(m, sizes)
     blocks = m.n_layers * tokens * attention + ((m.n_layers - 1) * tokens + last) * ff
     shifts = 0 if sizes.rank else m.token_shifts * sizes.c * m.d_model
-    around = tokens * (shifts + 8 * m.d_head) + last * saved_by_norm(m.d_model, 1, sizes.w, sizes)
-    around += last * sizes.w * m.d_model
+    around = tokens * (shifts + 8 * m.d_head) + last * (sizes.w * m.d_model + 4)
     return blocks + around, logits_of(m, sizes, learned, entropy)
 
 
@@ -237,9 +236,9 @@ def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
     """Bytes a token that one block's attention keeps for the backward pass, its input included."""
     w, c, s = sizes.w, sizes.c, sizes.s
     d, heads, keys = m.d_model, m.n_heads * m.d_head, m.n_kv_heads * m.d_head
-    kept = w * d + saved_by_norm(d, 1, w, sizes) + c * d
+    kept = w * d + 4 + c * d  # of RMSNorm its input and one number a position in fp32
     kept += s * (heads + keys) + s * heads + 4 * m.n_heads  # q and k, rotated; out, and its sums
-    kept += saved_by_norm(heads + keys, m.n_heads + m.n_kv_heads, c, sizes) if m.qk_norm else 0
+    kept += 4 * (m.n_heads + m.n_kv_heads) if m.qk_norm else 0
     kept += c * (heads + 2 * keys) if m.qk_norm or s == c else 0  # q, k and v in one
     kept += s * keys + c * heads if s != c else 0  # v and out in the other precision
     return kept + 2 * c * sizes.rank
@@ -248,21 +247,13 @@ def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
 def saved_by_ff(m: ModelConfig, sizes: Sizes) -> float:
     """Bytes a token that one block's feed-forward layer, or its experts, keep, input included."""
     w, c, d, k = sizes.w, sizes.c, m.d_model, m.n_experts_per_token
-    kept = w * d + saved_by_norm(d, 1, w, sizes)
+    kept = w * d + 4
     if not m.n_experts:
-        return kept + c * d + 4 * c * m.d_ff + 2 * c * sizes.rank  # gate, up, silu(gate), product
-    expert = 2 * c * d + w * d + 4 * c * m.d_expert + 2 * c * sizes.rank
+        return kept + c * d + 3 * c * m.d_ff + 2 * c * sizes.rank  # gate, up and product
+    expert = 2 * c * d + w * d + 3 * c * m.d_expert + 2 * c * sizes.rank
     kept += 4 * d + 4 * m.n_experts + k * (expert + 40)  # the router's input is in fp32
-    shared = 4 * c * m.d_shared + (c * d if c < 4 else 0) + 2 * c * sizes.rank
+    shared = 3 * c * m.d_shared + (c * d if c < 4 else 0) + 2 * c * sizes.rank
     return kept + (shared if m.d_shared else 0)
-
-
-def saved_by_norm(width: int, heads: int, size: int, sizes: Sizes) -> float:
-    """What RMSNorm keeps of numbers of `size` bytes, besides themselves.
-
-    They are in fp32, then scaled, which only the gradient of its weight needs; and the scales.
-    """
-    return (4 * width if size < 4 else 0) + (0 if sizes.rank else size * width) + 4 * heads
 
 
 def logits_of(m: ModelConfig, sizes: Sizes, tokens: int, entropy: bool) -> float:

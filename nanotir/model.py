@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
+from nanotir.gradients import ClosedRMSNorm, ClosedSwiGLU
 from nanotir.kernels import decode_attention, decodes_on
 from nanotir.rope import rope_angles, rotate
 
@@ -76,7 +77,10 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x):
-        return F.rms_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.eps)
+        x = x.to(self.weight.dtype)
+        if torch.is_grad_enabled() and x.device.type == "cpu":  # GPUs have a kernel for it
+            return ClosedRMSNorm.apply(x, self.weight, self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
@@ -143,7 +147,10 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(width, d_model, bias=False)
 
     def forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate_up = self.gate_up(x)  # (..., 2 * width)
+        if torch.is_grad_enabled():
+            return self.down(ClosedSwiGLU.apply(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 

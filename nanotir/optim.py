@@ -49,7 +49,8 @@ def step(model, optimizers, grad_clip: float) -> float:
 
 def adamw(parameters, lr: float) -> torch.optim.AdamW:
     parameters = [weight for weight in parameters if weight.requires_grad]
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    # Fused: one pass over memory instead of seven.
+    return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
 def muon_and_adamw(model, muon_lr: float, adam_lr: float) -> list[torch.optim.Optimizer]:

@@ -81,6 +81,7 @@ HOUSE = {
     "Supporting: models, runs, commands": {
         "rope.py": "rotary position embedding",
         "cache.py": "the model's KV cache",
+        "gradients.py": "gradients in closed form",
         "rows.py": "one row, and how far it is",
         "slots.py": "where rows sit in the cache",
         "graphs.py": "decoding steps as CUDA graphs",
