@@ -144,7 +144,7 @@ EXERCISE = Exercise(
             (
                 (BANNED, "logits.float()"),
                 (PROBS, PROBS.replace("logps.exp()", "logps.exp().index_fill(-1, ban, 0.0)")),
-                ("logps.argmax(-1)", 'logps.index_fill(-1, ban, float("-inf")).argmax(-1)'),
+                ("logps.max(-1)", 'logps.index_fill(-1, ban, float("-inf")).max(-1)'),
             ),
             bug=True,
         ),
