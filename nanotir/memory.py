@@ -249,10 +249,10 @@ def saved_by_ff(m: ModelConfig, sizes: Sizes) -> float:
     w, c, d, k = sizes.w, sizes.c, m.d_model, m.n_experts_per_token
     kept = w * d + 4
     if not m.n_experts:
-        return kept + c * d + 3 * c * m.d_ff + 2 * c * sizes.rank  # gate, up and product
-    expert = 2 * c * d + w * d + 3 * c * m.d_expert + 2 * c * sizes.rank
+        return kept + c * d + 4 * c * m.d_ff + 2 * c * sizes.rank  # gate, up, silu(gate), product
+    expert = 2 * c * d + w * d + 4 * c * m.d_expert + 2 * c * sizes.rank
     kept += 4 * d + 4 * m.n_experts + k * (expert + 40)  # the router's input is in fp32
-    shared = 3 * c * m.d_shared + (c * d if c < 4 else 0) + 2 * c * sizes.rank
+    shared = 4 * c * m.d_shared + (c * d if c < 4 else 0) + 2 * c * sizes.rank
     return kept + (shared if m.d_shared else 0)
 
 
