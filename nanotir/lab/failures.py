@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanotir.lab.analysis import programs_of, share
-from nanotir.lab.cir import HOPS, NUMBERS, RANDOM, RL, hops, rl_arm, rl_metrics
+from nanotir.lab.cir import FIRST_SEED, HOPS, NUMBERS, RANDOM, RL, rl_arm, rl_metrics
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.toy import reinforce
 from nanotir.rl import make_sampler
@@ -11,6 +11,8 @@ from nanotir.rl import make_sampler
 # Half of the programs fail at first, and are written in one of three ways.
 BUGS = NUMBERS | {"teacher.twice": 0.0, "teacher.bugs": 0.5, "teacher.styles": 3, "sft.steps": 350}
 STEPS = 10  # of RL; after 24, hardly a program fails
+# Prices times numbers of up to five digits as well, so that RL leaves something to be learned.
+COSTS = HOPS | {"data": "plain:fact,home,gap,cost", "level": 2}
 CONTROL = "random rewards"
 TUNED = (
     "Every second demonstration with a program has one that fails before the one that works. From "
@@ -30,6 +32,11 @@ def arm(key: str, settings: dict | None = None) -> Arm:
             return rl_metrics(run) | {"program_length": program_length(run)}
 
     return Arm(f"bugs-{key}", run_arm)
+
+
+def costs(key: str, settings: dict) -> Arm:
+    """Problems of up to three calls, with RL under a budget of four."""
+    return rl_arm(f"costs-{key}", {"rl.budgets": "4"} | settings, "costs", COSTS)
 
 
 def program_length(run) -> float | None:
@@ -52,9 +59,9 @@ VOID = Experiment(
     "the coin",
     expected="filtered > all answers, with smaller gradients",
     arms={
-        "filtered": rl_arm("hops-4-void", {"rl.budgets": "4", "rl.drop_void": True}, "hops", HOPS),
-        "all answers": hops("4"),
-        CONTROL: hops("4", random=True),
+        "filtered": costs("void", {"rl.drop_void": True}),
+        "all answers": costs("all", {}),
+        CONTROL: costs("random", RANDOM),
     },
     compare=(
         Compare("filtered", "all answers", "grad_norm_max", lower=True),
@@ -63,7 +70,10 @@ VOID = Experiment(
     ),
     control=CONTROL,
     figure=("curve",),
-    tuned="That of `budget`. One demonstration in 14 gives no answer.",
+    tuned="The cold start of `budget`, and a fourth family: without it, RL with the filter ended "
+    "at 0.96 on seeds 1 to 5. With it, seed 0 ended at 0.84. One demonstration in 14 gives no "
+    "answer.",
+    first_seed=FIRST_SEED,
 )
 
 RESAMPLING = Experiment(
