@@ -90,8 +90,8 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
     """
     if len(weight) >= CHUNKED_FROM:
         return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
-    logits = full(F.linear(hidden, weight))  # (N, V), of which each copy takes its time
-    with torch.no_grad():  # where a logit is -inf, its gradient is 0: autograd needs no copy
+    logits = full(F.linear(hidden, weight))  # (N, V), large: no copies
+    with torch.no_grad():  # what autograd needs is not overwritten
         logits[:, banned] = float("-inf")
     if temperature != 1:
         logits = logits / temperature

@@ -145,8 +145,6 @@ def training_parts(model, config, settings, prompt: int, moments: float) -> dict
         activations, logits = checkpointed(m, sizes, tokens, activations, logits)
     trained = bytes_of(weight for weight in model.parameters() if weight.requires_grad)
     rounded = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
-    if cuda:
-        activations = max(activations, trained - logits)  # or AdamW's
     # Of several micro-batches each has its gradients, one more than are computed, and their sum.
     n = threads.at_a_time
     return {
@@ -238,8 +236,9 @@ def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
     d, heads, keys = m.d_model, m.n_heads * m.d_head, m.n_kv_heads * m.d_head
     kept = w * d + 4 + c * d  # of RMSNorm its input and one number a position in fp32
     kept += s * (heads + keys) + s * heads + 4 * m.n_heads  # q and k, rotated; out, and its sums
-    kept += 4 * (m.n_heads + m.n_kv_heads) if m.qk_norm else 0
-    kept += c * (heads + 2 * keys) if m.qk_norm or s == c else 0  # q, k and v in one
+    if m.qk_norm:  # its input is in the precision of the weights
+        kept += 4 * (m.n_heads + m.n_kv_heads) + (w * (heads + keys) if c < w else 0)
+    kept += c * (heads + 2 * keys) if s == c or (m.qk_norm and c == w) else 0  # q, k and v in one
     kept += s * keys + c * heads if s != c else 0  # v and out in the other precision
     return kept + 2 * c * sizes.rank
 

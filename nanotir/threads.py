@@ -87,8 +87,8 @@ def backpropagate(model, loss_of: Callable, micros: Iterable) -> list:
     seen = []
     for gradients, more in each(gradients_of, micros):  # in order, so the sums are always the same
         for weight, gradient in zip(weights, gradients):
-            if weight.grad is None:
-                weight.grad = gradient
+            if weight.grad is None and gradient is not None:
+                weight.grad = gradient.contiguous()  # which fused optimisers take for granted
             elif gradient is not None:
                 weight.grad += gradient
         seen.append(more)

@@ -9,6 +9,7 @@ from conftest import small_model
 
 from nanotir import memory
 from nanotir.config import build
+from nanotir.logps import autocast
 from nanotir.lora import adapt
 from nanotir.memory import check_memory, predicted_peak, saved_by, sizes_of
 from nanotir.problems import load
@@ -45,8 +46,10 @@ def kept_bytes(model, selected=None) -> int:
     return sum(size for size, _ in kept.values())
 
 
-def predicted_bytes(model, rank: int = 0, learned: int = ROWS * LENGTH) -> float:
-    sizes = sizes_of(model, bf16=False, rank=rank)
+def predicted_bytes(
+    model, rank: int = 0, learned: int = ROWS * LENGTH, bf16: bool = False
+) -> float:
+    sizes = sizes_of(model, bf16, rank)
     return saved_by(model.config, sizes, ROWS * LENGTH, learned, entropy=False)[0]
 
 
@@ -55,6 +58,17 @@ def predicted_bytes(model, rank: int = 0, learned: int = ROWS * LENGTH) -> float
 def test_predicted_activations_are_what_autograd_keeps(shape, dtype):
     model = small_model(40, d_model=64, **SHAPES[shape]).to(dtype)
     assert predicted_bytes(model) == pytest.approx(kept_bytes(model), rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if "experts" not in shape])
+def test_predicted_activations_are_what_autograd_keeps_under_autocast(shape):
+    model = small_model(40, d_model=64, **SHAPES[shape])
+    matrices = [w for name, w in model.named_parameters() if w.dim() == 2 and "embed" not in name]
+    with autocast(torch.device("cpu"), True):
+        kept = kept_bytes(model)
+        if torch.is_autocast_enabled("cpu"):
+            kept -= 2 * sum(matrix.numel() for matrix in matrices)  # their copies
+    assert predicted_bytes(model, bf16=True) == pytest.approx(kept, rel=0.02)
 
 
 @pytest.mark.parametrize("shape", ["dense", "experts and a shared one"])
