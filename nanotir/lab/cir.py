@@ -28,8 +28,7 @@ COLD = {
 RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
 HARD = COLD | {"level": 2}  # one more digit, so that RL leaves something to be learned
 TEXT = COLD | {"format": "text"}
-BRIEF = {"rl.steps": 6}  # a policy trained in words so still calls now and then
-AFTER = {"RL": ("rl", {}), "brief": ("brief", BRIEF), "words": ("words", BRIEF | {"tools": ""})}
+WORDS = {"tools": "", "rl.steps": 6}  # a policy trained so still calls now and then
 # One call suffices, or words (last, first); four calls of ten are made twice; outputs are numbers.
 NUMBERS = COLD | {
     "data": "plain:mul,power,gcd,last,first",
@@ -98,7 +97,10 @@ def hops(budgets: str, random: bool = False) -> Arm:
 
 
 def passes(model: str, mode: str) -> Arm:
-    """pass@k up to 256 on 20 problems, in "code" or words, of the cold start ("base") or "RL"."""
+    """pass@k up to 256 on 20 problems, with the tool or without.
+
+    `model` is the cold start ("base") or what RL made of it ("RL").
+    """
 
     def run_arm(seed, quick, folder):
         n, problems = (16, 8) if quick else (256, 20)
@@ -106,15 +108,15 @@ def passes(model: str, mode: str) -> Arm:
             counts = right_counts(run, run.held_out[:problems], n, tools=mode == "code")
         return pass_metrics(n, counts)
 
-    return Arm(f"cir-hard-pass-{model}-{mode}", run_arm)
+    return Arm(f"cir-pass-{model}-{mode}", run_arm)
 
 
-def policy(folder, model: str, seed: int, quick: bool, name: str = "hard", start=HARD):
-    """The Run of a cold start ("base"), or of RL from it: with tools ("RL", "brief") or "words"."""
+def policy(folder, model: str, seed: int, quick: bool, name: str = "cir", start=COLD):
+    """The Run of a cold start ("base"), or of RL from it, with tools ("RL") or not ("words")."""
     init = cold_start(name, start, seed, quick)
     if model != "base":
         settings = start | RL | {"init": init, "sft.steps": 0}
-        kind, own = AFTER[model]
+        kind, own = ("rl", {}) if model == "RL" else ("words", WORDS)
         init = cold_start(f"{name}-{kind}", settings | own, seed, quick, recipe="cir")
     return trained(folder, "cir", start | {"init": init, "sft.steps": 0}, seed, quick)
 
@@ -296,8 +298,8 @@ PASS_AT_K = Experiment(
         Compare("base code", "base text", "pass@256"),
     ),
     figure=("pass by k",),
-    tuned=HARD_TUNED,
-    first_seed=FIRST_HARD,
+    tuned=TUNED,
+    first_seed=FIRST_SEED,
 )
 
 RANDOM_REWARD = Experiment(
