@@ -34,8 +34,8 @@ For the teacher: this names the bugs of bug_list.py. Hunt N with seed S is for b
 - "gap": whether sampler and trainer disagree on the log-prob of an id by more than {gap}.
 - Points are for the place: 2 where a probe is not solved, 3 where the gap, the traces or a metric
   show the bug, 4 where only reading does.
-- Bugs 13 and 18 are at the edge: here a probe shows 13 from three seeds and 18 from two. Measured
-  earlier, on another processor, it was the other way round, and their points are those of then."""
+- Bugs 13 and 18 are at the edge: here a probe shows each of them from three seeds. In two earlier
+  measurements it was one of them, in one 13 and in the other 18. Their points are older."""
 
 
 def document(seeds: int) -> str:
