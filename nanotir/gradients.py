@@ -1,4 +1,4 @@
-"""Three formulas of the model with their gradients in closed form. (Skip it at first reading.)
+"""Two formulas of the model with their gradients in closed form. (Skip it at first reading.)
 
 Autograd differentiates a formula operation by operation: it keeps what each one needs, and writes
 the gradient of each to memory. One function for the whole formula keeps less, and passes over
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
@@ -67,27 +66,3 @@ class ClosedSwiGLU(Function):
         torch.mul(grad, active, out=grad_up)
         torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
         return grad_gate_up
-
-
-class ClosedRotation(Function):
-    """`rope.rotate`. Its gradient is rotated back."""
-
-    @staticmethod
-    def forward(ctx, x, cos, sin):
-        ctx.save_for_backward(cos, sin)
-        return rotated(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        cos, sin = ctx.saved_tensors
-        return rotated(grad, cos, -sin), None, None
-
-
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x * cos + swapped * sin, without a tensor whose halves are swapped."""
-    half = x.shape[-1] // 2
-    out = x * cos
-    out[..., :half] += x[..., half:] * sin[..., :half]
-    out[..., half:] += x[..., :half] * sin[..., half:]
-    return out.to(x.dtype)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nanotir.gradients import ClosedRotation
-
 
 def rope_angles(positions: Tensor, config) -> tuple[Tensor, Tensor]:
     """cos and sin of position * theta^(-2i/D) (Su et al. 2021, eq. 15), each (..., 1, D).
@@ -42,7 +40,5 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The pair (a, b) becomes (a cos - b sin, b cos + a sin).
     """
-    if torch.is_grad_enabled():
-        return ClosedRotation.apply(x, cos, sin)
     swapped = x.roll(x.shape[-1] // 2, dims=-1)
     return (x * cos + swapped * sin).to(x.dtype)

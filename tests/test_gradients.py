@@ -9,23 +9,15 @@ from conftest import small_model
 from torch.autograd import gradcheck
 
 from nanotir import model as model_module
-from nanotir.gradients import ClosedRMSNorm, ClosedRotation, ClosedSwiGLU
+from nanotir.gradients import ClosedRMSNorm, ClosedSwiGLU
 from nanotir.lora import adapt
-from nanotir.model import ModelConfig
-from nanotir.rope import rope_angles, rotate
 
 EPS = 1e-5
-COS, SIN = rope_angles(torch.arange(5)[None], ModelConfig(d_head=8, rope_theta=100.0))
 
 
 def swiglu(gate_up):
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
-
-
-@torch.no_grad()
-def plain_rotate(x):
-    return rotate(x, COS, SIN)
 
 
 CASES = {  # (in closed form, the formula, shapes of what has a gradient)
@@ -40,7 +32,6 @@ CASES = {  # (in closed form, the formula, shapes of what has a gradient)
         [(3, 5, 2, 8), (8,)],
     ),
     "swiglu": (ClosedSwiGLU.apply, swiglu, [(3, 5, 16)]),
-    "rotation": (lambda x: ClosedRotation.apply(x, COS, SIN), plain_rotate, [(3, 5, 2, 8)]),
 }
 
 
@@ -101,7 +92,6 @@ def test_a_model_has_the_gradients_that_autograd_finds(rank, monkeypatch):
     names = {"ClosedRMSNorm": Plain(norm), "ClosedSwiGLU": Plain(swiglu)}
     for name, plain in names.items():
         monkeypatch.setattr(model_module, name, plain)
-    monkeypatch.setattr(model_module, "rotate", turned)
     found.append(gradients(model, ids))
     assert found[0].keys() == found[1].keys()
     for name, gradient in found[0].items():
@@ -124,10 +114,6 @@ class Plain:
 
 def norm(x, weight, eps):
     return F.rms_norm(x, weight.shape, weight, eps)
-
-
-def turned(x, cos, sin):
-    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def gradients(model, ids) -> dict:
