@@ -27,7 +27,8 @@ COLD = {
 }
 RL = {"rl.steps": 24, "rl.budgets": "", "sampler.forge": True}
 HARD = COLD | {"level": 2}  # one more digit, so that RL leaves something to be learned
-TEXT = COLD | {"format": "text"}
+TEXT = COLD | {"format": "text", "teacher.bugs": 0.5}  # half of the programs fail at first
+TEN = {"rl.steps": 10}  # after 24, hardly a program fails
 WORDS = {"tools": "", "rl.steps": 6}  # a policy trained so still calls now and then
 # One call suffices, or words (last, first); four calls of ten are made twice; outputs are numbers.
 NUMBERS = COLD | {
@@ -97,10 +98,7 @@ def hops(budgets: str, random: bool = False) -> Arm:
 
 
 def passes(model: str, mode: str) -> Arm:
-    """pass@k up to 256 on 20 problems, with the tool or without.
-
-    `model` is the cold start ("base") or what RL made of it ("RL").
-    """
+    """pass@k up to 256 on 20 problems, in "code" or words, of the cold start ("base") or "RL"."""
 
     def run_arm(seed, quick, folder):
         n, problems = (16, 8) if quick else (256, 20)
@@ -198,9 +196,9 @@ MATCHING = Experiment(
     "RL, greedy and sampled over its last quarter; one cold start, whose blocks are exact",
     expected="exact > stop string",
     arms={
-        "exact": rl_arm("exact", None, "text", TEXT),
-        "stop string": rl_arm("stop-string", {"sampler.stop_string": True}, "text", TEXT),
-        CONTROL: rl_arm("exact-random", RANDOM, "text", TEXT),
+        "exact": rl_arm("exact", TEN, "text", TEXT),
+        "stop string": rl_arm("stop-string", TEN | {"sampler.stop_string": True}, "text", TEXT),
+        CONTROL: rl_arm("exact-random", TEN | RANDOM, "text", TEXT),
     },
     compare=(
         Compare("exact", "stop string", "pass_ratio"),
@@ -210,8 +208,9 @@ MATCHING = Experiment(
     ),
     control=CONTROL,
     figure=("curve",),
-    tuned=TUNED,
-    first_seed=FIRST_SEED,
+    tuned=f"{TUNED} Every second demonstration with a program has one that fails first. Without, "
+    "97% of programs ran in all arms, on seeds 6 to 10. On seed 0, 93% and 96% after 24 steps.",
+    first_seed=FIRST_HARD,
 )
 
 ABLATIONS = Experiment(
