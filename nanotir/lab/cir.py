@@ -102,21 +102,21 @@ def passes(model: str, mode: str) -> Arm:
 
     def run_arm(seed, quick, folder):
         n, problems = (16, 8) if quick else (256, 20)
-        with policy(folder, model, seed, quick) as run:
+        with policy(folder, model, seed, quick, level=3) as run:
             counts = right_counts(run, run.held_out[:problems], n, tools=mode == "code")
         return pass_metrics(n, counts)
 
-    return Arm(f"cir-pass-{model}-{mode}", run_arm)
+    return Arm(f"cir-longer-pass-{model}-{mode}", run_arm)
 
 
-def policy(folder, model: str, seed: int, quick: bool, name: str = "cir", start=COLD):
-    """The Run of a cold start ("base"), or of RL from it, with tools ("RL") or not ("words")."""
+def policy(folder, model: str, seed: int, quick: bool, name: str = "cir", start=COLD, **asked):
+    """The Run of a cold start ("base") or of RL ("RL", in "words") from it, `asked` so."""
     init = cold_start(name, start, seed, quick)
     if model != "base":
         settings = start | RL | {"init": init, "sft.steps": 0}
         kind, own = ("rl", {}) if model == "RL" else ("words", WORDS)
         init = cold_start(f"{name}-{kind}", settings | own, seed, quick, recipe="cir")
-    return trained(folder, "cir", start | {"init": init, "sft.steps": 0}, seed, quick)
+    return trained(folder, "cir", start | {"init": init, "sft.steps": 0} | asked, seed, quick)
 
 
 def pass_metrics(n: int, counts: list[int]) -> dict:
@@ -278,8 +278,8 @@ PASS_AT_K = Experiment(
     source="CIR, figure on pass@k",
     published="AIME25 at k = 1024: about 0.83 with code, 0.63 in words; base and RL meet at "
     "large k",
-    measure="unbiased pass@k of 256 samples at temperature 1 on 20 held-out problems; output ids "
-    "are free, both modes may write 64 ids",
+    measure="unbiased pass@k of 256 samples at temperature 1 on 20 held-out problems with numbers "
+    "of up to 7 digits, 5 in training; output ids are free, both modes may write 64 ids",
     expected="code > text at every k; RL above base at small k, perhaps not at large",
     arms={
         "RL code": passes("RL", "code"),
@@ -297,8 +297,9 @@ PASS_AT_K = Experiment(
         Compare("base code", "base text", "pass@256"),
     ),
     figure=("pass by k",),
-    tuned=TUNED,
-    first_seed=FIRST_SEED,
+    tuned=f"{TUNED} Numbers longer than in training: on seeds 6 to 10, 256 samples with code found "
+    "0.99 of problems like those, on seed 0 all of them, and of longer ones 0.75.",
+    first_seed=FIRST_HARD,
 )
 
 RANDOM_REWARD = Experiment(
