@@ -109,7 +109,7 @@ def passes(model: str, mode: str) -> Arm:
 
 
 def policy(folder, model: str, seed: int, quick: bool, name: str = "cir", start=COLD, **asked):
-    """The Run of a cold start ("base"), or of RL from it ("RL", or "words"), on problems `asked`."""
+    """The Run of a cold start ("base"), or of RL from it ("RL" or "words"), on problems `asked`."""
     init = cold_start(name, start, seed, quick)
     if model != "base":
         settings = start | RL | {"init": init, "sft.steps": 0}
