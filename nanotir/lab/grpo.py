@@ -7,7 +7,7 @@ import random
 from concurrent.futures import Future
 
 from nanotir.demonstrate import act_out, answer_sentence, wrong_guess
-from nanotir.lab.cir import COLD, FIRST_SEED
+from nanotir.lab.cir import COLD, FIRST_HARD
 from nanotir.lab.experiment import Arm, Compare, Experiment
 from nanotir.lab.experts import KINDS, expert_disagreement, expert_use, kinds_of_tokens
 from nanotir.lab.toy import cold_start, curve, largest, mean_of, measure, reinforce, trained
@@ -25,6 +25,7 @@ LINE = {
     "sampler.sessions": True,
     "eval.problems": 1,
 }
+LONG = COLD | {"level": 3}  # up to 7 digits, so that RL leaves something to be learned
 MOE = {"model.n_experts": 8, "model.n_experts_per_token": 2}
 GSPO_CLIP = {"rl.epsilon": 3e-4, "rl.epsilon_high": 4e-4}  # the paper's, for ratios of whole rows
 CONTROL = "random rewards"
@@ -111,7 +112,7 @@ def experts(
     All arms divide by the rows' own lengths, then by the rows, as GSPO does. They clip at 0.2, or,
     `tight`, as GSPO does. Without `balance` nothing ever spreads the load of the experts.
     """
-    name, start = ("moe", COLD | MOE) if moe else ("cir", COLD)
+    name, start = ("moe", LONG | MOE) if moe else ("dense", LONG)
     if not balance:
         name, start = "moe-free", start | {"model.router_aux_coef": 0.0}
     settings = {
@@ -235,9 +236,10 @@ EXPERTS = Experiment(
     ),
     control=CONTROL,
     figure=("variance by step", *(f"experts: {kind}" for kind in KINDS)),
-    tuned="As for CIR; 8 experts, 2 a token. That a mean over a row varies less than its terms is "
-    "arithmetic, and no part of the claim.",
-    first_seed=FIRST_SEED,
+    tuned="As for CIR; 8 experts, 2 a token. Numbers have up to 7 digits: with 5, RL ended at 0.97 "
+    "on seeds 6 to 10, with 6 at 0.98 on seed 0, with 7 at 0.94. That a mean over a row varies "
+    "less than its terms is arithmetic, and no part of the claim.",
+    first_seed=FIRST_HARD,
 )
 
 EXPERIMENTS = [LENGTHS, EXPERTS]
