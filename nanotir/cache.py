@@ -37,6 +37,7 @@ class KVCache:
         # What does not change from step to step: the rotations at each position, (2, S, 1, D).
         self.rope = torch.stack(rope_angles(torch.arange(capacity + 1, device=device), config))
         self.width = None  # how many slots are read, where it is fixed beforehand
+        self.kernel = None  # what attends for one id a row, where there is something faster
 
     @property
     def capacity(self) -> int:

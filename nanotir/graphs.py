@@ -14,17 +14,15 @@ fed by steps, an id at a time.
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from nanotir import native
 from nanotir.cache import KVCache
-from nanotir.kernels import decodes_on
+from nanotir.kernels import decode_attention, decodes_on
 
-COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # as torch.compile chooses it
 ROWS, SLOTS = 32, 128  # the fewest rows of a graph; multiples of so many slots
 
 
@@ -34,10 +32,15 @@ def decoder(model, cache: KVCache, graphs: bool, compiled: bool = False) -> Call
     Given an id and its position for each, it returns logits (B, 1, V). Experts are left out of
     graphs and programs, because the router waits for its counts.
     """
-    device = cache.kv.device
-    if graphs and device.type == "cuda" and not model.config.n_experts:
+    device, dense = cache.kv.device, not model.config.n_experts
+    if decodes_on(device):
+        cache.kernel = decode_attention
+    elif compiled and device.type == "cpu":
+        cache.kernel = native.kernel(model.config, cache.dtype)
+    if graphs and device.type == "cuda" and dense:
         return DecodeGraphs(model, cache)
-    if compiled and device.type == "cpu" and not model.config.n_experts:
+    # In bf16 a program rounds the weights at every step.
+    if compiled and device.type == "cpu" and dense and cache.dtype == torch.float32:
         return compiled_steps(model, cache)
 
     def step(ids: list[int], positions: list[int]) -> Tensor:
@@ -51,10 +54,7 @@ def compiled_steps(model, cache: KVCache) -> Callable:
     """A decoder by torch.compile, which turns several small operations into one loop.
 
     It compiles before the first step of several rows, and of a single one: tens of seconds each.
-    ValueError if there is no C++ compiler.
     """
-    if not shutil.which(COMPILER):
-        raise ValueError(f"sampler.compiled needs a C++ compiler: install {COMPILER}")
     forward = torch.compile(model, dynamic=True)  # one program for all numbers of rows and slots
 
     def step(ids: list[int], positions: list[int]) -> Tensor:

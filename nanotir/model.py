@@ -19,7 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
 from nanotir.gradients import ClosedRMSNorm, ClosedSwiGLU
-from nanotir.kernels import decode_attention, decodes_on
 from nanotir.rope import rope_angles, rotate
 
 
@@ -125,8 +124,8 @@ class Attention(nn.Module):
     def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
         heads = self.qkv(x).view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
-        if T == 1 and layout.cache is not None and decodes_on(x.device):
-            return self.out(decode_attention(self, heads, layout, layer))
+        if T == 1 and layout.cache is not None and layout.cache.kernel:
+            return self.out(layout.cache.kernel(self, heads, layout, layer))
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
         if self.qk_norm:
             q, k = qk.split([self.heads, self.kv_heads], dim=2)

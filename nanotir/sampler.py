@@ -45,12 +45,11 @@ class SamplerConfig:
     barrier: bool = False  # a result waits until no row can decode and all calls are back
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
     graphs: bool = True  # on a GPU, replay decoding steps as CUDA graphs; not for experts
-    compiled: bool = False  # on a CPU, decode by torch.compile; not for experts
+    compiled: bool = False  # on a CPU, decode by code that is compiled: attention in C++ and, in
+    # fp32 and without experts, the rest by torch.compile
 
     def __post_init__(self):
         check_settings(self, "sampler")
-        if self.compiled and self.bf16:  # the weights would be rounded anew at every step
-            raise ValueError("sampler.compiled decodes in fp32: leave out sampler.bf16")
 
 
 class Sampler:

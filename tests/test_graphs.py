@@ -9,7 +9,7 @@ from conftest import small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import cache as cache_module
-from nanotir import generation, graphs, threads
+from nanotir import generation, graphs, native, threads
 from nanotir.graphs import DecodeGraphs
 
 
@@ -136,7 +136,8 @@ def test_parts_of_a_rollout_in_two_threads_are_launched_ahead_alike(tokenizer, a
 @pytest.fixture
 def traced(monkeypatch):
     """Chooses a backend of torch.compile that runs what was traced: writing C++ takes long."""
-    monkeypatch.setattr(shutil, "which", lambda name: name)
+    if not shutil.which(native.COMPILER):
+        pytest.skip(f"there is no {native.COMPILER}")
 
     def choose(backend: str):
         torch.compiler.reset()
@@ -174,11 +175,25 @@ def test_compiled_steps_write_to_the_cache_itself(tokenizer, traced):
 
 def test_steps_are_not_compiled_without_a_compiler(tokenizer, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    native.program.cache_clear()
     sampler = sampler_of(small_model(len(tokenizer)), tokenizer, compiled=True)
     with pytest.raises(ValueError, match="needs a C.. compiler: install"):
         sampler.generate(["a"])
 
 
-def test_steps_are_not_compiled_in_bf16(tokenizer):
-    with pytest.raises(ValueError, match="leave out sampler.bf16"):
-        sampler_of(small_model(len(tokenizer)), tokenizer, compiled=True, bf16=True)
+@pytest.mark.parametrize("settings, bf16", [({}, True), ({"n_experts": 4}, False)])
+def test_in_bf16_and_with_experts_attention_alone_is_compiled(
+    tokenizer, traced, monkeypatch, settings, bf16
+):
+    attended = []
+
+    def attention(*given):
+        attended.append(given)
+        return native.decode_attention(*given)
+
+    monkeypatch.setattr(native, "kernel", lambda config, dtype: attention)
+    monkeypatch.setattr(graphs, "compiled_steps", None)
+    model = small_model(len(tokenizer), **settings)
+    rows = sampler_of(model, tokenizer, compiled=True, bf16=bf16, max_new_tokens=5)
+    assert rows.generate(["a", "bb"], n=3)[5].new_tokens
+    assert len(attended) >= model.config.n_layers

@@ -15,13 +15,12 @@ import pytest
 import torch
 from closed_forms import LOSS_TYPES
 from conftest import small_model
+from decode_checks import HEADS, check_a_step, check_a_step_in_bf16, check_what_is_read
 
 from nanotir import kernels, sampler
-from nanotir.cache import new_cache
 from nanotir.draws import uniforms
-from nanotir.logps import autocast, token_logps
+from nanotir.logps import token_logps
 from nanotir.losses import policy_loss
-from nanotir.model import RMSNorm
 from nanotir.sampler import Sampler, SamplerConfig, pick
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -317,74 +316,19 @@ def test_triton_is_imported_only_when_a_kernel_is_launched():
 
 # The attention of a decoding step.
 
-HEADS = {  # settings of a model, the positions of its four rows
-    "two queries a key": ({"n_heads": 4, "n_kv_heads": 2}, [70, 64, 3, 0]),
-    "no norm, a bias": (
-        {"n_heads": 6, "n_kv_heads": 1, "d_head": 24, "qk_norm": False, "qkv_bias": True},
-        [65, 63, 1, 2],
-    ),
-    "padding": ({"n_heads": 2, "n_kv_heads": 2}, [5, -1, 69, -1]),
-}
-
-
-def decoded(positions: list[int], model, bf16: bool = False) -> tuple:
-    """(logits (4, V), the cache) after a step at these positions, of rows of 70 ids."""
-    ids = torch.randint(50, (4, 71), generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    with torch.no_grad(), autocast(ids.device, bf16):
-        cache = new_cache(model, 4, 80)
-        model.hidden(ids[:, :70], cache=cache)
-        at = torch.tensor(positions, device=DEVICE)[:, None]
-        return model(ids[:, -1:], at, cache)[:, 0].float(), cache
-
 
 @pytest.mark.parametrize("name", HEADS)
-def test_a_decoding_step_by_the_kernel_is_that_of_pytorch(triton, monkeypatch, name):
-    settings, positions = HEADS[name]
-    model = small_model(50, **settings).to(DEVICE)
-    with torch.no_grad():
-        for norm in [m for m in model.modules() if isinstance(m, RMSNorm)]:
-            norm.weight.uniform_(0.5, 1.5)
-    by_pytorch(monkeypatch)
-    expected, plain = decoded(positions, model)
-    by_kernel(monkeypatch)
-    found, cache = decoded(positions, model)
-    real = [row for row, position in enumerate(positions) if position >= 0]
-    torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(cache.kv[..., :-1, :], plain.kv[..., :-1, :], atol=1e-5, rtol=1e-5)
-    assert found.isfinite().all()
+def test_a_decoding_step_by_the_kernel_is_that_of_pytorch(triton, name):
+    check_a_step(kernels.decode_attention, name, DEVICE)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="Triton's interpreter multiplies bf16 as integers")
-def test_a_decoding_step_in_bf16_is_that_of_pytorch_up_to_rounding(triton, monkeypatch):
-    model = small_model(50, n_heads=4, n_kv_heads=2).to(DEVICE)
-    by_pytorch(monkeypatch)
-    exact, _ = decoded([70, 64, 3, 0], model)
-    rounded, _ = decoded([70, 64, 3, 0], model, bf16=True)
-    by_kernel(monkeypatch)
-    found, cache = decoded([70, 64, 3, 0], model, bf16=True)
-    assert cache.kv.dtype == torch.bfloat16
-    assert (found - exact).norm() < 1.5 * (rounded - exact).norm()
+def test_a_decoding_step_in_bf16_is_that_of_pytorch_up_to_rounding(triton):
+    check_a_step_in_bf16(kernels.decode_attention, DEVICE)
 
 
-def test_what_lies_beyond_a_rows_position_is_not_read(triton, monkeypatch):
-    by_kernel(monkeypatch)
-    model = small_model(50).to(DEVICE)
-    ids = torch.zeros(2, 1, dtype=torch.long, device=DEVICE)
-    at = torch.tensor([[3], [40]], device=DEVICE)
-    with torch.no_grad():
-        cache = new_cache(model, 2, 60)
-        model.hidden(ids.expand(2, 41), cache=cache)
-        expected = model(ids, at, cache)
-        cache.kv[:, :, 0, :, 4:] = cache.kv[:, :, 1, :, 41:] = float("nan")
-        torch.testing.assert_close(model(ids, at, cache), expected, atol=0, rtol=0)
-
-
-def by_kernel(monkeypatch):
-    monkeypatch.setattr("nanotir.model.decodes_on", lambda device: True)
-
-
-def by_pytorch(monkeypatch):
-    monkeypatch.setattr("nanotir.model.decodes_on", lambda device: False)
+def test_what_lies_beyond_a_rows_position_is_not_read(triton):
+    check_what_is_read(kernels.decode_attention, DEVICE)
 
 
 COMPILE = """
