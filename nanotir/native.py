@@ -42,10 +42,10 @@ def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
     keys, values = layout.cache.kv[layer]  # each (B, K, S, D)
     weights, eps = (None, None), 0.0
     if attention.qk_norm:
-        weights = (attention.q_norm.weight, attention.k_norm.weight)
+        weights = (attention.q_norm.weight.float(), attention.k_norm.weight.float())
         eps = attention.q_norm.eps
-    given = (heads.to(keys.dtype), *weights, layout.cos, layout.sin, layout.positions)
-    return _attention(*given, keys, values, attention.heads, eps)
+    given = (heads.to(keys.dtype), *weights, layout.cos.float(), layout.sin.float())
+    return _attention(*given, layout.positions, keys, values, attention.heads, eps)
 
 
 # That it writes to `keys` and `values` is not declared: torch.compile would copy both at each

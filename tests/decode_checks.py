@@ -46,10 +46,11 @@ def check_a_step(kernel, name: str, device: str):
     assert found.isfinite().all()
 
 
-def check_a_step_in_bf16(kernel, device: str):
+def check_a_step_in_bf16(kernel, device: str, weights: torch.dtype = torch.float32):
     """It is as far from the step in fp32 as PyTorch's step in bf16."""
     model = small_model(50, n_heads=4, n_kv_heads=2).to(device)
     exact, _ = decoded([70, 64, 3, 0], model)
+    model.to(weights)
     rounded, _ = decoded([70, 64, 3, 0], model, bf16=True)
     found, cache = decoded([70, 64, 3, 0], model, kernel, bf16=True)
     assert cache.kv.dtype == torch.bfloat16

@@ -22,8 +22,9 @@ def test_a_decoding_step_in_cpp_is_that_of_pytorch(name):
 
 
 @needs_a_compiler
-def test_a_decoding_step_in_bf16_is_that_of_pytorch_up_to_rounding():
-    check_a_step_in_bf16(native.decode_attention, "cpu")
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+def test_a_decoding_step_in_bf16_is_that_of_pytorch_up_to_rounding(weights):
+    check_a_step_in_bf16(native.decode_attention, "cpu", weights)
 
 
 @needs_a_compiler
