@@ -14,25 +14,26 @@ union Bits {
     uint32_t whole;
     float number;
 };
-inline float wide(Number x) {
+static float wide(Number x) {
     Bits bits = {uint32_t(x) << 16};
     return bits.number;
 }
-inline Number narrow(float x) {  // to the nearest, and to the even one of two
+static Number narrow(float x) {  // to the nearest, and to the even one of two
     Bits bits;
     bits.number = x;
+    if ((bits.whole & 0x7fffffff) > 0x7f800000) return 0x7fc0;  // NaN, whatever its other bits
     return (bits.whole + 0x7fff + ((bits.whole >> 16) & 1)) >> 16;
 }
 #else
 using Number = float;
-inline float wide(Number x) { return x; }
-inline Number narrow(float x) { return x; }
+static float wide(Number x) { return x; }
+static Number narrow(float x) { return x; }
 #endif
 constexpr int LINE = 64 / sizeof(Number);  // numbers that memory hands over at a time
 
 // y (D,): the head x, normalised if there is a weight, and rotated.
-void turn(const Number* x, const float* weight, float eps, const float* cos, const float* sin,
-          float* y) {
+static void turn(const Number* x, const float* weight, float eps, const float* cos,
+                 const float* sin, float* y) {
     float head[D], squares = 0;
     for (int d = 0; d < D; d++) head[d] = wide(x[d]);
     if (weight) {
@@ -44,8 +45,8 @@ void turn(const Number* x, const float* weight, float eps, const float* cos, con
 }
 
 // mean (GROUP, D): of the values in `slots` slots, by the softmax of q (GROUP, D) . keys.
-void attend(const float (*q)[D], const Number* keys, const Number* values, int64_t slots,
-            float (*mean)[D]) {
+static void attend(const float (*q)[D], const Number* keys, const Number* values, int64_t slots,
+                   float (*mean)[D]) {
     float scores[GROUP][BLOCK], largest[GROUP], total[GROUP];
     for (int g = 0; g < GROUP; g++) {
         largest[g] = -1e30f;

@@ -9,6 +9,7 @@ first needed, which takes less than a second, for one width and one number of he
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import shutil
 import subprocess
@@ -21,15 +22,16 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-COMPILER = "clang++" if sys.platform == "darwin" else "g++"  # as torch.compile chooses it
+# As torch.compile chooses it.
+COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
 SOURCE = Path(__file__).with_name("attention.cpp")
 POINTERS, NUMBERS = 9, 3  # arguments of the function in C++, before eps
 
 
 def kernel(config, dtype: torch.dtype) -> Callable | None:
-    """`decode_attention`, compiled for a model's ModelConfig; None for a cache in float64.
+    """`decode_attention`, compiled for a model's ModelConfig. None unless in fp32 or in bf16.
 
-    ValueError if there is no C++ compiler.
+    ValueError if there is no C++ compiler, or if it fails.
     """
     if dtype not in (torch.float32, torch.bfloat16):
         return None
@@ -49,7 +51,7 @@ def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
 
 
 # That it writes to `keys` and `values` is not declared: torch.compile would copy both at each
-# layer. Nothing else in a compiled step reads them.
+# layer. Nothing else in a compiled step reads them, and each layer needs what the one before gives.
 @torch.library.custom_op("nanotir::decode_attention", mutates_args=())
 def _attention(
     heads: Tensor,
@@ -85,7 +87,8 @@ def program(width: int, group: int, dtype: torch.dtype) -> Callable:
     """attention.cpp for heads of `width` numbers and `group` query heads a key head."""
     if not shutil.which(COMPILER):
         raise ValueError(f"sampler.compiled needs a C++ compiler: install {COMPILER}")
-    machine = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    named_by_cpu = platform.machine() in ("arm64", "aarch64", "ppc64le")
+    machine = "-mcpu=native" if named_by_cpu else "-march=native"
     options = ["-std=c++17", "-O3", machine, "-ffast-math", "-shared", "-fPIC"]
     # What else -ffast-math would link sets small numbers to 0 in all of the process.
     options += ["-nostartfiles", f"-DD={width}", f"-DGROUP={group}"]
@@ -95,8 +98,13 @@ def program(width: int, group: int, dtype: torch.dtype) -> Callable:
         command = [COMPILER, *options, str(SOURCE), "-o", library]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
-            raise ValueError(f"sampler.compiled: {COMPILER} failed: {ran.stderr[:200]!r}")
-        function = ctypes.CDLL(library).decode_attention
+            errors = [line for line in ran.stderr.splitlines() if "error" in line]
+            reason = (errors or ran.stderr.splitlines() or ["no message"])[0]
+            raise ValueError(f"{COMPILER} failed ({reason}): leave out sampler.compiled")
+        try:
+            function = ctypes.CDLL(library).decode_attention
+        except OSError as error:
+            raise ValueError(f"{error}: leave out sampler.compiled, or set TMPDIR") from error
     function.restype = None
     function.argtypes = [ctypes.c_void_p] * POINTERS + [ctypes.c_int64] * NUMBERS + [ctypes.c_float]
     return function

@@ -9,7 +9,7 @@ from conftest import small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import cache as cache_module
-from nanotir import generation, graphs, native, threads
+from nanotir import generation, graphs, kernels, native, threads
 from nanotir.graphs import DecodeGraphs
 
 
@@ -62,6 +62,21 @@ def test_rows_that_fill_up_a_shape_change_no_other(tokenizer):
         padded = step([3, 3, 3], [2, 2, 2])
         assert list(step.steps) == [(32, 128)]
         torch.testing.assert_close(padded, rows.step([3] * 40, [2] * 40)[:3])
+
+
+def test_steps_on_a_gpu_attend_by_the_kernel_and_those_on_a_cpu_where_compiled(monkeypatch):
+    model = small_model(50)
+
+    def kernel_of(**settings):
+        cache = cache_module.new_cache(model, 2, 8)
+        graphs.decoder(model, cache, **settings)
+        return cache.kernel
+
+    monkeypatch.setattr(native, "kernel", lambda config, dtype: native.decode_attention)
+    assert kernel_of(graphs=True) is None
+    assert kernel_of(graphs=True, compiled=True) is native.decode_attention
+    monkeypatch.setattr(graphs, "decodes_on", lambda device: True)
+    assert kernel_of(graphs=False) is kernels.decode_attention
 
 
 SETTINGS = {
