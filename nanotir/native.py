@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 # As torch.compile chooses it.
 COMPILER = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
@@ -35,7 +35,7 @@ def kernel(config, dtype: torch.dtype) -> Callable | None:
     """
     if dtype not in (torch.float32, torch.bfloat16):
         return None
-    program(config.d_head, config.n_heads // config.n_kv_heads, dtype)
+    compiled(config.d_head, config.n_heads // config.n_kv_heads, dtype)
     return decode_attention
 
 
@@ -52,7 +52,7 @@ def decode_attention(attention, heads: Tensor, layout, layer: int) -> Tensor:
 
 # That it writes to `keys` and `values` is not declared: torch.compile would copy both at each
 # layer. Nothing else in a compiled step reads them, and each layer needs what the one before gives.
-@torch.library.custom_op("nanotir::decode_attention", mutates_args=())
+@library.custom_op("nanotir::decode_attention", mutates_args=())
 def _attention(
     heads: Tensor,
     q_weight: Tensor | None,
@@ -73,7 +73,7 @@ def _attention(
     tensors = [tensor if tensor is None else tensor.contiguous() for tensor in tensors]
     tensors += [keys, values, out]
     pointers = [tensor if tensor is None else tensor.data_ptr() for tensor in tensors]
-    program(D, H // K, keys.dtype)(*pointers, B, K, S, eps)
+    compiled(D, H // K, keys.dtype)(*pointers, B, K, S, eps)
     return out
 
 
@@ -83,7 +83,7 @@ def _(heads, q_weight, k_weight, cos, sin, positions, keys, values, H, eps):
 
 
 @lru_cache
-def program(width: int, group: int, dtype: torch.dtype) -> Callable:
+def compiled(width: int, group: int, dtype: torch.dtype) -> Callable:
     """attention.cpp for heads of `width` numbers and `group` query heads a key head."""
     if not shutil.which(COMPILER):
         raise ValueError(f"sampler.compiled needs a C++ compiler: install {COMPILER}")
@@ -94,15 +94,15 @@ def program(width: int, group: int, dtype: torch.dtype) -> Callable:
     options += ["-nostartfiles", f"-DD={width}", f"-DGROUP={group}"]
     options += ["-DBF16"] * (dtype == torch.bfloat16)
     with TemporaryDirectory() as folder:
-        library = f"{folder}/attention.so"
-        command = [COMPILER, *options, str(SOURCE), "-o", library]
+        program = f"{folder}/attention.so"
+        command = [COMPILER, *options, str(SOURCE), "-o", program]
         ran = subprocess.run(command, capture_output=True, text=True)
         if ran.returncode:
             errors = [line for line in ran.stderr.splitlines() if "error" in line]
             reason = (errors or ran.stderr.splitlines() or ["no message"])[0]
             raise ValueError(f"{COMPILER} failed ({reason}): leave out sampler.compiled")
         try:
-            function = ctypes.CDLL(library).decode_attention
+            function = ctypes.CDLL(program).decode_attention
         except OSError as error:
             raise ValueError(f"{error}: leave out sampler.compiled, or set TMPDIR") from error
     function.restype = None

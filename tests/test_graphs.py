@@ -190,7 +190,7 @@ def test_compiled_steps_write_to_the_cache_itself(tokenizer, traced):
 
 def test_steps_are_not_compiled_without_a_compiler(tokenizer, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    native.program.cache_clear()
+    native.compiled.cache_clear()
     sampler = sampler_of(small_model(len(tokenizer)), tokenizer, compiled=True)
     with pytest.raises(ValueError, match="needs a C.. compiler: install"):
         sampler.generate(["a"])

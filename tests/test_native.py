@@ -86,8 +86,8 @@ def test_damaged_weights_are_seen_in_bf16(tokenizer, nan):
 @needs_a_compiler
 def test_small_numbers_are_not_set_to_0_in_the_process():
     """As they were if the code that gcc adds for -ffast-math ran."""
-    native.program.cache_clear()
-    native.program(16, 1, torch.float32)
+    native.compiled.cache_clear()
+    native.compiled(16, 1, torch.float32)
     smallest = torch.tensor(2.0**-149)
     assert smallest * 1.0 > 0
 
@@ -105,7 +105,7 @@ def test_a_folder_from_which_nothing_may_be_run_is_named_in_one_line(monkeypatch
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(subprocess, "run", lambda *given, **settings: done)
     monkeypatch.setattr(native.ctypes, "CDLL", fails)
-    native.program.cache_clear()
+    native.compiled.cache_clear()
     with pytest.raises(ValueError, match="failed to map.*set TMPDIR") as error:
         native.kernel(small_model(50).config, torch.float32)
     assert "\n" not in str(error.value)
@@ -113,7 +113,7 @@ def test_a_folder_from_which_nothing_may_be_run_is_named_in_one_line(monkeypatch
 
 def test_without_a_compiler_there_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    native.program.cache_clear()
+    native.compiled.cache_clear()
     with pytest.raises(ValueError, match="needs a C.. compiler: install"):
         native.kernel(small_model(50).config, torch.float32)
 
@@ -123,7 +123,7 @@ def test_a_compiler_that_fails_is_quoted_in_one_line(monkeypatch):
     failed = subprocess.CompletedProcess([], 1, stderr=stderr)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     monkeypatch.setattr(subprocess, "run", lambda *given, **settings: failed)
-    native.program.cache_clear()
+    native.compiled.cache_clear()
     with pytest.raises(ValueError, match="cc1plus: error: no such option.*leave out") as error:
         native.kernel(small_model(50).config, torch.float32)
     assert "\n" not in str(error.value)
