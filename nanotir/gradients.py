@@ -1,20 +1,22 @@
-"""Two formulas of the model with their gradients in closed form. (Skip it at first reading.)
+"""Formulas of the model with their gradients in closed form, in C++. (Skip it at first reading.)
 
 Autograd differentiates a formula operation by operation: it keeps what each one needs, and writes
 the gradient of each to memory. One function for the whole formula keeps less, and passes over
-memory less often. Its results are those of the formula, bit for bit. Gradients differ by rounding.
+memory once. These are for a CPU, see native.py; elsewhere PyTorch's formulas are used.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from nanotir import native
 
-class ClosedRMSNorm(Function):
-    """y * weight (..., d) with y = x r and r = 1 / sqrt(mean(x^2) + eps), for a CPU.
+
+class RMSNorm(Function):
+    """y * weight (..., d) with y = x r and r = 1 / sqrt(mean(x^2) + eps); weight in fp32.
 
     With g = dL/dout:
 
@@ -23,27 +25,24 @@ class ClosedRMSNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        r = (wide.square().mean(-1, keepdim=True) + eps).rsqrt()  # (..., 1)
-        ctx.save_for_backward(x, r, weight)
-        return (wide * r).mul_(weight).to(x.dtype)
+        x = x.contiguous()
+        ctx.sizes = x[..., 0].numel(), x.shape[-1]
+        out, scales = torch.empty_like(x), weight.new_empty(x.shape[:-1])
+        native.run(native.formulas(x.dtype).rms_norm, x, weight, out, scales, *ctx.sizes, eps)
+        ctx.save_for_backward(x, weight, scales)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        x, r, weight = ctx.saved_tensors
-        grad, scale = grad.to(r.dtype), weight.to(r.dtype)
-        y = x * r
-        product = grad * y
-        mean = (product @ scale)[..., None] / len(scale)  # (..., 1)
-        grad_weight = None
-        if ctx.needs_input_grad[1]:  # beside adapters it is frozen
-            grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype)
-        grad_x = torch.mul(grad, scale, out=product).addcmul_(y, mean, value=-1).mul_(r)
-        return grad_x.to(x.dtype), grad_weight, None
+    def backward(ctx, g):
+        x, weight, scales = ctx.saved_tensors
+        grad, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        function = native.formulas(x.dtype).rms_norm_gradient
+        native.run(function, x, weight, scales, g.contiguous(), grad, grad_weight, *ctx.sizes)
+        return grad, grad_weight, None
 
 
-class ClosedSwiGLU(Function):
+class SwiGLU(Function):
     """silu(gate) * up from both in one: (..., 2 d_ff) -> (..., d_ff). With g = dL/dout:
 
     dL/dgate = g up silu'(gate)        dL/dup = g silu(gate)
@@ -51,18 +50,88 @@ class ClosedSwiGLU(Function):
 
     @staticmethod
     def forward(ctx, gate_up):
-        gate, up = gate_up.chunk(2, dim=-1)
-        active = F.silu(gate)
-        ctx.save_for_backward(gate_up, active)
-        return active * up
+        gate_up = gate_up.contiguous()
+        d = gate_up.shape[-1] // 2
+        out = gate_up.new_empty(*gate_up.shape[:-1], d)
+        ctx.sizes = gate_up[..., 0].numel(), d
+        native.run(native.formulas(out.dtype).swiglu, gate_up, out, *ctx.sizes)
+        ctx.save_for_backward(gate_up)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
-        gate_up, active = ctx.saved_tensors
-        gate, up = gate_up.chunk(2, dim=-1)
-        grad_gate_up = torch.empty_like(gate_up)
-        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
-        torch.mul(grad, active, out=grad_up)
-        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
-        return grad_gate_up
+    def backward(ctx, g):
+        (gate_up,) = ctx.saved_tensors
+        grad = torch.empty_like(gate_up)
+        function = native.formulas(g.dtype).swiglu_gradient
+        native.run(function, gate_up, g.contiguous(), grad, *ctx.sizes)
+        return grad
+
+
+class Attention(Function):
+    """Causal attention within rows: heads (B, T, (H+2K) D) of queries, keys, values -> (B, T, H D).
+
+    Queries and keys are normalised, if there are weights (D,), and rotated: cos, sin (B, T, 1, D).
+    H is `group` times K. Probabilities are not kept: the backward pass computes them again.
+    """
+
+    @staticmethod
+    def forward(ctx, heads, q_weight, k_weight, cos, sin, K, group, eps):
+        B, T, width = heads.shape
+        D = cos.shape[-1]
+        given = heads.contiguous(), q_weight, k_weight, cos.contiguous(), sin.contiguous()
+        ctx.functions = native.attention("attention.cpp", D, group, heads.dtype)
+        ctx.numbers = B, T, K, eps
+        out = heads.new_empty(B, T, K * group * D)
+        native.run(ctx.functions.attention, *given, out, *ctx.numbers)
+        ctx.save_for_backward(*given)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        given = ctx.saved_tensors
+        grads = [None if x is None else torch.zeros_like(x) for x in given[:3]]
+        native.run(ctx.functions.attention_gradient, *given, g.contiguous(), *grads, *ctx.numbers)
+        return *grads, None, None, None, None, None
+
+
+class LogProbs(Function):
+    """(log-probs, entropies), each (N,), of ids (N,) under softmax(logits / temperature) (N, V).
+
+    With p = softmax and H = -sum p log p, the gradient of these is
+
+        d logp / d logits = onehot(id) - p        d H / d logits = -p (log p + H)
+
+    The backward pass OVERWRITES the logits by it.
+    """
+
+    @staticmethod
+    def forward(ctx, logits, ids, temperature):
+        assert logits.is_contiguous()
+        logps, entropies, lses = torch.empty(3, len(ids))
+        ctx.numbers = *logits.shape, temperature
+        function = native.formulas(logits.dtype).log_probs
+        native.run(function, logits, ids, logps, entropies, lses, *ctx.numbers)
+        ctx.save_for_backward(logits, ids, entropies, lses)
+        ctx.set_materialize_grads(False)
+        ctx.spent = False
+        return logps, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g, h):
+        assert not ctx.spent, "the logits have been overwritten by their gradient"
+        ctx.spent = True
+        logits, ids, *kept = ctx.saved_tensors
+        given = [x if x is None else x.contiguous() for x in (g, h)]
+        function = native.formulas(logits.dtype).log_probs_gradient
+        native.run(function, logits, ids, *kept, *given, *ctx.numbers)
+        return logits, None, None
+
+
+def attention(module, heads: Tensor, layout) -> Tensor:
+    """What the heads (B, T, (H+2K) D) of a model.Attention read of their own rows: (B, T, H D)."""
+    *weights, eps = native.norms_of(module)
+    K, group = module.kv_heads, module.heads // module.kv_heads
+    return Attention.apply(heads, *weights, layout.cos.float(), layout.sin.float(), K, group, eps)

@@ -14,6 +14,7 @@ fed by steps, an id at a time.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,7 @@ def decoder(model, cache: KVCache, graphs: bool, compiled: bool = False) -> Call
     device, dense = cache.kv.device, not model.config.n_experts
     if decodes_on(device):
         cache.kernel = decode_attention
-    elif compiled and device.type == "cpu":
+    elif device.type == "cpu":
         cache.kernel = native.kernel(model.config, cache.dtype)
     if graphs and device.type == "cuda" and dense:
         return DecodeGraphs(model, cache)
@@ -55,6 +56,8 @@ def compiled_steps(model, cache: KVCache) -> Callable:
 
     It compiles before the first step of several rows, and of a single one: tens of seconds each.
     """
+    if not shutil.which(native.COMPILER):
+        raise ValueError(f"sampler.compiled needs a C++ compiler: install {native.COMPILER}")
     forward = torch.compile(model, dynamic=True)  # one program for all numbers of rows and slots
 
     def step(ids: list[int], positions: list[int]) -> Tensor:

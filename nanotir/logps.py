@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nanotir import gradients, native
+
 CHUNKED_FROM = 16384  # vocabulary from which on logits are made chunk by chunk
 CHUNK = 256  # rows of logits held at a time; fewer mean more sums of the weight's gradient
 CHUNK_ON_GPU = 2048  # which must be kept busy
@@ -24,7 +26,7 @@ def autocast(device: torch.device, bf16: bool):
     Not on a CPU without instructions for bfloat16, where they would take seven times as long.
     Rounded weights are not kept while gradients are recorded: threads would share their graphs.
     """
-    able = device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    able = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
     kept = not torch.is_grad_enabled()
     return torch.autocast(device.type, torch.bfloat16, bf16 and able, cache_enabled=kept)
 
@@ -90,9 +92,13 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
     """
     if len(weight) >= CHUNKED_FROM:
         return ChunkedLogps.apply(hidden, weight, ids, temperature, banned, entropy)
-    logits = full(F.linear(hidden, weight))  # (N, V), large: no copies
+    logits = F.linear(hidden, weight)  # (N, V), large: no copies
     with torch.no_grad():  # what autograd needs is not overwritten
         logits[:, banned] = float("-inf")
+    if native.serves(logits):
+        logps, entropies = gradients.LogProbs.apply(logits, ids, temperature)
+        return logps, entropies if entropy else None
+    logits = full(logits)
     if temperature != 1:
         logits = logits / temperature
     all_logps = logits.log_softmax(-1)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nanotir import threads
+from nanotir import native, threads
 from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_logps
 from nanotir.model import ModelConfig
 from nanotir.processes import on_this_machine
@@ -37,6 +37,7 @@ class Sizes:
     s: int
     rank: int = 0  # of the adapters; 0: all weights are trained
     chunk: int = CHUNK  # rows of logits that are held at a time, of a large vocabulary
+    cpp: bool = False  # formulas and attention are computed in C++, which keeps less
 
 
 def check_memory(run) -> str:
@@ -226,7 +227,7 @@ def sizes_of(model, bf16: bool, rank: int) -> Sizes:
     with autocast(device, bf16):
         c = 2 if torch.is_autocast_enabled(device.type) else w
     if device.type == "cpu":
-        return Sizes(w, c, 4, rank)
+        return Sizes(w, c, 4, rank, cpp=native.serves(model.embed.weight))
     return Sizes(w, c, c, rank, CHUNK_ON_GPU)
 
 
@@ -235,6 +236,8 @@ def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
     w, c, s = sizes.w, sizes.c, sizes.s
     d, heads, keys = m.d_model, m.n_heads * m.d_head, m.n_kv_heads * m.d_head
     kept = w * d + 4 + c * d  # of RMSNorm its input and one number a position in fp32
+    if sizes.cpp:
+        return kept + c * (2 * heads + 2 * keys) + 2 * c * sizes.rank  # q, k and v in one; out
     kept += s * (heads + keys) + s * heads + 4 * m.n_heads  # q and k, rotated; out, and its sums
     if m.qk_norm:  # its input is in the precision of the weights
         kept += 4 * (m.n_heads + m.n_kv_heads) + (w * (heads + keys) if c < w else 0)
@@ -247,11 +250,12 @@ def saved_by_ff(m: ModelConfig, sizes: Sizes) -> float:
     """Bytes a token that one block's feed-forward layer, or its experts, keep, input included."""
     w, c, d, k = sizes.w, sizes.c, m.d_model, m.n_experts_per_token
     kept = w * d + 4
+    inner = (3 if sizes.cpp else 4) * c  # gate, up, product and, without C++, silu(gate)
     if not m.n_experts:
-        return kept + c * d + 4 * c * m.d_ff + 2 * c * sizes.rank  # gate, up, silu(gate), product
-    expert = 2 * c * d + w * d + 4 * c * m.d_expert + 2 * c * sizes.rank
+        return kept + c * d + inner * m.d_ff + 2 * c * sizes.rank
+    expert = 2 * c * d + w * d + inner * m.d_expert + 2 * c * sizes.rank
     kept += 4 * d + 4 * m.n_experts + k * (expert + 40)  # the router's input is in fp32
-    shared = 4 * c * m.d_shared + (c * d if c < 4 else 0) + 2 * c * sizes.rank
+    shared = inner * m.d_shared + (c * d if c < 4 else 0) + 2 * c * sizes.rank
     return kept + (shared if m.d_shared else 0)
 
 
@@ -260,6 +264,8 @@ def logits_of(m: ModelConfig, sizes: Sizes, tokens: int, entropy: bool) -> float
     if m.vocab_size >= CHUNKED_FROM:
         head = 0 if sizes.rank else 4 * m.vocab_size * m.d_model  # the gradient, summed in fp32
         return 3 * 4 * sizes.chunk * m.vocab_size + head
+    if sizes.cpp:  # their gradient is written over them
+        return sizes.c * tokens * m.vocab_size
     return (6 if entropy else 3) * 4 * tokens * m.vocab_size
 
 

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nanotir import gradients, native
 from nanotir.cache import KVCache
 from nanotir.checks import Amount, Count, Positive, Whole, check_settings
-from nanotir.gradients import ClosedRMSNorm, ClosedSwiGLU
 from nanotir.rope import rope_angles, rotate
 
 
@@ -77,8 +77,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         x = x.to(self.weight.dtype)
-        if torch.is_grad_enabled() and x.device.type == "cpu":  # GPUs have a kernel for it
-            return ClosedRMSNorm.apply(x, self.weight, self.eps)
+        if native.serves(x):
+            return gradients.RMSNorm.apply(x, self.weight.float(), self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -123,7 +123,10 @@ class Attention(nn.Module):
 
     def forward(self, x, layout: Layout, layer: int):
         B, T, _ = x.shape
-        heads = self.qkv(x).view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
+        heads = self.qkv(x)  # (B, T, (H+2K)*D)
+        if layout.cache is None and native.serves(heads):
+            return self.out(gradients.attention(self, heads, layout))
+        heads = heads.view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
         if T == 1 and layout.cache is not None and layout.cache.kernel:
             return self.out(layout.cache.kernel(self, heads, layout, layer))
         qk, v = heads.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
@@ -147,8 +150,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x):
         gate_up = self.gate_up(x)  # (..., 2 * width)
-        if torch.is_grad_enabled():
-            return self.down(ClosedSwiGLU.apply(gate_up))
+        if native.serves(gate_up):
+            return self.down(gradients.SwiGLU.apply(gate_up))
         gate, up = gate_up.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 

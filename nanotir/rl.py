@@ -60,7 +60,7 @@ class RLConfig:
     decay: Share = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     grad_clip: Positive = 1.0  # largest gradient norm
     micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
-    bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
+    bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX512_BF16
     loss_type: str = "dapo"  # a row of losses.LOSSES, such as dapo, grpo, dr_grpo or cispo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
     epsilon: Amount = 0.2  # the ratio is clipped below 1 - epsilon

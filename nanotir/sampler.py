@@ -45,8 +45,7 @@ class SamplerConfig:
     barrier: bool = False  # a result waits until no row can decode and all calls are back
     bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
     graphs: bool = True  # on a GPU, replay decoding steps as CUDA graphs; not for experts
-    compiled: bool = False  # on a CPU, decode by code that is compiled: attention in C++ and, in
-    # fp32 and without experts, the rest by torch.compile
+    compiled: bool = False  # on a CPU, in fp32 and without experts, decode by torch.compile
 
     def __post_init__(self):
         check_settings(self, "sampler")

@@ -32,7 +32,7 @@ class SFTConfig:
     warmup: Whole = 20  # steps of linear warm-up
     decay: Share = 0.5  # share of the steps, at the end, over which the learning rates fall to 0
     grad_clip: Positive = 1.0  # largest gradient norm
-    bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX-512
+    bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX512_BF16
     observations: str = "masked"  # tool output is masked, or learned as if the teacher wrote it
 
     def __post_init__(self):

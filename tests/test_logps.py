@@ -231,11 +231,9 @@ def test_a_large_vocabulary_is_cut_into_chunks_and_a_small_one_is_not(monkeypatc
     assert seen == [16384]
 
 
-@pytest.mark.parametrize("capability, dtype", [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
-def test_bfloat16_is_left_alone_on_a_cpu_without_instructions_for_it(
-    monkeypatch, capability, dtype
-):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+@pytest.mark.parametrize("able, dtype", [(False, torch.float32), (True, torch.bfloat16)])
+def test_bfloat16_is_left_alone_on_a_cpu_without_instructions_for_it(monkeypatch, able, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
     for bf16, expected in ((True, dtype), (False, torch.float32)):
         with autocast(torch.device("cpu"), bf16):
             assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == expected
@@ -250,7 +248,7 @@ def nodes(function) -> set:
 
 
 def test_two_passes_in_bfloat16_share_nothing_of_their_graphs_but_the_weight(monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     x, weight = torch.ones(2, 3), torch.ones(4, 3, requires_grad=True)
     with autocast(torch.device("cpu"), True):
         one, other = (nodes(F.linear(x, weight).sum().grad_fn) for _ in range(2))

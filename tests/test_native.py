@@ -1,4 +1,4 @@
-"""Attention in C++, which is compiled here."""
+"""C++ for a CPU: attention of a decoding step, and how it is compiled."""
 
 import shutil
 import subprocess
@@ -78,7 +78,7 @@ def test_damaged_weights_are_seen_in_bf16(tokenizer, nan):
     """The second NaN is that of GPUs: with its bits, rounding up would carry into the sign."""
     model = small_model(len(tokenizer))
     model.blocks[-1].attention.q_norm.weight.data.view(torch.int32).fill_(nan)
-    sampler = sampler_of(model, tokenizer, compiled=True, bf16=True)
+    sampler = sampler_of(model, tokenizer, bf16=True)
     with pytest.raises(ValueError, match="not finite"):
         sampler.generate(["a"])
 
@@ -86,8 +86,7 @@ def test_damaged_weights_are_seen_in_bf16(tokenizer, nan):
 @needs_a_compiler
 def test_small_numbers_are_not_set_to_0_in_the_process():
     """As they were if the code that gcc adds for -ffast-math ran."""
-    native.compiled.cache_clear()
-    native.compiled(16, 1, torch.float32)
+    assert native.compiled("decode.cpp", torch.float32, "-DD=16", "-DGROUP=1")
     smallest = torch.tensor(2.0**-149)
     assert smallest * 1.0 > 0
 
@@ -97,33 +96,108 @@ def test_a_cache_in_other_numbers_has_no_kernel(dtype):
     assert native.kernel(small_model(50).config, dtype) is None
 
 
-def test_a_folder_from_which_nothing_may_be_run_is_named_in_one_line(monkeypatch):
+@pytest.mark.parametrize("x", [torch.zeros(1).double(), torch.zeros(1, device="meta")])
+def test_other_numbers_and_other_devices_are_not_served(x):
+    assert not native.serves(x)
+
+
+# Compiling
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A folder for what is compiled, and nothing in it."""
+    monkeypatch.setattr(native, "cache_from_source", lambda source: str(tmp_path / "native.pyc"))
+    return tmp_path
+
+
+def compiled(*defines: str):
+    return native.compiled("formulas.cpp", torch.float32, *defines)
+
+
+def calls_of_the_compiler(monkeypatch) -> list[list[str]]:
+    """The commands that are run from here on, but for those that only ask."""
+    calls = []
+
+    def ran(command, **settings):
+        calls.extend([command] * ("-###" not in command))
+        return run(command, **settings)
+
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", ran)
+    return calls
+
+
+@needs_a_compiler
+def test_what_is_compiled_is_kept_until_the_source_or_the_options_change(
+    cache, monkeypatch, tmp_path_factory
+):
+    calls = calls_of_the_compiler(monkeypatch)
+    assert compiled() and compiled()
+    assert len(calls) == 1
+    assert compiled("-DOTHER") and compiled()
+    assert len(calls) == 2
+    sources = tmp_path_factory.mktemp("sources")
+    for name in ("formulas.cpp", "heads.h", "numbers.h"):
+        shutil.copy(native.FOLDER / name, sources)
+    monkeypatch.setattr(native, "FOLDER", sources)
+    for number, name in enumerate(("formulas.cpp", "numbers.h"), 3):
+        source = sources / name
+        source.write_text(source.read_text() + "// changed\n")
+        assert compiled() and compiled()
+        assert len(calls) == number
+    assert {path.suffix for path in cache.iterdir()} == {".so"}
+
+
+@needs_a_compiler
+def test_what_was_compiled_for_another_processor_is_not_used(cache, monkeypatch):
+    assert compiled()
+    run = subprocess.run
+
+    def elsewhere(command, **settings):
+        done = run(command, **settings)
+        done.stderr += " -mother"
+        return done
+
+    monkeypatch.setattr(subprocess, "run", elsewhere)
+    assert compiled()
+    assert len(list(cache.iterdir())) == 2
+
+
+@needs_a_compiler
+def test_where_nothing_can_be_kept_it_is_compiled_each_time(cache, monkeypatch):
+    cache.rmdir()  # as where Python keeps nothing either
+    calls = calls_of_the_compiler(monkeypatch)
+    assert compiled() and compiled()
+    assert len(calls) == 2
+    assert not cache.exists()
+
+
+def test_without_a_compiler_nothing_is_compiled_and_nothing_said(monkeypatch, capsys):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert compiled() is None
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_compiler_that_fails_is_quoted_in_one_line(monkeypatch, capsys):
+    stderr = "formulas.cpp: warning: of no account\ncc1plus: error: no such option\nmore"
+
+    def fails(command, **settings):
+        raise subprocess.CalledProcessError(1, command, stderr=stderr)
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", fails)
+    assert compiled() is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cc1plus: error: no such option" in line and "PyTorch computes instead" in line
+
+
+@needs_a_compiler
+def test_a_folder_from_which_nothing_may_be_run_is_named_in_one_line(cache, monkeypatch, capsys):
     def fails(library):
         raise OSError(f"{library}: failed to map segment from shared object")
 
-    done = subprocess.CompletedProcess([], 0)
-    monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(subprocess, "run", lambda *given, **settings: done)
     monkeypatch.setattr(native.ctypes, "CDLL", fails)
-    native.compiled.cache_clear()
-    with pytest.raises(ValueError, match="failed to map.*set TMPDIR") as error:
-        native.kernel(small_model(50).config, torch.float32)
-    assert "\n" not in str(error.value)
-
-
-def test_without_a_compiler_there_is_one_line_that_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    native.compiled.cache_clear()
-    with pytest.raises(ValueError, match="needs a C.. compiler: install"):
-        native.kernel(small_model(50).config, torch.float32)
-
-
-def test_a_compiler_that_fails_is_quoted_in_one_line(monkeypatch):
-    stderr = "attention.cpp: warning: of no account\ncc1plus: error: no such option\nmore"
-    failed = subprocess.CompletedProcess([], 1, stderr=stderr)
-    monkeypatch.setattr(shutil, "which", lambda name: name)
-    monkeypatch.setattr(subprocess, "run", lambda *given, **settings: failed)
-    native.compiled.cache_clear()
-    with pytest.raises(ValueError, match="cc1plus: error: no such option.*leave out") as error:
-        native.kernel(small_model(50).config, torch.float32)
-    assert "\n" not in str(error.value)
+    assert compiled() is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "failed to map" in line and "PyTorch computes instead" in line

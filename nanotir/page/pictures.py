@@ -85,7 +85,7 @@ HOUSE = {
         "rows.py": "one row, and how far it is",
         "slots.py": "where rows sit in the cache",
         "graphs.py": "decoding steps as CUDA graphs",
-        "native.py": "attention in C++ for a CPU",
+        "native.py": "formulas in C++ for a CPU",
         "huggingface": "pretrained models, in and out",
         "turns.py": "how pretrained models talk",
         "processes.py": "several processes train as one",

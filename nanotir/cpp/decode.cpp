@@ -2,59 +2,25 @@
 //
 // Compiled for one shape: D numbers a head, GROUP query heads a key head. native.py says how.
 
-#include <cmath>
-#include <cstdint>
+#include <algorithm>
 
-constexpr int BLOCK = 64;  // slots whose scores are held at a time
-constexpr int AHEAD = 8;   // slots between the one that is read and the one that is fetched
+#include "heads.h"
 
-#ifdef BF16  // the upper half of a float's bits
-using Number = uint16_t;
-union Bits {
-    uint32_t whole;
-    float number;
-};
-static float wide(Number x) {
-    Bits bits = {uint32_t(x) << 16};
-    return bits.number;
-}
-static Number narrow(float x) {  // to the nearest, and to the even one of two
-    Bits bits;
-    bits.number = x;
-    if ((bits.whole & 0x7fffffff) > 0x7f800000) return 0x7fc0;  // NaN, whatever its other bits
-    return (bits.whole + 0x7fff + ((bits.whole >> 16) & 1)) >> 16;
-}
-#else
-using Number = float;
-static float wide(Number x) { return x; }
-static Number narrow(float x) { return x; }
-#endif
+constexpr int SCORES = 64;  // of slots, held at a time
+constexpr int AHEAD = 8;    // slots between the one that is read and the one that is fetched
 constexpr int LINE = 64 / sizeof(Number);  // numbers that memory hands over at a time
-
-// y (D,): the head x, normalised if there is a weight, and rotated.
-static void turn(const Number* x, const float* weight, float eps, const float* cos,
-                 const float* sin, float* y) {
-    float head[D], squares = 0;
-    for (int d = 0; d < D; d++) head[d] = wide(x[d]);
-    if (weight) {
-        for (int d = 0; d < D; d++) squares += head[d] * head[d];
-        float scale = 1 / std::sqrt(squares / D + eps);
-        for (int d = 0; d < D; d++) head[d] *= scale * weight[d];
-    }
-    for (int d = 0; d < D; d++) y[d] = head[d] * cos[d] + head[(d + D / 2) % D] * sin[d];
-}
 
 // mean (GROUP, D): of the values in `slots` slots, by the softmax of q (GROUP, D) . keys.
 static void attend(const float (*q)[D], const Number* keys, const Number* values, int64_t slots,
                    float (*mean)[D]) {
-    float scores[GROUP][BLOCK], largest[GROUP], total[GROUP];
+    float scores[GROUP][SCORES], largest[GROUP], total[GROUP];
     for (int g = 0; g < GROUP; g++) {
         largest[g] = -1e30f;
         total[g] = 0;
         for (int d = 0; d < D; d++) mean[g][d] = 0;
     }
-    for (int64_t start = 0; start < slots; start += BLOCK) {
-        int n = slots - start < BLOCK ? slots - start : BLOCK;
+    for (int64_t start = 0; start < slots; start += SCORES) {
+        int n = slots - start < SCORES ? slots - start : SCORES;
         const Number *key = keys + start * D, *value = values + start * D;
         for (int s = 0; s < n; s++) {
             for (int d = 0; d < D; d += LINE) {  // memory is slow to answer: it is asked early
@@ -69,11 +35,11 @@ static void attend(const float (*q)[D], const Number* keys, const Number* values
         }
         for (int g = 0; g < GROUP; g++) {  // what is there so far is relative to the largest score
             float before = largest[g];
-            for (int s = 0; s < n; s++) largest[g] = std::fmax(largest[g], scores[g][s]);
-            float shrink = std::exp(before - largest[g]);
+            largest[g] = std::max(before, largest_of(scores[g], n));
+            float shrink = exponential(before - largest[g]);
             total[g] *= shrink;
             for (int d = 0; d < D; d++) mean[g][d] *= shrink;
-            for (int s = 0; s < n; s++) scores[g][s] = std::exp(scores[g][s] - largest[g]);
+            for (int s = 0; s < n; s++) scores[g][s] = exponential(scores[g][s] - largest[g]);
             for (int s = 0; s < n; s++) total[g] += scores[g][s];
         }
         for (int s = 0; s < n; s++)
@@ -98,13 +64,12 @@ extern "C" void decode_attention(const Number* heads, const float* q_weight, con
             int64_t at = positions[b] < 0 ? S - 1 : positions[b];
             int64_t first = positions[b] < 0 ? S - 1 : 0;
             float q[GROUP][D], turned[D], mean[GROUP][D];
-            turn(own + (H + k) * D, k_weight, eps, cos + b * D, sin + b * D, turned);
+            turn(own + (H + k) * D, k_weight, eps, cos + b * D, sin + b * D, 1, turned);
             for (int d = 0; d < D; d++) key[at * D + d] = narrow(turned[d]);
             for (int d = 0; d < D; d++) value[at * D + d] = own[(H + K + k) * D + d];
-            for (int g = 0; g < GROUP; g++) {
-                turn(own + (k * GROUP + g) * D, q_weight, eps, cos + b * D, sin + b * D, q[g]);
-                for (int d = 0; d < D; d++) q[g][d] /= std::sqrt(float(D));
-            }
+            for (int g = 0; g < GROUP; g++)
+                turn(own + (k * GROUP + g) * D, q_weight, eps, cos + b * D, sin + b * D,
+                     1 / std::sqrt(float(D)), q[g]);
             attend(q, key + first * D, value + first * D, at - first + 1, mean);
             for (int g = 0; g < GROUP; g++)
                 for (int d = 0; d < D; d++)

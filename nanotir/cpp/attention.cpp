@@ -1,0 +1,222 @@
+// Attention of whole rows on a CPU, with its gradient.
+//
+// Compiled for one shape: D numbers a head, GROUP query heads a key head. native.py says how.
+//
+// One row and one head at a time. Its queries, keys and values are turned and widened into matrices
+// that stay in the processor's caches. A block of queries at a time attends to all keys up to its
+// last one. The backward pass computes the probabilities again. Matrices are padded with zeros:
+// positions to whole blocks, heads to whole vectors.
+
+#include <algorithm>
+#include <vector>
+
+#include "heads.h"
+
+constexpr int TALL = LANES / 2;                         // rows of a tile
+constexpr int BLOCK = 32;                               // queries
+constexpr int WIDTH = (D + LANES - 1) / LANES * LANES;  // of a padded head
+
+struct Matrix {  // a view
+    float* data;
+    int64_t rows, columns, next_row, next_column = 1;
+
+    Matrix transposed() const { return {data, columns, rows, next_column, next_row}; }
+    Matrix rows_from(int64_t first, int64_t n) const {
+        return {data + first * next_row, n, columns, next_row, next_column};
+    }
+    Matrix left(int64_t n) const { return {data, rows, n, next_row, next_column}; }
+    void clear() const {
+        for (int64_t i = 0; i < rows; i++) std::fill_n(data + i * next_row, columns, 0.0f);
+    }
+};
+
+struct Array : Matrix {  // and what is viewed
+    std::vector<float> numbers;
+    Array(int64_t rows, int64_t columns)
+        : Matrix{nullptr, rows, columns, columns}, numbers(rows * columns) {
+        data = numbers.data();
+    }
+};
+
+// c (TALL, V * LANES) += a b, which stays in registers.
+template <int V>
+static void add_tile(Matrix a, Matrix b, Matrix c) {
+    Vector sums[TALL][V];
+    for (int r = 0; r < TALL; r++)
+        for (int v = 0; v < V; v++) sums[r][v] = load(c.data + r * c.next_row + v * LANES);
+    for (int64_t i = 0; i < b.rows; i++)
+        for (int v = 0; v < V; v++) {
+            Vector x = load(b.data + i * b.next_row + v * LANES);
+            for (int r = 0; r < TALL; r++)
+                sums[r][v] += a.data[r * a.next_row + i * a.next_column] * x;
+        }
+    for (int r = 0; r < TALL; r++)
+        for (int v = 0; v < V; v++) *(Vector*)(c.data + r * c.next_row + v * LANES) = sums[r][v];
+}
+
+// c (m, n) += a (m, k) b (k, n). m is a multiple of TALL and n of LANES; a may be transposed.
+static void add_product(Matrix a, Matrix b, Matrix c) {
+    for (int64_t i = 0; i < c.rows; i += TALL) {
+        Matrix left = a.rows_from(i, TALL), out = c.rows_from(i, TALL), right = b;
+        int64_t j = 0;
+        for (; j + 2 * LANES <= c.columns; j += 2 * LANES) {
+            add_tile<2>(left, right, out);
+            right.data += 2 * LANES;
+            out.data += 2 * LANES;
+        }
+        if (j < c.columns) add_tile<1>(left, right, out);
+    }
+}
+
+static void transpose(Matrix x, Matrix y) {
+    for (int64_t i = 0; i < x.rows; i++)
+        for (int64_t j = 0; j < x.columns; j++)
+            y.data[j * y.next_row + i] = x.data[i * x.next_row + j];
+}
+
+// y (T and more, WIDTH): one head of a row, widened. x is its first number, `next` from the second.
+static void widen(const Number* x, int64_t T, int64_t next, Matrix y) {
+    for (int64_t t = 0; t < T; t++)
+        for (int d = 0; d < D; d++) y.data[t * y.next_row + d] = wide(x[t * next + d]);
+}
+
+struct Heads {  // of all rows, (B, T, H+2K, D): queries, keys and values
+    const Number* data;
+    const float *q_weight, *k_weight;  // (D,), or null
+    const float *cos, *sin;            // (B, T, D)
+    int64_t T, K;
+    float eps;
+
+    int64_t padded() const { return (T + BLOCK - 1) / BLOCK * BLOCK; }
+    int64_t next() const { return (GROUP + 2) * K * D; }
+    int64_t at(int64_t b, int64_t head) const { return b * T * next() + head * D; }
+    const float* weight(int64_t head) const { return head < GROUP * K ? q_weight : k_weight; }
+    float factor(int64_t head) const { return head < GROUP * K ? 1 / std::sqrt(float(D)) : 1; }
+
+    // y (padded, WIDTH): a query or key head of row b, turned. Queries are divided by sqrt(D).
+    void turned(int64_t b, int64_t head, Matrix y) const {
+        const Number* x = data + at(b, head);
+        for (int64_t t = 0; t < T; t++)
+            turn(x + t * next(), weight(head), eps, cos + (b * T + t) * D, sin + (b * T + t) * D,
+                 factor(head), y.data + t * WIDTH);
+    }
+
+    // The head's gradient, (B, T, H+2K, D), and what is added to its norm's, from that of `turned`.
+    void turned_back(int64_t b, int64_t head, Matrix g, Number* grad, float* grad_weight) const {
+        for (int64_t t = 0; t < T; t++) {
+            const float *c = cos + (b * T + t) * D, *s = sin + (b * T + t) * D, *w = weight(head);
+            int64_t place = at(b, head) + t * next();
+            float back[D], y[D], mean = 0;
+            for (int d = 0; d < D; d++) {
+                int pair = (d + D / 2) % D;
+                const float* own = g.data + t * WIDTH;
+                back[d] = factor(head) * (own[d] * c[d] + own[pair] * s[pair]);
+            }
+            if (w) {  // gradients.py says how a norm is differentiated
+                float r = normalise(data + place, eps, y);
+                for (int d = 0; d < D; d++) grad_weight[d] += back[d] * y[d];
+                for (int d = 0; d < D; d++) back[d] *= w[d];
+                for (int d = 0; d < D; d++) mean += back[d] * y[d] / D;
+                for (int d = 0; d < D; d++) back[d] = r * (back[d] - y[d] * mean);
+            }
+            for (int d = 0; d < D; d++) grad[place + d] = narrow(back[d]);
+        }
+    }
+};
+
+// p (BLOCK, n): the softmax of q (BLOCK, WIDTH) keys_t (WIDTH, n), each query up to itself. The
+// first of them is number n - BLOCK of its row.
+static void probabilities(Matrix q, Matrix keys_t, Matrix p) {
+    int64_t n = p.columns;
+    p.clear();
+    add_product(q, keys_t, p);
+    for (int64_t i = 0; i < BLOCK; i++) {
+        int64_t last = n - BLOCK + i;
+        float *row = p.data + i * p.next_row, largest = largest_of(row, last + 1), sum = 0;
+        for (int64_t s = last + 1; s < n; s++) row[s] = -1e30f;
+        for (int64_t s = 0; s < n; s++) row[s] = exponential(row[s] - largest);
+        for (int64_t s = 0; s < n; s++) sum += row[s];
+        for (int64_t s = 0; s < n; s++) row[s] /= sum;
+    }
+}
+
+// out (B, T, H, D): what each query of heads (B, T, H+2K, D) reads of its own row up to itself.
+extern "C" void attention(const Number* data, const float* q_weight, const float* k_weight,
+                          const float* cos, const float* sin, Number* out, int64_t B, int64_t T,
+                          int64_t K, float eps) {
+    Heads heads = {data, q_weight, k_weight, cos, sin, T, K, eps};
+    int64_t H = K * GROUP, P = heads.padded();
+    Array q(P, WIDTH), keys(P, WIDTH), keys_t(WIDTH, P), values(P, WIDTH);
+    Array space(BLOCK, P), mean(BLOCK, WIDTH);
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t h = 0; h < H; h++) {
+            if (h % GROUP == 0) {
+                heads.turned(b, H + h / GROUP, keys);
+                transpose(keys, keys_t);
+                widen(data + heads.at(b, H + K + h / GROUP), T, heads.next(), values);
+            }
+            heads.turned(b, h, q);
+            for (int64_t i = 0; i < T; i += BLOCK) {
+                Matrix p = space.left(i + BLOCK);
+                probabilities(q.rows_from(i, BLOCK), keys_t, p);
+                mean.clear();
+                add_product(p, values.rows_from(0, i + BLOCK), mean);
+                for (int64_t t = i; t < std::min(T, i + BLOCK); t++)
+                    for (int d = 0; d < D; d++)
+                        out[((b * T + t) * H + h) * D + d] = narrow(mean.data[(t - i) * WIDTH + d]);
+            }
+        }
+}
+
+// grad (B, T, H+2K, D) for heads, and what is added to the norms' (D,), from g (B, T, H, D).
+// With p = softmax(s), s = q k^T and out = p v:  dp = g v^T,  ds = p (dp - sum p dp),  dv = p^T g,
+// dq = ds k,  dk = ds^T q.
+extern "C" void attention_gradient(const Number* data, const float* q_weight,
+                                   const float* k_weight, const float* cos, const float* sin,
+                                   const Number* g, Number* grad, float* grad_q_weight,
+                                   float* grad_k_weight, int64_t B, int64_t T, int64_t K,
+                                   float eps) {
+    Heads heads = {data, q_weight, k_weight, cos, sin, T, K, eps};
+    int64_t H = K * GROUP, P = heads.padded();
+    Array q(P, WIDTH), keys(P, WIDTH), keys_t(WIDTH, P), values(P, WIDTH), values_t(WIDTH, P);
+    Array grad_q(P, WIDTH), grad_keys(P, WIDTH), grad_values(P, WIDTH), grad_out(P, WIDTH);
+    Array space(BLOCK, P), grad_space(BLOCK, P);
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t h = 0; h < H; h++) {
+            int64_t key = H + h / GROUP, value = key + K;
+            if (h % GROUP == 0) {
+                heads.turned(b, key, keys);
+                transpose(keys, keys_t);
+                widen(data + heads.at(b, value), T, heads.next(), values);
+                transpose(values, values_t);
+                grad_keys.clear();
+                grad_values.clear();
+            }
+            heads.turned(b, h, q);
+            widen(g + (b * T * H + h) * D, T, H * D, grad_out);
+            grad_q.clear();
+            for (int64_t i = 0; i < T; i += BLOCK) {
+                int64_t n = i + BLOCK;
+                Matrix p = space.left(n), dp = grad_space.left(n);
+                Matrix queries = q.rows_from(i, BLOCK), own = grad_out.rows_from(i, BLOCK);
+                probabilities(queries, keys_t, p);
+                add_product(p.transposed(), own, grad_values.rows_from(0, n));
+                dp.clear();
+                add_product(own, values_t, dp);
+                for (int64_t r = 0; r < BLOCK; r++) {  // from here on, p is ds
+                    float *row = p.data + r * P, *slope = dp.data + r * P, mean = 0;
+                    for (int64_t s = 0; s < n; s++) mean += row[s] * slope[s];
+                    for (int64_t s = 0; s < n; s++) row[s] *= slope[s] - mean;
+                }
+                add_product(p, keys.rows_from(0, n), grad_q.rows_from(i, BLOCK));
+                add_product(p.transposed(), queries, grad_keys.rows_from(0, n));
+            }
+            heads.turned_back(b, h, grad_q, grad, grad_q_weight);
+            if (h % GROUP < GROUP - 1) continue;
+            heads.turned_back(b, key, grad_keys, grad, grad_k_weight);
+            for (int64_t t = 0; t < T; t++)
+                for (int d = 0; d < D; d++)
+                    grad[heads.at(b, value) + t * heads.next() + d] =
+                        narrow(grad_values.data[t * WIDTH + d]);
+        }
+}
