@@ -20,15 +20,22 @@ CHUNK_ON_GPU = 2048  # which must be kept busy
 DAMAGED = "the model's probabilities are not finite: its weights are damaged"
 
 
-def autocast(device: torch.device, bf16: bool):
-    """Matrix products in bfloat16 where that is asked for.
+def in_bf16(device: torch.device, bf16: bool) -> bool:
+    """Whether matrix products are in bfloat16, if that is asked for.
 
-    Not on a CPU without instructions for bfloat16, where they would take seven times as long.
-    Rounded weights are not kept while gradients are recorded: threads would share their graphs.
+    Not on a CPU without instructions for it, where they would take seven times as long.
     """
     able = device.type != "cpu" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return bf16 and able
+
+
+def autocast(device: torch.device, bf16: bool):
+    """Matrix products `in_bf16`.
+
+    Rounded weights are not kept while gradients are recorded: threads would share their graphs.
+    """
     kept = not torch.is_grad_enabled()
-    return torch.autocast(device.type, torch.bfloat16, bf16 and able, cache_enabled=kept)
+    return torch.autocast(device.type, torch.bfloat16, in_bf16(device, bf16), cache_enabled=kept)
 
 
 def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:

@@ -34,9 +34,13 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether C++ computes with x: on a CPU, in fp32 or in bf16, unless torch.compile reads it."""
-    able = x.device.type == "cpu" and x.dtype in DTYPES
-    return able and not torch.compiler.is_compiling() and formulas(x.dtype) is not None
+    """Whether formulas of x are computed in C++: on a CPU, in fp32 or in bf16, in training.
+
+    In a decoding step, in inference mode or by torch.compile, PyTorch's own are as fast.
+    """
+    decoding = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    able = x.device.type == "cpu" and x.dtype in DTYPES and not decoding
+    return able and formulas(x.dtype) is not None
 
 
 @lru_cache

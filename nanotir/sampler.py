@@ -18,7 +18,7 @@ from nanotir.checks import Amount, Count, Part, Whole, check_settings
 from nanotir.draws import draw, precise, truncate
 from nanotir.generation import Generation
 from nanotir.kernels import decodes_on, fused_pick
-from nanotir.logps import DAMAGED, autocast
+from nanotir.logps import DAMAGED, autocast, in_bf16
 from nanotir.lora import merged
 from nanotir.model import Transformer
 from nanotir.processes import gather, share
@@ -128,9 +128,9 @@ class Sampler:
 
         In inference mode autocast would turn the weights into bf16 at every step, not only once.
         """
-        bf16 = self.config.bf16
-        mode = torch.no_grad() if bf16 else torch.inference_mode()
-        with mode, autocast(self.model.embed.weight.device, bf16):
+        given = (self.model.embed.weight.device, self.config.bf16)
+        mode = torch.no_grad() if in_bf16(*given) else torch.inference_mode()
+        with mode, autocast(*given):
             yield
 
     def pick(self, logits: Tensor, u: np.ndarray | None, forced: Tensor | None = None):

@@ -101,6 +101,16 @@ def test_other_numbers_and_other_devices_are_not_served(x):
     assert not native.serves(x)
 
 
+@needs_a_compiler
+def test_formulas_are_served_in_training_alone():
+    x = torch.zeros(1)
+    assert native.serves(x)
+    with torch.no_grad():
+        assert native.serves(x)  # log-probs are those of an update, bit for bit
+    with torch.inference_mode():
+        assert not native.serves(x)
+
+
 # Compiling
 
 
