@@ -57,6 +57,7 @@ def test_keys_in_bf16_are_rounded_as_pytorch_rounds_them():
     """Half of what lies between two numbers goes to the even one."""
     B, K, D, S = 3, 2, 8, 5
     heads = torch.randn(B, 1, 3 * K, D, generator=torch.Generator().manual_seed(0)).bfloat16()
+    heads[..., 0] = 1.0  # times these, half of what lies between two numbers
     cos = torch.tensor([1.0, 1.00390625, 1.01171875]).view(B, 1, 1, 1).expand(B, 1, 1, D)
     keys, values = torch.zeros(2, B, K, S, D, dtype=torch.bfloat16)
     at = torch.tensor([[0], [2], [4]])
