@@ -38,6 +38,7 @@ class Sizes:
     rank: int = 0  # of the adapters; 0: all weights are trained
     chunk: int = CHUNK  # rows of logits that are held at a time, of a large vocabulary
     cpp: bool = False  # formulas and attention are computed in C++, which keeps less
+    norms: int = 0  # kept by a norm beside its input on a CPU without C++, about
 
 
 def check_memory(run) -> str:
@@ -227,7 +228,8 @@ def sizes_of(model, bf16: bool, rank: int) -> Sizes:
     with autocast(device, bf16):
         c = 2 if torch.is_autocast_enabled(device.type) else w
     if device.type == "cpu":
-        return Sizes(w, c, 4, rank, cpp=native.serves(model.embed.weight))
+        cpp = native.serves(model.embed.weight)
+        return Sizes(w, c, 4, rank, cpp=cpp, norms=0 if cpp or rank else 4 if w == 4 else 8)
     return Sizes(w, c, c, rank, CHUNK_ON_GPU)
 
 
@@ -238,9 +240,12 @@ def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
     kept = w * d + 4 + c * d  # of RMSNorm its input and one number a position in fp32
     if sizes.cpp:
         return kept + c * (2 * heads + 2 * keys) + 2 * c * sizes.rank  # q, k and v in one; out
+    kept += sizes.norms * d
     kept += s * (heads + keys) + s * heads + 4 * m.n_heads  # q and k, rotated; out, and its sums
     if m.qk_norm:  # its input is in the precision of the weights
-        kept += 4 * (m.n_heads + m.n_kv_heads) + (w * (heads + keys) if c < w else 0)
+        kept += 4 * (m.n_heads + m.n_kv_heads) + ((w if c < w else 0) + sizes.norms) * (
+            heads + keys
+        )
     kept += c * (heads + 2 * keys) if s == c or (m.qk_norm and c == w) else 0  # q, k and v in one
     kept += s * keys + c * heads if s != c else 0  # v and out in the other precision
     return kept + 2 * c * sizes.rank
@@ -249,7 +254,7 @@ def saved_by_attention(m: ModelConfig, sizes: Sizes) -> float:
 def saved_by_ff(m: ModelConfig, sizes: Sizes) -> float:
     """Bytes a token that one block's feed-forward layer, or its experts, keep, input included."""
     w, c, d, k = sizes.w, sizes.c, m.d_model, m.n_experts_per_token
-    kept = w * d + 4
+    kept = w * d + 4 + sizes.norms * d
     inner = (3 if sizes.cpp else 4) * c  # gate, up, product and, without C++, silu(gate)
     if not m.n_experts:
         return kept + c * d + inner * m.d_ff + 2 * c * sizes.rank
