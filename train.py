@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from nanotir import policy, sft
+from nanotir import policy, sft, workers
 from nanotir.commands import one_line
 from nanotir.config import RECIPES, RunConfig, build, parse
 from nanotir.evaluate import evaluate_run, suites_of
@@ -66,6 +66,10 @@ def train(config: RunConfig):
         memory = check_memory(run)  # known now, too, while no checkpoint takes its share
         if config.resume:
             run.resume()
+
+        # On a CPU, processes that sample beside this one start meanwhile.
+        given = (model, tokenizer, tools, format, asdict(config))
+        stack.enter_context(workers.beside(*given))
 
         # What to imitate: a scripted teacher calls the real tools.
         run.demonstrations = taught(run)

@@ -62,8 +62,8 @@ class RunConfig:
     resume: str = ""  # go on with this run folder, by its own settings
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
-    threads: Threads = 2  # micro-batches, or parts of the prompts, that are computed at a time on
-    # a CPU; 1 on a GPU and of several processes
+    threads: Threads = 2  # micro-batches that are computed at a time on a CPU, and processes that
+    # sample, this one and workers; 1 on a GPU and of several processes
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

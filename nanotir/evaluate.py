@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
+from nanotir import workers
 from nanotir.checks import Count, Seed, Whole, check_settings, one_of
 from nanotir.commands import Parser, number, one_line
 from nanotir.held_out import PROBLEMS, at_the_end, generate_with_bar
@@ -191,15 +192,16 @@ def main(arguments=None):
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
-        suites = {}
-        for spec in specs_of(",".join(options.data or [config["eval_data"]])):
-            problems = load(spec, "test", n, seed=seed + 1, level=config["level"])
-            room = (tokenizer, format, model.config.max_seq_len)
-            suites[spec] = problems_with_room(problems, *room)
         sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"].get("budgets", ""))
         policy = (model, tokenizer, tools, format)
-        asked = (settings, sampling, seed)
-        results = {spec: evaluate(*policy, suites[spec], *asked) for spec in suites}
+        with workers.beside(*policy, config):
+            suites = {}
+            for spec in specs_of(",".join(options.data or [config["eval_data"]])):
+                problems = load(spec, "test", n, seed=seed + 1, level=config["level"])
+                room = (tokenizer, format, model.config.max_seq_len)
+                suites[spec] = problems_with_room(problems, *room)
+            asked = (settings, sampling, seed)
+            results = {spec: evaluate(*policy, suites[spec], *asked) for spec in suites}
         if len(results) == 1:
             results = {"": results.popitem()[1]}
         print(json.dumps(results.get("", results), indent=1) if options.json else table(results))

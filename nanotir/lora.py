@@ -87,6 +87,18 @@ def weights_of(model) -> dict[str, Tensor]:
     return {name: state[name] for name in state if is_adapter(name)} or state
 
 
+def whole_weights(model) -> list[Tensor]:
+    """The weights of a model without adapters that computes the same, in the state dict's order.
+
+    Inside of `merged`.
+    """
+    state = model.state_dict()
+    sums = {
+        f"{name}.weight": m.whole for name, m in model.named_modules() if isinstance(m, Adapted)
+    }
+    return [sums.get(name, state[name]) for name in state if not is_adapter(name)]
+
+
 def load_weights(model, saved: dict[str, Tensor], frozen: int = 0):
     """Load what `weights_of` returned. Adapters are merged into a model that has none.
 

@@ -3,7 +3,7 @@
 `predicted_peak` are formulas over shapes, which make no tensor. On a GPU, the largest micro-batch
 runs as well, forwards and backwards. On a CPU, the prediction is compared with what Linux says is
 available. Where nothing says that (macOS, mps), it is shown and not compared. It leaves out what
-Python, PyTorch's libraries and the tools take, about 0.5 GB.
+Python, PyTorch's libraries and the tools take, about 0.5 GB, and 0.3 GB more for each worker.
 """
 
 from __future__ import annotations
@@ -129,6 +129,9 @@ def predicted_peak(model, config, prompt: int) -> dict[str, dict[str, float]]:
     peaks["sampling"] = sampling_parts(model, config, prompt)
     if config.rl.steps:
         peaks["sampling"] |= {"moments": 2 * trained} | (copies if config.rl.beta else {})
+    if workers := threads.at_a_time - 1:  # each has weights of its own, without adapters
+        held = {"workers": workers * bytes_of(model.parameters())}
+        peaks = {phase: parts | held for phase, parts in peaks.items()}
     return peaks
 
 

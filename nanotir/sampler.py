@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanotir import workers
 from nanotir.blocks import Blocks
 from nanotir.checks import Amount, Count, Part, Whole, check_settings
 from nanotir.draws import draw, precise, truncate
@@ -22,7 +23,6 @@ from nanotir.logps import DAMAGED, autocast, in_bf16
 from nanotir.lora import merged
 from nanotir.model import Transformer
 from nanotir.processes import gather, share
-from nanotir.threads import in_parts
 from nanotir.tokenizer import THOUGHT, Tokenizer
 from nanotir.tools.tool import Tool
 from nanotir.trajectory import Format, Trajectory
@@ -109,18 +109,19 @@ class Sampler:
         of a row's end. (In format text it is told of a fence's ids before they are one, as words.)
         Once stop() is true, unfinished rows end as "cancelled". ValueError for a prompt that leaves
         no room to answer. Of several processes, each samples its share of the prompts, of which
-        alone its watch is told, and gets the rows of all. Of several threads, each samples a part.
+        alone its watch is told, and gets the rows of all. Workers (workers.py) each sample a part.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
-
-        def sample(numbers, stop) -> list[Trajectory]:
-            own = [ids[number] for number in numbers]
-            with self.decoding():
-                return Generation(self, own, n, seed, watch, tuple(force), numbers).run(stop)
-
+        own = {number: ids[number] for number in share(range(len(ids)))}
         with merged(self.model):
-            rows = in_parts(sample, share(range(len(ids))), n, stop)
+            rows = workers.sample(self, own, n, seed, tuple(force), watch, stop)
         return gather(rows, n)
+
+    def sample(self, prompts: dict, n: int, seed: int, force, watch=None, stop=None):
+        """n trajectories for each of {number: ids}; what they draw depends on the numbers."""
+        given = (list(prompts.values()), n, seed, watch, force, list(prompts))
+        with self.decoding():
+            return Generation(self, *given).run(stop)
 
     @contextmanager
     def decoding(self):

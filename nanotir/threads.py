@@ -1,23 +1,20 @@
-"""Several cores for one process: threads that compute micro-batches, or sample, side by side.
+"""Several cores for one process: threads that compute micro-batches side by side.
 
 PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
 on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
-is learned does not depend on the number of threads, not in a bit. Of what is sampled, the sampler's
-log-probs do, in their last digits, because other rows share a batch. So now and then a draw falls
-on another id; in bf16, where these digits are coarse, more often.
+is learned does not depend on the number of threads, not in a bit.
+
+Sampling computes too little in an operation for that: workers.py has processes for it.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-
-from nanotir.processes import dealt
 
 _pool: ThreadPoolExecutor | None = None
 _owner = 0  # the process that has these threads; one that it forks has none
@@ -54,24 +51,6 @@ def each(function: Callable, items: Iterable) -> Iterator:
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-def in_parts(work: Callable, items: list, size: int, stop: Callable | None = None) -> list:
-    """What work(part, stop) makes of one part of the items a thread: a list, `size` rows an item.
-
-    Once the caller is interrupted, stop() is true for all threads.
-    """
-    parts = max(1, min(at_a_time, len(items)))
-    left = threading.Event()
-
-    def stopped() -> bool:
-        return left.is_set() or bool(stop and stop())
-
-    try:
-        rows = each(lambda part: work(part, stopped), [items[i::parts] for i in range(parts)])
-        return dealt(list(rows), size)
-    finally:
-        left.set()
 
 
 def backpropagate(model, loss_of: Callable, micros: Iterable) -> list:

@@ -200,7 +200,8 @@ def test_impossible_settings_are_refused(settings):
 def test_the_command_asks_with_the_last_of_the_run_s_budgets(
     tmp_path, tokenizer, caller, python, monkeypatch, capsys
 ):
-    config = asdict(build({"rl.budgets": "1,0", "eval.problems": 2, "eval.modes": "tools"}))
+    settings = {"rl.budgets": "1,0", "eval.problems": 2, "eval.modes": "tools", "threads": 1}
+    config = asdict(build(settings))
     loaded = (config, caller, tokenizer, Format(), [python])
     monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
     main(["--run", str(tmp_path), "--modes", "tools", "--json"])
@@ -210,7 +211,8 @@ def test_the_command_asks_with_the_last_of_the_run_s_budgets(
 def test_several_sets_of_problems_are_reported_apart(
     tmp_path, tokenizer, caller, python, monkeypatch, capsys
 ):
-    loaded = (asdict(build({"eval.problems": 2})), caller, tokenizer, Format(), [python])
+    config = asdict(build({"eval.problems": 2, "threads": 1}))
+    loaded = (config, caller, tokenizer, Format(), [python])
     monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
     specs = ["plain:itself", "plain@2:last"]
     main(["--run", str(tmp_path), "--modes", "tools", "--json", "--data", *specs])

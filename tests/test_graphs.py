@@ -9,7 +9,7 @@ from conftest import small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import cache as cache_module
-from nanotir import generation, graphs, kernels, native, threads
+from nanotir import generation, graphs, kernels, native
 from nanotir.graphs import DecodeGraphs
 
 
@@ -131,17 +131,6 @@ def test_a_stop_while_a_step_is_launched_leaves_the_beginnings_of_rows(
     assert "cancelled" in {row.finish_reason for row in stopped}
     for row, full in zip(stopped, whole):
         assert row.ids == full.ids[: len(row.ids)]
-
-
-def test_parts_of_a_rollout_in_two_threads_are_launched_ahead_alike(tokenizer, as_on_a_gpu):
-    model = calling_transformer(tokenizer)
-    found = []
-    for number in (1, 2):
-        threads.use_threads(number)
-        sampler = sampler_of(model, tokenizer, [Spy(delay=0.01)], max_new_tokens=24)
-        found.append(sampler.generate(["a", "bb", "1+1?"], n=4, seed=1))
-    assert ids_of(found[0]) == ids_of(found[1])
-    assert len(as_on_a_gpu) == 3
 
 
 # torch.compile

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from nanotir import memory, native
+from nanotir import memory, native, threads
 from nanotir.config import build
 from nanotir.logps import autocast
 from nanotir.lora import adapt
@@ -124,6 +124,13 @@ def test_every_phase_has_its_optimisers_moments_and_rl_its_reference(run):
     assert peaks["RL"]["moments"] == 2 * size
     assert peaks["RL"]["reference"] == size
     assert set(predicted_peak(run.model, build({"rl.steps": 0}), 30)) == {"imitation", "sampling"}
+
+
+def test_every_worker_has_the_weights_in_every_phase(run):
+    weights = memory.bytes_of(run.model.parameters())
+    threads.use_threads(3)
+    peaks = predicted_peak(run.model, run.config, 20)
+    assert [parts["workers"] for parts in peaks.values()] == 3 * [2 * weights]
 
 
 def test_what_fits_is_shown_and_changes_nothing(run):

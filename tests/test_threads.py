@@ -2,12 +2,11 @@
 
 import os
 import threading
-import time
 
 import pytest
 import torch
 from conftest import small_model
-from doubles import Spy, calling_transformer, ids_of, sampler_of
+from doubles import Spy, calling_transformer, sampler_of
 
 from nanotir import optim, rl, sft, threads
 from nanotir.batches import drawing_of
@@ -80,56 +79,6 @@ def test_updates_by_threads_are_the_same_to_the_last_bit(tokenizer, bf16):
     logps, metrics, many = updated(tokenizer, 3, bf16)
     assert logps == one_logps and metrics == one_metrics
     assert_equal(one, many)
-
-
-QUESTIONS = [f"What is {a} * {b}?" for a in range(3) for b in range(3)]
-
-
-def generated(tokenizer, number: int, **given):
-    threads.use_threads(number)
-    sampler = sampler_of(calling_transformer(tokenizer), tokenizer, [Spy()], max_new_tokens=24)
-    return sampler.generate(QUESTIONS, 3, seed=5, **given)
-
-
-def test_threads_sample_what_one_does(tokenizer):
-    one = generated(tokenizer, 1)
-    many = generated(tokenizer, 4)
-    assert ids_of(many) == ids_of(one)
-    for row, other in zip(many, one):
-        assert row.logps == pytest.approx(other.logps, abs=1e-4)
-
-
-def test_a_watch_is_told_of_the_rows_of_all_threads(tokenizer):
-    finished = []
-
-    def watch(row, kind, ids):
-        if kind == "finish":
-            finished.append(row)
-
-    generated(tokenizer, 2, watch=watch)
-    assert sorted(finished) == list(range(3 * len(QUESTIONS)))
-
-
-def test_threads_that_sample_stop_when_they_are_asked_to(tokenizer):
-    rows = generated(tokenizer, 2, stop=lambda: True)
-    assert {row.finish_reason for row in rows} == {"cancelled"}
-
-
-def test_threads_end_when_their_caller_is_interrupted():
-    threads.use_threads(2)
-    both, ended = threading.Barrier(2), threading.Event()
-
-    def work(part, stop):
-        both.wait(timeout=10)
-        if part == ["fails"]:
-            raise KeyboardInterrupt
-        while not stop():
-            time.sleep(0.001)
-        ended.set()
-
-    with pytest.raises(KeyboardInterrupt):
-        threads.in_parts(work, ["fails", "goes on"], 1)
-    assert ended.wait(timeout=10)
 
 
 def test_so_many_items_are_computed_at_a_time_and_come_in_their_order():

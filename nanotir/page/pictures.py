@@ -90,6 +90,7 @@ HOUSE = {
         "turns.py": "how pretrained models talk",
         "processes.py": "several processes train as one",
         "threads.py": "micro-batches side by side",
+        "workers.py": "processes that sample beside this one",
         "policy.py": "what a run trains and uses",
         "run.py": "a run, saved and resumed",
         "run_files.py": "what lies in its folder",

@@ -1,0 +1,177 @@
+"""Workers: processes that sample beside this one, each on one core of its own.
+
+    this process                                         a worker
+    weights and a part of the prompts  -------------->   samples that part, with tools of its own
+    samples its own part meanwhile
+    rows of all prompts                <--------------   its rows, or its error
+
+A decoding step of a small model takes a millisecond, of which Python takes a good part. Threads
+wait for each other's turn with Python; processes do not. A worker starts a Python of its own, so
+nothing depends on what this process has open, and it ends with this process, however that ends.
+
+The sampler's log-probs depend on the number of workers, in their last digits, because other rows
+share a batch. So now and then a draw falls on another id; in bf16, where these digits are coarse,
+more often.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+
+import torch
+from torch import Tensor
+
+from nanotir import threads
+from nanotir.lora import whole_weights
+from nanotir.model import Transformer
+from nanotir.processes import dealt
+from nanotir.tools.lockdown import die_with_parent
+
+_workers: list[Worker] = []
+_serve: tuple | None = None  # the model and the tools that they sample with
+
+
+@contextmanager
+def beside(model, tokenizer, tools, format, settings: dict):
+    """Around a run: one worker for each of its threads but the first.
+
+    `settings` are the run's, from which workers open tools like these. With a tool of the user's
+    own, or on the functions of a student, a run samples alone: a worker does not have them.
+    """
+    global _serve
+    known = all(type(tool).__module__.startswith("nanotir.") for tool in tools)
+    number = threads.at_a_time - 1 if known and not settings.get("answers") else 0
+    policy = (model.config, model.embed.weight.dtype, tokenizer, format, settings)
+    try:
+        _workers[:] = [Worker(policy) for _ in range(number)]
+        _serve = (model, tools)
+        yield
+    finally:
+        close()
+
+
+def close():
+    global _serve
+    for worker in _workers:
+        worker.close()
+    _workers.clear()
+    _serve = None
+
+
+def sample(sampler, prompts: dict[int, list[int]], n: int, seed: int, force, watch, stop) -> list:
+    """sampler.sample(..) of numbered prompts, in order; each worker samples a part of them.
+
+    `watch` is told of their rows' ends alone, once all have ended. With `stop` they do nothing.
+    """
+    helpers = _workers[: len(prompts) - 1] if _is_served(sampler) and not stop else []
+    numbers = list(prompts)
+    parts = [numbers[i :: 1 + len(helpers)] for i in range(1 + len(helpers))]
+    given = [({number: prompts[number] for number in part}, n, seed, force) for part in parts]
+    try:
+        for worker, part in zip(helpers, given[1:]):
+            worker.ask(sampler, part)
+        rows = [sampler.sample(*given[0], watch, stop), *(worker.answer() for worker in helpers)]
+    except BaseException:
+        close()  # what they still send would answer the wrong question
+        raise
+    for part in parts[1:] if watch else ():
+        for number in part:
+            for copy in range(n):
+                watch(number * n + copy, "finish", [])
+    return dealt(rows, n)
+
+
+def _is_served(sampler) -> bool:
+    """Whether it has the model and the tools that the workers have."""
+    if not _workers or sampler.model is not _serve[0]:
+        return False
+    return all(any(tool is own for own in _serve[1]) for tool in sampler.tools.values())
+
+
+class Worker:
+    """A worker, and the connection to it."""
+
+    def __init__(self, policy: tuple):
+        self.end, theirs = Pipe()
+        call = f"from nanotir.workers import serve; serve({theirs.fileno()})"
+        program = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path}; {call}"]
+        with theirs, tempfile.TemporaryFile() as given:
+            pickle.dump(policy, given)
+            given.seek(0)
+            # In a session of its own Ctrl-C does not reach it.
+            apart = {"pass_fds": [theirs.fileno()], "start_new_session": True}
+            self.process = subprocess.Popen(program, stdin=given, **apart)
+
+    def ask(self, sampler, part: tuple):
+        weights = [weight.contiguous() for weight in whole_weights(sampler.model)]
+        with self.connected():
+            self.end.send((sampler.config, list(sampler.tools), shapes_of(weights), part))
+            for weight in weights:
+                self.end.send_bytes(_bytes(weight))
+
+    def answer(self) -> list:
+        """The rows that were asked for. ValueError as the worker's own sampler raises it."""
+        with self.connected():
+            answer = self.end.recv()
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    @contextmanager
+    def connected(self):
+        try:
+            yield
+        except (EOFError, OSError):
+            code = self.process.wait()
+            cure = "--threads 1 does without, and takes less memory"
+            raise ValueError(
+                f"a worker that samples has ended (exit code {code}): {cure}"
+            ) from None
+
+    def close(self):
+        self.end.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def shapes_of(weights) -> list[tuple]:
+    return [tuple(weight.shape) for weight in weights]
+
+
+def _bytes(weight: Tensor):
+    """The memory of a weight."""
+    return weight.detach().flatten().view(torch.uint8).numpy()
+
+
+def serve(descriptor: int):
+    """A worker's whole life: sample what it is asked for until the other side has ended."""
+    from nanotir.policy import open_tools
+    from nanotir.sampler import Sampler
+
+    die_with_parent()
+    torch.set_num_threads(1)
+    shape, dtype, tokenizer, format, settings = pickle.load(sys.stdin.buffer)
+    model = Transformer(shape).to(dtype).eval()
+    tools = {tool.name: tool for tool in open_tools(settings)}
+    end = Connection(descriptor)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            config, names, shapes, part = end.recv()
+            weights = model.state_dict().values()
+            assert shapes == shapes_of(weights)
+            for weight in weights:
+                end.recv_bytes_into(_bytes(weight))
+            sampler = Sampler(model, tokenizer, [tools[name] for name in names], format, config)
+            try:
+                answer = sampler.sample(*part)
+            except ValueError as error:
+                answer = error
+            end.send(answer)
+    for tool in tools.values():
+        tool.close()

@@ -1,0 +1,233 @@
+"""Workers sample what this process would, and end with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_model
+from doubles import Spy, calling_transformer, ids_of, sampler_of
+
+from nanotir import lora, threads, workers
+from nanotir.config import RunConfig
+from nanotir.trajectory import Format
+
+QUESTIONS = [f"What is {a} * {b}?" for a in range(3) for b in range(3)]
+SETTINGS = asdict(RunConfig(tools=""))
+
+
+@pytest.fixture
+def beside(tokenizer):
+    """Start two workers beside this process, for as long as a test runs."""
+    contexts = []
+
+    def start(model, tools=(), settings=SETTINGS):
+        threads.use_threads(3)
+        context = workers.beside(model, tokenizer, tools, Format(), settings)
+        context.__enter__()
+        contexts.append(context)
+
+    yield start
+    for context in contexts:
+        context.__exit__(None, None, None)
+
+
+def rows_of(model, tokenizer, tools=(), **given):
+    sampler = sampler_of(model, tokenizer, tools, max_new_tokens=24)
+    return sampler.generate(QUESTIONS, 3, seed=5, **given)
+
+
+def adapted(vocab_size: int):
+    model = small_model(vocab_size)
+    lora.adapt(model, 2)
+    for name, weight in model.named_parameters():
+        if name.endswith(".B"):
+            torch.nn.init.normal_(weight)
+    return model
+
+
+MODELS = {
+    "dense": small_model,
+    "experts": lambda size: small_model(size, n_experts=4),
+    "adapters": adapted,
+    "a head of its own": lambda size: small_model(size, tie_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_workers_sample_what_one_process_does(tokenizer, beside, name):
+    model = MODELS[name](len(tokenizer))
+    alone = rows_of(model, tokenizer)
+    beside(model)
+    together = rows_of(model, tokenizer)
+    assert ids_of(together) == ids_of(alone)
+    for row, other in zip(together, alone):
+        assert row.logps == pytest.approx(other.logps, abs=1e-4)
+
+
+def test_weights_in_bf16_arrive_as_they_are(tokenizer, beside):
+    model = small_model(len(tokenizer)).to(torch.bfloat16)
+    alone = rows_of(model, tokenizer)
+    beside(model)
+    together = rows_of(model, tokenizer)
+    for row, other in zip(together, alone):  # the first ids: rows share other batches
+        assert row.logps[len(row.ids) - row.new_tokens] == pytest.approx(
+            other.logps[len(other.ids) - other.new_tokens], abs=0.05
+        )
+
+
+def test_workers_sample_from_the_weights_of_now(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    before = rows_of(model, tokenizer)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    after = rows_of(model, tokenizer)
+    workers.close()
+    assert ids_of(after) == ids_of(rows_of(model, tokenizer)) != ids_of(before)
+
+
+def test_workers_call_tools_of_their_own(tokenizer, python, beside):
+    model = calling_transformer(tokenizer)
+    alone = rows_of(model, tokenizer, [python])
+    beside(model, [python], asdict(RunConfig(tools="python")))
+    together = rows_of(model, tokenizer, [python])
+    assert ids_of(together) == ids_of(alone)
+    results = [[call.result.output for call in row.calls] for row in together]
+    assert results == [[call.result.output for call in row.calls] for row in alone]
+    assert any(map(any, results))
+
+
+def test_the_rows_are_shared_out_among_workers(tokenizer, beside, monkeypatch):
+    model = small_model(len(tokenizer))
+    beside(model)
+    asked = []
+    ask = workers.Worker.ask
+
+    def keep(self, sampler, part):
+        asked.append(part[0])
+        ask(self, sampler, part)
+
+    monkeypatch.setattr(workers.Worker, "ask", keep)
+    rows_of(model, tokenizer)
+    assert [list(part) for part in asked] == [[1, 4, 7], [2, 5, 8]]
+
+
+def test_a_watch_is_told_of_the_ends_of_all_rows(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    finished = []
+
+    def watch(row, kind, ids):
+        if kind == "finish":
+            finished.append(row)
+
+    rows_of(model, tokenizer, watch=watch)
+    assert sorted(finished) == list(range(3 * len(QUESTIONS)))
+
+
+def killed():
+    """Kill the workers, so that a call that asks them fails."""
+    for worker in workers._workers:
+        os.kill(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()
+
+
+def test_a_worker_that_has_ended_is_an_error_in_one_line(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    killed()
+    with pytest.raises(ValueError, match=r"worker .* has ended \(exit code -9\): --threads 1 does"):
+        rows_of(model, tokenizer)
+
+
+def test_other_models_other_tools_and_a_caller_that_may_stop_need_no_workers(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    killed()
+    other = small_model(len(tokenizer), seed=1)
+    assert len(rows_of(other, tokenizer)) == 3 * len(QUESTIONS)
+    assert len(rows_of(model, tokenizer, [Spy()])) == 3 * len(QUESTIONS)
+    rows = rows_of(model, tokenizer, stop=lambda: True)
+    assert {row.finish_reason for row in rows} == {"cancelled"}
+
+
+def test_what_a_workers_sampler_refuses_is_refused_here(tokenizer, beside):
+    model = small_model(len(tokenizer), max_seq_len=64)
+    beside(model)
+    sampler = sampler_of(model, tokenizer, max_new_tokens=24)
+    with pytest.raises(ValueError, match="leaves no room"):
+        sampler.generate(["short", "long " * 100])
+    assert not workers._workers
+
+
+def test_an_interrupted_call_ends_the_workers(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    processes = [worker.process for worker in workers._workers]
+
+    def watch(row, kind, ids):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rows_of(model, tokenizer, watch=watch)
+    assert [process.poll() for process in processes] == [-9, -9]
+
+
+@pytest.mark.parametrize("tools, changed", [([], {"answers": "answers"}), ([Spy()], {})])
+def test_a_run_with_what_only_this_process_has_samples_alone(tokenizer, beside, tools, changed):
+    beside(small_model(len(tokenizer)), tools, SETTINGS | changed)
+    assert not workers._workers
+
+
+PARENT = """
+import time, torch
+from nanotir import threads, workers
+from nanotir.model import ModelConfig, Transformer
+from nanotir.trajectory import Format
+from test_workers import SETTINGS
+threads.use_threads(2)
+with workers.beside(Transformer(ModelConfig()), None, (), Format(), SETTINGS):
+    print(workers._workers[0].process.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().split(") ")[1][:1]
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_worker_ends_with_a_process_that_is_killed():
+    paths = os.pathsep.join(path for path in sys.path if path)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    worker = int(parent.stdout.readline())
+    assert is_alive(worker)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while is_alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(worker)
+
+
+def test_a_worker_with_a_model_of_another_shape_ends_instead_of_waiting(tokenizer, beside):
+    beside(small_model(len(tokenizer)))
+    other = small_model(len(tokenizer), d_ff=32)
+    workers._serve = (other, ())
+    with pytest.raises(ValueError, match="has ended"):
+        rows_of(other, tokenizer)
