@@ -103,16 +103,22 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     grow as fast as possible. After five steps, those above 1/500 of the norm lie between 0.68 and
     1.21.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     tall = len(matrix) > matrix.shape[1]
     x = full(matrix.T if tall else matrix)  # (k, l) with k <= l; in bf16 it would not converge
     x = x / matrix.norm().clamp(min=1e-7)  # singular values are at most 1
     gram = x @ x.T  # (k, k), and all steps but the last product are as small
-    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    for _ in range(steps):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G^2
-        polynomial.diagonal().add_(a)
-        product = polynomial @ product
+    polynomial = product = polynomial_of(gram)
+    for _ in range(steps - 1):
         gram = polynomial @ gram @ polynomial  # polynomials of one matrix commute
+        polynomial = polynomial_of(gram)
+        product = polynomial @ product
     x = product @ x
     return (x.T if tall else x).to(matrix.dtype)
+
+
+def polynomial_of(gram: Tensor) -> Tensor:
+    """a + b G + c G^2."""
+    a, b, c = 3.4445, -4.7750, 2.0315
+    polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    polynomial.diagonal().add_(a)
+    return polynomial
