@@ -100,6 +100,7 @@ FIGURES = {  # measurements that are short on a small policy, and what they must
     "rl_step": {"rollout", "rescore", "update", "new_tokens", "calls"},
     "decode": {"ms_1_rows", "ms_64_rows", "ms_256_rows"},
     "sft_step": {"seconds", "tokens_per_second"},
+    "rollout_by_workers": {"alone", "shared", "ratio", "ids"},
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from nanotir.bench.against import compare
 from nanotir.bench.against_transformers import against_transformers
 from nanotir.bench.against_trl import against_trl
-from nanotir.bench.decoding import decode, shared_prefill, slow_tools
+from nanotir.bench.decoding import decode, rollout_by_workers, shared_prefill, slow_tools
 from nanotir.bench.fused import fused_loss
 from nanotir.bench.gpu import decode_on_a_gpu
 from nanotir.bench.head import head_memory
@@ -41,6 +41,7 @@ MEASUREMENTS = {
     "decode": decode,
     "decode_shapes": decode_shapes,
     "ragged_rollout": ragged_rollout,
+    "rollout_by_workers": rollout_by_workers,
     "shared_prefill": shared_prefill,
     "slow_tools": slow_tools,
     "python_tool": python_tool,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 import torch
 
+from nanotir import threads, workers
 from nanotir.bench.policy import Policy
 from nanotir.bench.timing import medians, timed
 from nanotir.cache import new_cache
@@ -60,6 +62,26 @@ def shared_prefill(policy: Policy) -> dict:
         return {"shared": shared, "separate": separate, "ratio": shared / separate}
 
     return medians(measure)
+
+
+def rollout_by_workers(policy: Policy) -> dict:
+    """40 prompts x 8 answers with tools, by this process alone and with a worker beside it."""
+    sampler, questions = policy.sampler(), policy.questions(40)
+    given = (policy.model, policy.tokenizer, policy.tools, policy.format, asdict(policy.config))
+
+    def measure(number):
+        # Workers do nothing for a caller that may stop.
+        alone, _ = timed(sampler.generate, questions, 8, number, None, lambda: False)
+        shared, rows = timed(sampler.generate, questions, 8, number)
+        ids = sum(row.new_tokens for row in rows)
+        return {"alone": alone, "shared": shared, "ratio": alone / shared, "ids": ids}
+
+    threads.use_threads(2)
+    try:
+        with workers.beside(*given):
+            return medians(measure)
+    finally:
+        threads.use_threads(1)
 
 
 class Sleeper(Tool):
