@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("shared_tools")
 TINY = (
     "--preset probe --problems 20 --data generated:itself --sft.steps 4 --sft.batch_size 4 "
     "--eval.problems 1 --eval.modes text --rl.steps 3 --rl.dynamic false "
-    "--sampler.max_new_tokens 8 --tools python --save_every 1"
+    "--sampler.max_new_tokens 8 --tools python --save_every 1 --threads 1"
 ).split()
 
 

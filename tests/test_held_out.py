@@ -22,7 +22,8 @@ from nanotir.trajectory import Format
 
 TINY = (
     "--preset probe --problems 60 --data plain:itself,cancel --sft.steps 6 --sft.batch_size 8 "
-    "--eval.problems 2 --rl.steps 3 --sampler.max_new_tokens 16 --tools python --save_every 4"
+    "--eval.problems 2 --rl.steps 3 --sampler.max_new_tokens 16 --tools python --save_every 4 "
+    "--threads 1"
 ).split()
 
 

@@ -152,7 +152,7 @@ def test_saved_adapters_are_merged_into_a_model_without():
 
 PROBE = (
     "--preset probe --problems 40 --data plain:itself --eval-data plain:itself --eval.problems 1 "
-    "--sft.steps 2 --rl.steps 1 --tools python --sampler.max_new_tokens 16"
+    "--sft.steps 2 --rl.steps 1 --tools python --sampler.max_new_tokens 16 --threads 1"
 ).split()
 ADAPTED = (
     "--lora 4 --sft.adam-lr 0.02 --sft.steps 4 --sft.batch-size 8 --rl.beta 0.1 --eval.every 4"

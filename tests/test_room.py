@@ -15,7 +15,7 @@ from nanotir.trajectory import Format
 pytestmark = pytest.mark.usefixtures("shared_tools")
 SHORT = (
     "--preset probe --sft.steps 2 --sft.batch_size 4 --rl.steps 1 --eval.problems 3 "
-    "--sampler.max_new_tokens 8 --tools python --model.vocab_size 300"
+    "--sampler.max_new_tokens 8 --tools python --model.vocab_size 300 --threads 1"
 ).split()
 LONG = {"question": "word " * 746, "answer": "1"}
 EASY = {"question": "One?", "answer": "1"}

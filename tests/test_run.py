@@ -29,7 +29,8 @@ from nanotir.run_files import (
 
 TINY = (
     "--preset probe --problems 60 --data plain:itself,cancel --sft.steps 60 --sft.batch_size 8 "
-    "--eval.problems 2 --rl.steps 3 --rl.lr 4e-4 --sampler.max_new_tokens 32 --tools python"
+    "--eval.problems 2 --rl.steps 3 --rl.lr 4e-4 --sampler.max_new_tokens 32 --tools python "
+    "--threads 1"
 ).split()
 pytestmark = pytest.mark.usefixtures("shared_tools")
 

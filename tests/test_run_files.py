@@ -17,7 +17,8 @@ from nanotir.run_files import read_evaluations, read_model_config
 pytestmark = pytest.mark.usefixtures("shared_tools")
 TINY = (
     "--preset probe --problems 20 --data generated:itself --sft.steps 3 --sft.batch_size 4 "
-    "--eval.problems 2 --eval.modes text --rl.steps 0 --sampler.max_new_tokens 8 --tools python"
+    "--eval.problems 2 --eval.modes text --rl.steps 0 --sampler.max_new_tokens 8 --tools python "
+    "--threads 1"
 ).split()
 
 

@@ -11,7 +11,8 @@ import train
 from nanotir.config import parse
 
 SHORT = (
-    "--preset probe --problems 120 --data generated:itself,cancel --eval.problems 4 --rl.steps 0"
+    "--preset probe --problems 120 --data generated:itself,cancel --eval.problems 4 --rl.steps 0 "
+    "--threads 1"
 ).split()
 
 
