@@ -49,7 +49,8 @@ def beside(model, tokenizer, tools, format, settings: dict):
     number = threads.at_a_time - 1 if known and not settings.get("answers") else 0
     policy = (model.config, model.embed.weight.dtype, tokenizer, format, settings)
     try:
-        _workers[:] = [Worker(policy) for _ in range(number)]
+        for _ in range(number):
+            _workers.append(Worker(policy))
         _serve = (model, tools)
         yield
     finally:
