@@ -6,8 +6,9 @@
     rows of all prompts                <--------------   its rows, or its error
 
 A decoding step of a small model takes a millisecond, of which Python takes a good part. Threads
-wait for each other's turn with Python; processes do not. A worker starts a Python of its own, so
-nothing depends on what this process has open, and it ends with this process, however that ends.
+wait for each other's turn with Python; processes do not. A worker is a new Python, not a fork: it
+inherits no threads, locks or files, and imports this package as it is on disk. What a program has
+changed in it while running needs --threads 1. A worker ends with this process, however that ends.
 
 The sampler's log-probs depend on the number of workers, in their last digits, because other rows
 share a batch. So now and then a draw falls on another id; in bf16, where these digits are coarse,
