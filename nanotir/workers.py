@@ -18,6 +18,7 @@ more often.
 from __future__ import annotations
 
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from nanotir.processes import dealt
 from nanotir.tools.lockdown import die_with_parent
 
 _workers: list[Worker] = []
-_serve: tuple | None = None  # the model and the tools that they sample with
+_serve: tuple | None = None  # (model, tokenizer, format, tools) that they sample with
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def beside(model, tokenizer, tools, format, settings: dict):
     try:
         for _ in range(number):
             _workers.append(Worker(policy))
-        _serve = (model, tools)
+        _serve = (model, tokenizer, format, tools)
         yield
     finally:
         close()
@@ -90,10 +91,14 @@ def sample(sampler, prompts: dict[int, list[int]], n: int, seed: int, force, wat
 
 
 def _is_served(sampler) -> bool:
-    """Whether it has the model and the tools that the workers have."""
-    if not _workers or sampler.model is not _serve[0]:
+    """Whether it has the model, tokenizer, format and tools that the workers have."""
+    if not _workers:
         return False
-    return all(any(tool is own for own in _serve[1]) for tool in sampler.tools.values())
+    model, tokenizer, format, tools = _serve
+    if sampler.model is not model or sampler.tokenizer is not tokenizer:
+        return False
+    known = all(any(tool is own for own in tools) for tool in sampler.tools.values())
+    return known and sampler.format.style == format.style
 
 
 class Worker:
@@ -102,7 +107,8 @@ class Worker:
     def __init__(self, policy: tuple):
         self.end, theirs = Pipe()
         call = f"from nanotir.workers import serve; serve({theirs.fileno()})"
-        program = [sys.executable, "-c", f"import sys; sys.path[:] = {sys.path}; {call}"]
+        path = [str(folder) for folder in sys.path]
+        program = [sys.executable, "-c", f"import sys; sys.path[:] = {path}; {call}"]
         with theirs, tempfile.TemporaryFile() as given:
             pickle.dump(policy, given)
             given.seek(0)
@@ -157,6 +163,9 @@ def serve(descriptor: int):
     from nanotir.sampler import Sampler
 
     die_with_parent()
+    # Who ends a run may signal all its processes. This one is needed until the step is saved.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
     torch.set_num_threads(1)
     shape, dtype, tokenizer, format, settings = pickle.load(sys.stdin.buffer)
     model = Transformer(shape).to(dtype).eval()

@@ -1,5 +1,6 @@
 """Workers sample what this process would, and end with it."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -139,6 +140,35 @@ def killed():
         worker.process.wait()
 
 
+def test_a_worker_outlives_a_signal_to_all_processes_of_a_run(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    before = rows_of(model, tokenizer)
+    for worker in workers._workers:
+        os.kill(worker.process.pid, signal.SIGTERM)
+    assert ids_of(rows_of(model, tokenizer)) == ids_of(before)
+
+
+def test_a_sampler_with_another_tokenizer_or_format_needs_no_workers(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    killed()
+    for other in (
+        sampler_of(model, copy.copy(tokenizer)),
+        sampler_of(model, tokenizer, (), "text"),
+    ):
+        assert len(other.generate(["a", "b"])) == 2
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_workers_are_asked_whatever_the_model(tokenizer, python, beside, name):
+    model = MODELS[name](len(tokenizer))
+    beside(model, [python], asdict(RunConfig(tools="python")))
+    killed()
+    with pytest.raises(ValueError, match="has ended"):
+        rows_of(model, tokenizer, [python])
+
+
 def test_a_worker_that_has_ended_is_an_error_in_one_line(tokenizer, beside):
     model = small_model(len(tokenizer))
     beside(model)
@@ -228,6 +258,6 @@ def test_a_worker_ends_with_a_process_that_is_killed():
 def test_a_worker_with_a_model_of_another_shape_ends_instead_of_waiting(tokenizer, beside):
     beside(small_model(len(tokenizer)))
     other = small_model(len(tokenizer), d_ff=32)
-    workers._serve = (other, ())
+    workers._serve = (other, *workers._serve[1:])
     with pytest.raises(ValueError, match="has ended"):
         rows_of(other, tokenizer)
