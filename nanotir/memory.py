@@ -209,7 +209,7 @@ def sampling_parts(model, config, prompt: int) -> dict[str, float]:
 
 
 def most_rows(config) -> int:
-    """Rows decoded at the same time: sampler.max_rows a thread, or fewer if fewer are asked for."""
+    """Rows decoded at the same time: sampler.max_rows a process, or fewer if fewer are asked."""
     asked = [config.eval.problems * config.eval.samples]
     if config.rl.steps:
         em = config.recipe == "autocode"
