@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -46,18 +48,27 @@ def collate(trajectories: list[Trajectory], pad_id: int, rows=None, device="cpu"
 
 
 def micro_batches(
-    trajectories: list[Trajectory], pad_id: int, max_tokens: int, device="cpu"
+    trajectories: list[Trajectory], pad_id: int, max_tokens: int, device="cpu", packed=False
 ) -> Iterator[Batch]:
-    """All trajectories in batches of at most max_tokens, padding counted, and of similar length.
+    """All trajectories in batches of at most max_tokens; a longer one is a batch of its own.
 
-    Of several processes, each gets its share of them.
-    The largest batch comes first: what does not fit in memory fails at once, and of threads that
-    compute batches side by side, none begins a large one when the others end. No row is shorter
-    than two thirds of its batch's longest, which halves the padding. A row of more than max_tokens
-    is a batch of its own.
+    Padding is counted, unless the rows are `packed` (logps.packs). Of several processes, each
+    gets its share of the rows. The largest batch comes first: what does not fit in memory fails at
+    once, and of threads that compute batches side by side, none begins a large one when the others
+    end.
     """
     lengths = [len(t.ids) for t in trajectories]
     order = share(sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True))
+    parts = equal_parts if packed else similar_rows
+    for rows in parts(order, lengths, max_tokens):
+        yield collate(trajectories, pad_id, rows, device)
+
+
+def similar_rows(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Rows, given from the longest on, none shorter than two thirds of its batch's longest.
+
+    This halves the padding.
+    """
     batches = []
     start = 0
     while start < len(order):
@@ -66,9 +77,24 @@ def micro_batches(
         fit = sum(3 * lengths[i] >= 2 * longest for i in candidates)
         batches.append(candidates[:fit])
         start += fit
-    batches.sort(key=lambda rows: len(rows) * lengths[rows[0]], reverse=True)
-    for rows in batches:
-        yield collate(trajectories, pad_id, rows, device)
+    return sorted(batches, key=lambda rows: len(rows) * lengths[rows[0]], reverse=True)
+
+
+def equal_parts(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
+    """Rows, given from the longest on, in batches of about as many ids.
+
+    Their number is even, so that two threads have as much to do.
+    """
+    number = 2 * math.ceil(sum(lengths[row] for row in order) / (2 * max_tokens))
+    while True:
+        parts = [(0, n, []) for n in range(number)]  # (ids, number, rows): a heap
+        for row in order:
+            ids, n, rows = parts[0]
+            rows.append(row)
+            heapq.heapreplace(parts, (ids + lengths[row], n, rows))
+        if all(ids <= max_tokens or len(rows) == 1 for ids, _, rows in parts):
+            return [rows for _, _, rows in sorted(parts, reverse=True) if rows]
+        number += 2
 
 
 class Drawing(NamedTuple):

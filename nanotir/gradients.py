@@ -72,14 +72,16 @@ class Attention(Function):
     """Causal attention within rows: heads (B, T, (H+2K) D) of queries, keys, values -> (B, T, H D).
 
     Queries and keys are normalised, if there are weights (D,), and rotated: cos, sin (B, T, 1, D).
-    H is `group` times K. Probabilities are not kept: the backward pass computes them again.
+    H is `group` times K. Several rows may lie one behind the other in T: each begins where
+    positions (B, T) do not grow. The backward pass computes the probabilities again.
     """
 
     @staticmethod
-    def forward(ctx, heads, q_weight, k_weight, cos, sin, K, group, eps):
+    def forward(ctx, heads, q_weight, k_weight, cos, sin, positions, K, group, eps):
         B, T, width = heads.shape
         D = cos.shape[-1]
-        given = heads.contiguous(), q_weight, k_weight, cos.contiguous(), sin.contiguous()
+        places = (x.contiguous() for x in (cos, sin, positions))
+        given = heads.contiguous(), q_weight, k_weight, *places
         ctx.functions = native.attention("attention.cpp", D, group, heads.dtype)
         ctx.numbers = B, T, K, eps
         out = heads.new_empty(B, T, K * group * D)
@@ -93,7 +95,7 @@ class Attention(Function):
         given = ctx.saved_tensors
         grads = [None if x is None else torch.zeros_like(x) for x in given[:3]]
         native.run(ctx.functions.attention_gradient, *given, g.contiguous(), *grads, *ctx.numbers)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 class LogProbs(Function):
@@ -134,4 +136,5 @@ def attention(module, heads: Tensor, layout) -> Tensor:
     """What the heads (B, T, (H+2K) D) of a model.Attention read of their own rows: (B, T, H D)."""
     *weights, eps = native.norms_of(module)
     K, group = module.kv_heads, module.heads // module.kv_heads
-    return Attention.apply(heads, *weights, layout.cos.float(), layout.sin.float(), K, group, eps)
+    places = layout.cos.float(), layout.sin.float(), layout.positions
+    return Attention.apply(heads, *weights, *places, K, group, eps)

@@ -76,11 +76,36 @@ def spread(values: Tensor, mask: Tensor) -> Tensor:
 
 def masked_hidden(model, ids, mask, routing=None) -> Tensor:
     """The hidden states (N, d) from which the N masked ids of rows (B, T) are predicted."""
-    predicted = mask[:, 1:]
-    if routing is None:
-        return model.hidden(ids[:, :-1], mask=predicted)[0]
-    # To record every token's experts, every token must pass through the last layer as well.
-    return model.hidden(ids[:, :-1], routing=routing)[predicted]
+    ids, predicted = ids[:, :-1], mask[:, 1:]
+    if routing is not None:
+        # To record every token's experts, every token must pass through the last layer as well.
+        return model.hidden(ids, routing=routing)[predicted]
+    positions = None
+    if packs(model):
+        ids, positions, predicted = packed(ids, predicted)
+    return model.hidden(ids, positions, mask=predicted)[0]
+
+
+def packs(model) -> bool:
+    """Whether rows are computed `packed`: in C++, whose attention knows where each begins.
+
+    Routers need whole rows, since they are to spread all of their tokens.
+    """
+    weight = model.embed.weight
+    device, dtype = weight.device.type, weight.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return not model.config.n_experts and native.serves(weight.new_empty(0, dtype=dtype))
+
+
+def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B, T) one behind the other, (1, M): their ids, positions and mask.
+
+    Each goes up to its last masked id, since what follows it is not read.
+    """
+    read = mask.flip(1).cumsum(1).flip(1) > 0  # (B, T)
+    positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    return ids[read][None], positions[read][None], mask[read][None]
 
 
 def masked_logits(model, ids, mask, banned=(), routing=None) -> Tensor:

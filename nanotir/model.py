@@ -296,7 +296,8 @@ class Transformer(nn.Module):
         """The last hidden states (B, T, d_model), for callers that need few logits, or none.
 
         Fills in a routing.Routing. A `mask` (B, T) selects N positions: only their states are
-        returned, (1, N, d_model), and the others skip the last feed-forward layer.
+        returned, (1, N, d_model), and the others skip the last feed-forward layer. In training on a
+        CPU, `positions` may hold several rows one behind the other (logps.packed).
         """
         layout = layout_of(ids, positions, cache, self.config)
         x = self.embedded(ids, layout)  # (B, T, d)
@@ -319,5 +320,6 @@ class Transformer(nn.Module):
             row, places = layout.cache.ids, layout.positions
         for back, shift in enumerate(self.shifts, 1):
             before = row.gather(1, (places - back).clamp(min=0))  # (B, T)
-            x = x + shift(self.embed(before)) * (places >= back)[..., None]
+            within = (places >= back) & (layout.positions >= back)  # its row
+            x = x + shift(self.embed(before)) * within[..., None]
         return x

@@ -23,7 +23,7 @@ from nanotir.advantages import BASELINES, SCALES, group_advantages
 from nanotir.batches import Batch, Drawing, drawing_of, micro_batches
 from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
 from nanotir.kernels import fused_logps
-from nanotir.logps import autocast, masked_logits, masked_logps, spread
+from nanotir.logps import autocast, masked_logits, masked_logps, packs, spread
 from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import (
     combine_metrics,
@@ -181,7 +181,8 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
         keep(trajectories, micro, logps)
 
-    micros = micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device)
+    parts = (how.pad_id, settings.micro_batch_tokens, device, packs(model))
+    micros = micro_batches(trajectories, *parts)
     list(each(rescore_one, micros))
     exchange(trajectories)
     return largest_gap(trajectories)
@@ -244,7 +245,8 @@ def update(
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance, metrics)
 
-    micros = micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device)
+    parts = (how.pad_id, settings.micro_batch_tokens, device, packs(model))
+    micros = micro_batches(trajectories, *parts)
     seen = gather(backpropagate(model, loss_of, micros))
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
     losses, balances, metrics = zip(*seen)

@@ -14,7 +14,7 @@ from torch import Tensor
 from nanotir import optim
 from nanotir.batches import Batch, micro_batches
 from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings, one_of
-from nanotir.logps import autocast, masked_logps
+from nanotir.logps import autocast, masked_logps, packs
 from nanotir.processes import gather
 from nanotir.routing import Routing, router_loss
 from nanotir.threads import backpropagate
@@ -76,7 +76,7 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance)
 
-    micros = micro_batches(batch, pad_id, config.micro_batch_tokens, device)
+    micros = micro_batches(batch, pad_id, config.micro_batch_tokens, device, packs(model))
     losses = backpropagate(model, loss_of, micros)
     grad_norm = optim.step(model, optimizers, config.grad_clip)
     loss, router_aux = map(sum, zip(*gather(losses)))

@@ -48,12 +48,21 @@ def test_old_logps_are_the_sampler_s_until_the_trainer_s_are_known():
     torch.testing.assert_close(batch.logps, torch.tensor([one.logps, other.logps]))
 
 
-@pytest.fixture
-def dealt():
-    """(201 trajectories, their micro-batches of at most 512 tokens); one row has 700."""
+def drawn_rows():
     rng = random.Random(0)
-    trajectories = rows([rng.randrange(4, 120) for _ in range(200)] + [700])
-    return trajectories, list(micro_batches(trajectories, 0, max_tokens=512))
+    return rows([rng.randrange(4, 120) for _ in range(200)] + [700])
+
+
+@pytest.fixture(params=[False, True], ids=["padded", "packed"])
+def dealt(request):
+    """(201 trajectories, their micro-batches of at most 512 tokens, the sizes of these).
+
+    One row has 700. What is packed is counted without padding.
+    """
+    trajectories, packed = drawn_rows(), request.param
+    batches = list(micro_batches(trajectories, 0, max_tokens=512, packed=packed))
+    counted = [batch.real.sum().item() if packed else batch.ids.numel() for batch in batches]
+    return trajectories, batches, counted
 
 
 def lengths_of(trajectories, batch):
@@ -61,23 +70,37 @@ def lengths_of(trajectories, batch):
 
 
 def test_micro_batches_hold_every_row_once(dealt):
-    _, batches = dealt
+    _, batches, _ = dealt
     assert sorted(row for batch in batches for row in batch.rows) == list(range(201))
 
 
 def test_a_micro_batch_stays_within_the_limit_unless_it_is_one_row(dealt):
-    _, batches = dealt
-    assert all(batch.ids.numel() <= 512 or len(batch.rows) == 1 for batch in batches)
+    _, batches, sizes = dealt
+    assert all(size <= 512 or len(batch.rows) == 1 for batch, size in zip(batches, sizes))
 
 
-def test_no_row_of_a_micro_batch_is_shorter_than_two_thirds_of_the_longest(dealt):
-    trajectories, batches = dealt
-    for batch in batches:
+def test_the_largest_micro_batch_comes_first(dealt):
+    *_, sizes = dealt
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_no_row_of_a_padded_micro_batch_is_shorter_than_two_thirds_of_the_longest():
+    trajectories = drawn_rows()
+    for batch in micro_batches(trajectories, 0, 512):
         lengths = lengths_of(trajectories, batch)
         assert 3 * min(lengths) >= 2 * max(lengths)
 
 
-def test_the_largest_micro_batch_comes_first(dealt):
-    _, batches = dealt
-    sizes = [batch.ids.numel() for batch in batches]
-    assert sizes == sorted(sizes, reverse=True)
+@pytest.mark.parametrize("max_tokens", [300, 512, 5000, 100_000])
+def test_packed_micro_batches_are_an_even_number_of_equal_parts(max_tokens):
+    trajectories = drawn_rows()[:-1]
+    batches = list(micro_batches(trajectories, 0, max_tokens, packed=True))
+    sizes = [sum(lengths_of(trajectories, batch)) for batch in batches]
+    assert len(batches) % 2 == 0
+    assert max(sizes) - min(sizes) <= 0.05 * max(sizes)
+    assert len(batches) <= sum(sizes) / max_tokens * 1.1 + 2
+
+
+def test_a_single_row_is_one_packed_micro_batch():
+    (batch,) = micro_batches(rows([9]), 0, 512, packed=True)
+    assert batch.rows == [0]

@@ -54,11 +54,16 @@ def attention(K, group, heads, *weights):
 
 def attention_in_cpp(K, group, heads, *weights):
     B, T, _, D = heads.shape
+    cos, sin = angles(B, T, D)
+    return attention_at(torch.arange(T).expand(B, T), cos, sin, K, group, heads, *weights)
+
+
+def attention_at(positions, cos, sin, K, group, heads, *weights):
     q_norm, k_norm = (SimpleNamespace(weight=weight, eps=EPS) for weight in weights or (0, 0))
     module = SimpleNamespace(qk_norm=bool(weights), q_norm=q_norm, k_norm=k_norm)
     module.kv_heads, module.heads = K, K * group
-    cos, sin = angles(B, T, D)
-    return gradients.attention(module, heads.flatten(2), SimpleNamespace(cos=cos, sin=sin))
+    layout = SimpleNamespace(positions=positions, cos=cos, sin=sin)
+    return gradients.attention(module, heads.flatten(2), layout)
 
 
 def log_probs(temperature, logits):
@@ -140,6 +145,64 @@ def test_what_is_given_is_not_written_to(name, dtype):
     inputs = given(shapes, dtype)
     found(in_cpp, inputs)
     assert all(torch.equal(x, again) for x, again in zip(inputs, given(shapes, dtype)))
+
+
+LENGTHS = [1, 70, 33, 1, 1, 16, 100, 32, 2]
+
+
+@pytest.fixture(params=[FP32, BF16], ids=["fp32", "bf16"])
+def packed_rows(request):
+    """(heads (1, M, 8, 16), weights of the norms, (positions, cos, sin)) of rows of LENGTHS."""
+    shapes = [(1, sum(LENGTHS), 8, 16), (16,), (16,)]
+    heads, *weights = given(shapes, request.param)
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]  # (1, M)
+    return heads, weights, (positions, *angles(1, sum(LENGTHS), 16))
+
+
+def attention_of(heads, weights, places):
+    return partial(attention_at, *places, 2, 2), [heads, *weights]
+
+
+def row_by_row(heads, weights, places) -> list[tuple]:
+    rows = zip(*(x.split(LENGTHS, 1) for x in (heads, *places)))
+    return [(own, weights, places) for own, *places in rows]
+
+
+def test_rows_one_behind_the_other_attend_to_themselves_alone(packed_rows):
+    heads, weights, places = packed_rows
+    function, inputs = attention_of(heads, weights, places)
+    parts = [attention_of(*row) for row in row_by_row(heads, weights, places)]
+    alone = torch.cat([function(*inputs) for function, inputs in parts], 1)
+    assert torch.equal(function(*inputs), alone)
+
+
+def test_gradients_of_rows_one_behind_the_other_are_those_of_each_alone(packed_rows):
+    heads, weights, places = packed_rows
+    slopes = torch.randn(1, sum(LENGTHS), 64, generator=torch.Generator().manual_seed(2))
+    whole = differentiated(*attention_of(heads, weights, places), slopes)
+    rows = zip(row_by_row(heads, weights, places), slopes.split(LENGTHS, 1))
+    parts = [differentiated(*attention_of(*row), part) for row, part in rows]
+    of_heads, *of_weights = zip(*parts)
+    assert torch.equal(whole[0], torch.cat(of_heads, 1))
+    for gradient, gradients_alone in zip(whole[1:], of_weights, strict=True):
+        torch.testing.assert_close(gradient, sum(gradients_alone), atol=1e-4, rtol=1e-4)
+
+
+def test_what_is_not_finite_stays_in_its_row(packed_rows):
+    heads, weights, places = packed_rows
+    heads[:, 40] = float("nan")  # of the second row
+    function, inputs = attention_of(heads, weights, places)
+    slopes = torch.ones(1, sum(LENGTHS), 64)
+    of_heads, *_ = differentiated(function, inputs, slopes)
+    for x in (function(*inputs), of_heads):
+        bad = [bool(row.isnan().any()) for row in x.split(LENGTHS, 1)]
+        assert bad == [n == 70 for n in LENGTHS]
+
+
+def differentiated(function, inputs, slopes) -> list[torch.Tensor]:
+    """The gradients of the result's sum, weighted by `slopes`, with respect to the inputs."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    return torch.autograd.grad((function(*inputs) * slopes).sum(), inputs)
 
 
 def test_logits_that_were_overwritten_are_not_used_again():

@@ -170,6 +170,10 @@ def test_the_work_of_an_evaluation_grows_with_its_problems(answered, tokenizer):
     assert counts[1] / counts[0] < GROWTH
 
 
-def test_the_work_of_micro_batches_grows_with_their_rows(answered):
-    few, many = (lines_run(list, micro_batches(answered(rows)[1], 0, 200)) for rows in (FEW, MANY))
-    assert many / few < GROWTH
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_work_of_micro_batches_grows_with_their_rows(answered, packed):
+    counts = []
+    for rows in (FEW, MANY):
+        micros = micro_batches(answered(rows)[1], 0, 200, packed=packed)
+        counts.append(lines_run(list, micros))
+    assert counts[1] / counts[0] < GROWTH

@@ -1,10 +1,13 @@
 """Log-probs of masked ids: plain, chunk by chunk, spread over rows, and as logits for a kernel."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import small_model
 
+from nanotir import native
 from nanotir.kernels import fused_logps
 from nanotir.logps import (
     ChunkedLogps,
@@ -13,6 +16,8 @@ from nanotir.logps import (
     masked_hidden,
     masked_logits,
     masked_logps,
+    packed,
+    packs,
     spread,
     token_logps,
 )
@@ -267,3 +272,53 @@ def test_no_gradient_is_made_of_a_frozen_head(monkeypatch):
     given = (torch.tensor([1, 2]), 1.0, torch.tensor([3]), False)
     ChunkedLogps.apply(hidden, weight, *given)[0].sum().backward()
     assert weight.shape not in made and hidden.grad.any()
+
+
+# Rows one behind the other.
+
+
+@pytest.fixture
+def ragged():
+    """(ids (4, 13), mask): rows that end with ids 7, 12 and 1, and one without masked ids."""
+    ids = torch.randint(V, (4, 13), generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(4, 13, dtype=torch.bool)
+    for row, places in enumerate([(3, 4, 7), (1, 12), (1,)]):
+        mask[row, list(places)] = True
+    return ids, mask
+
+
+def test_masked_states_of_rows_of_any_lengths_are_those_of_each_row(ragged):
+    model = small_model(V)
+    weights = list(model.blocks.parameters())
+    together = masked_hidden(model, *ragged)
+    rows = [(row[None, :-1], chosen[1:]) for row, chosen in zip(*ragged)]
+    alone = torch.cat([model.hidden(row)[0, chosen] for row, chosen in rows])
+    assert_close(together, alone)
+    of_both = [torch.autograd.grad(x.square().sum(), weights) for x in (together, alone)]
+    for one, other in zip(*of_both):
+        assert_close(one, other, 1e-4)
+
+
+def test_packed_rows_end_with_their_last_masked_ids(ragged):
+    ids, mask = ragged
+    packed_ids, positions, packed_mask = packed(*ragged)
+    assert torch.equal(packed_ids, torch.cat([ids[0, :8], ids[1], ids[2, :2]])[None])
+    assert positions.tolist() == [[*range(8), *range(13), *range(2)]]
+    assert torch.equal(packed_ids[packed_mask], ids[mask])
+
+
+def test_rows_without_masked_ids_have_no_gradient(ragged):
+    model = small_model(V)
+    logps, _ = masked_logps(model, ragged[0], torch.zeros_like(ragged[1]))
+    logps.sum().backward()
+    assert not logps.any()
+    assert not any(w.grad.any() for w in model.parameters() if w.grad is not None)
+
+
+@pytest.mark.skipif(not shutil.which(native.COMPILER), reason=f"there is no {native.COMPILER}")
+def test_rows_are_packed_where_their_attention_is_computed_in_cpp_and_no_router_learns():
+    assert packs(small_model(V))
+    assert not packs(small_model(V, n_experts=4))
+    assert not packs(small_model(V).double())
+    with torch.inference_mode():
+        assert not packs(small_model(V))

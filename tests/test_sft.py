@@ -6,7 +6,7 @@ from conftest import small_model
 from doubles import RunDouble, ids_of, sampler_of
 
 from nanotir.batches import collate
-from nanotir.logps import masked_logps
+from nanotir.logps import masked_logps, packed, packs
 from nanotir.sft import SFTConfig, batch_of, train
 from nanotir.trajectory import Format
 
@@ -49,7 +49,12 @@ def gradient_reaches(model, batch, tokenizer):
     hook = model.blocks[-1].attention.register_forward_hook(keep)
     masked_logps(model, batch.ids, batch.mask)[0].sum().backward()
     hook.remove()
-    return kept[0].grad.abs().sum(-1) > 0
+    reached = kept[0].grad.abs().sum(-1) > 0
+    if not packs(model):
+        return reached
+    mask = batch.mask[:, 1:]
+    places = torch.arange(mask.numel()).view(mask.shape)
+    return torch.zeros_like(mask).put(packed(places, mask)[0], reached)
 
 
 # What is learned.

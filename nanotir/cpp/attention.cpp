@@ -2,10 +2,11 @@
 //
 // Compiled for one shape: D numbers a head, GROUP query heads a key head. native.py says how.
 //
-// One row and one head at a time. Its queries, keys and values are turned and widened into matrices
-// that stay in the processor's caches. A block of queries at a time attends to all keys up to its
-// last one. The backward pass computes the probabilities again. Matrices are padded with zeros:
-// positions to whole blocks, heads to whole vectors.
+// Rows of any lengths lie one behind the other: M = B * T positions in all. One row and one head at
+// a time: its queries, keys and values are turned and widened into matrices that stay in the
+// processor's caches. A block of queries at a time attends to all keys up to its last one. The
+// backward pass computes the probabilities again. Matrices are padded with zeros: positions and
+// heads to whole vectors.
 
 #include <algorithm>
 #include <vector>
@@ -24,6 +25,7 @@ struct Matrix {  // a view
     Matrix rows_from(int64_t first, int64_t n) const {
         return {data + first * next_row, n, columns, next_row, next_column};
     }
+    Matrix top(int64_t n) const { return rows_from(0, n); }
     Matrix left(int64_t n) const { return {data, rows, n, next_row, next_column}; }
     void clear() const {
         for (int64_t i = 0; i < rows; i++) std::fill_n(data + i * next_row, columns, 0.0f);
@@ -74,38 +76,62 @@ static void transpose(Matrix x, Matrix y) {
             y.data[j * y.next_row + i] = x.data[i * x.next_row + j];
 }
 
-// y (T and more, WIDTH): one head of a row, widened. x is its first number, `next` from the second.
-static void widen(const Number* x, int64_t T, int64_t next, Matrix y) {
-    for (int64_t t = 0; t < T; t++)
-        for (int d = 0; d < D; d++) y.data[t * y.next_row + d] = wide(x[t * next + d]);
+struct Row {
+    int64_t first, T;  // its first position of all M, and how many it has
+
+    int64_t padded() const { return (T + LANES - 1) / LANES * LANES; }
+};
+
+// The rows of positions (B, T): one begins where positions do not grow, or with the next T.
+static std::vector<Row> rows_of(const int64_t* positions, int64_t B, int64_t T) {
+    std::vector<Row> rows;
+    for (int64_t m = 0; m < B * T; m++) {
+        if (m % T == 0 || positions[m] <= positions[m - 1]) rows.push_back({m, 0});
+        rows.back().T++;
+    }
+    return rows;
 }
 
-struct Heads {  // of all rows, (B, T, H+2K, D): queries, keys and values
+static int64_t longest_of(const std::vector<Row>& rows) {
+    int64_t longest = 0;
+    for (Row row : rows) longest = std::max(longest, row.padded());
+    return longest;
+}
+
+// y (padded, WIDTH): one head of a row, widened. x is its first number, `next` from the second.
+static void widen(const Number* x, Row row, int64_t next, Matrix y) {
+    for (int64_t t = 0; t < row.T; t++)
+        for (int d = 0; d < D; d++) y.data[t * WIDTH + d] = wide(x[t * next + d]);
+    y.rows_from(row.T, row.padded() - row.T).clear();
+}
+
+struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
     const Number* data;
     const float *q_weight, *k_weight;  // (D,), or null
-    const float *cos, *sin;            // (B, T, D)
-    int64_t T, K;
+    const float *cos, *sin;            // (M, D)
+    int64_t K;
     float eps;
 
-    int64_t padded() const { return (T + BLOCK - 1) / BLOCK * BLOCK; }
     int64_t next() const { return (GROUP + 2) * K * D; }
-    int64_t at(int64_t b, int64_t head) const { return b * T * next() + head * D; }
+    int64_t at(int64_t m, int64_t head) const { return m * next() + head * D; }
     const float* weight(int64_t head) const { return head < GROUP * K ? q_weight : k_weight; }
     float factor(int64_t head) const { return head < GROUP * K ? 1 / std::sqrt(float(D)) : 1; }
 
-    // y (padded, WIDTH): a query or key head of row b, turned. Queries are divided by sqrt(D).
-    void turned(int64_t b, int64_t head, Matrix y) const {
-        const Number* x = data + at(b, head);
-        for (int64_t t = 0; t < T; t++)
-            turn(x + t * next(), weight(head), eps, cos + (b * T + t) * D, sin + (b * T + t) * D,
-                 factor(head), y.data + t * WIDTH);
+    // y (padded, WIDTH): a query or key head of a row, turned. Queries are divided by sqrt(D).
+    void turned(Row row, int64_t head, Matrix y) const {
+        for (int64_t t = 0; t < row.T; t++) {
+            int64_t m = row.first + t;
+            turn(data + at(m, head), weight(head), eps, cos + m * D, sin + m * D, factor(head),
+                 y.data + t * WIDTH);
+        }
+        y.rows_from(row.T, row.padded() - row.T).clear();
     }
 
-    // The head's gradient, (B, T, H+2K, D), and what is added to its norm's, from that of `turned`.
-    void turned_back(int64_t b, int64_t head, Matrix g, Number* grad, float* grad_weight) const {
-        for (int64_t t = 0; t < T; t++) {
-            const float *c = cos + (b * T + t) * D, *s = sin + (b * T + t) * D, *w = weight(head);
-            int64_t place = at(b, head) + t * next();
+    // The head's gradient, (M, H+2K, D), and what is added to its norm's, from that of `turned`.
+    void turned_back(Row row, int64_t head, Matrix g, Number* grad, float* grad_weight) const {
+        for (int64_t t = 0; t < row.T; t++) {
+            int64_t m = row.first + t, place = at(m, head);
+            const float *c = cos + m * D, *s = sin + m * D, *w = weight(head);
             float back[D], y[D], mean = 0;
             for (int d = 0; d < D; d++) {
                 int pair = (d + D / 2) % D;
@@ -124,14 +150,14 @@ struct Heads {  // of all rows, (B, T, H+2K, D): queries, keys and values
     }
 };
 
-// p (BLOCK, n): the softmax of q (BLOCK, WIDTH) keys_t (WIDTH, n), each query up to itself. The
-// first of them is number n - BLOCK of its row.
+// p (m, n): the softmax of q (m, WIDTH) keys_t (WIDTH, n), each query up to itself. The first of
+// them is number n - m of its row.
 static void probabilities(Matrix q, Matrix keys_t, Matrix p) {
     int64_t n = p.columns;
     p.clear();
     add_product(q, keys_t, p);
-    for (int64_t i = 0; i < BLOCK; i++) {
-        int64_t last = n - BLOCK + i;
+    for (int64_t i = 0; i < p.rows; i++) {
+        int64_t last = n - p.rows + i;
         float *row = p.data + i * p.next_row, largest = largest_of(row, last + 1), sum = 0;
         for (int64_t s = last + 1; s < n; s++) row[s] = -1e30f;
         for (int64_t s = 0; s < n; s++) row[s] = exponential(row[s] - largest);
@@ -140,83 +166,87 @@ static void probabilities(Matrix q, Matrix keys_t, Matrix p) {
     }
 }
 
-// out (B, T, H, D): what each query of heads (B, T, H+2K, D) reads of its own row up to itself.
+// out (M, H, D): what each query of heads (M, H+2K, D) reads of its own row up to itself.
 extern "C" void attention(const Number* data, const float* q_weight, const float* k_weight,
-                          const float* cos, const float* sin, Number* out, int64_t B, int64_t T,
-                          int64_t K, float eps) {
-    Heads heads = {data, q_weight, k_weight, cos, sin, T, K, eps};
-    int64_t H = K * GROUP, P = heads.padded();
+                          const float* cos, const float* sin, const int64_t* positions, Number* out,
+                          int64_t B, int64_t T, int64_t K, float eps) {
+    Heads heads = {data, q_weight, k_weight, cos, sin, K, eps};
+    std::vector<Row> rows = rows_of(positions, B, T);
+    int64_t H = K * GROUP, P = longest_of(rows);
     Array q(P, WIDTH), keys(P, WIDTH), keys_t(WIDTH, P), values(P, WIDTH);
     Array space(BLOCK, P), mean(BLOCK, WIDTH);
-    for (int64_t b = 0; b < B; b++)
+    for (Row row : rows)
         for (int64_t h = 0; h < H; h++) {
             if (h % GROUP == 0) {
-                heads.turned(b, H + h / GROUP, keys);
-                transpose(keys, keys_t);
-                widen(data + heads.at(b, H + K + h / GROUP), T, heads.next(), values);
+                heads.turned(row, H + h / GROUP, keys);
+                transpose(keys.top(row.padded()), keys_t);
+                widen(data + heads.at(row.first, H + K + h / GROUP), row, heads.next(), values);
             }
-            heads.turned(b, h, q);
-            for (int64_t i = 0; i < T; i += BLOCK) {
-                Matrix p = space.left(i + BLOCK);
-                probabilities(q.rows_from(i, BLOCK), keys_t, p);
-                mean.clear();
-                add_product(p, values.rows_from(0, i + BLOCK), mean);
-                for (int64_t t = i; t < std::min(T, i + BLOCK); t++)
+            heads.turned(row, h, q);
+            for (int64_t i = 0; i < row.T; i += BLOCK) {
+                int64_t n = std::min(i + BLOCK, row.padded()), m = n - i;
+                Matrix p = space.top(m).left(n), read = mean.top(m);
+                probabilities(q.rows_from(i, m), keys_t, p);
+                read.clear();
+                add_product(p, values.top(n), read);
+                for (int64_t t = i; t < std::min(row.T, n); t++)
                     for (int d = 0; d < D; d++)
-                        out[((b * T + t) * H + h) * D + d] = narrow(mean.data[(t - i) * WIDTH + d]);
+                        out[((row.first + t) * H + h) * D + d] =
+                            narrow(mean.data[(t - i) * WIDTH + d]);
             }
         }
 }
 
-// grad (B, T, H+2K, D) for heads, and what is added to the norms' (D,), from g (B, T, H, D).
+// grad (M, H+2K, D) for heads, and what is added to the norms' (D,), from g (M, H, D).
 // With p = softmax(s), s = q k^T and out = p v:  dp = g v^T,  ds = p (dp - sum p dp),  dv = p^T g,
 // dq = ds k,  dk = ds^T q.
-extern "C" void attention_gradient(const Number* data, const float* q_weight,
-                                   const float* k_weight, const float* cos, const float* sin,
+extern "C" void attention_gradient(const Number* data, const float* q_weight, const float* k_weight,
+                                   const float* cos, const float* sin, const int64_t* positions,
                                    const Number* g, Number* grad, float* grad_q_weight,
                                    float* grad_k_weight, int64_t B, int64_t T, int64_t K,
                                    float eps) {
-    Heads heads = {data, q_weight, k_weight, cos, sin, T, K, eps};
-    int64_t H = K * GROUP, P = heads.padded();
+    Heads heads = {data, q_weight, k_weight, cos, sin, K, eps};
+    std::vector<Row> rows = rows_of(positions, B, T);
+    int64_t H = K * GROUP, P = longest_of(rows);
     Array q(P, WIDTH), keys(P, WIDTH), keys_t(WIDTH, P), values(P, WIDTH), values_t(WIDTH, P);
     Array grad_q(P, WIDTH), grad_keys(P, WIDTH), grad_values(P, WIDTH), grad_out(P, WIDTH);
     Array space(BLOCK, P), grad_space(BLOCK, P);
-    for (int64_t b = 0; b < B; b++)
+    for (Row row : rows)
         for (int64_t h = 0; h < H; h++) {
-            int64_t key = H + h / GROUP, value = key + K;
+            int64_t key = H + h / GROUP, value = key + K, padded = row.padded();
             if (h % GROUP == 0) {
-                heads.turned(b, key, keys);
-                transpose(keys, keys_t);
-                widen(data + heads.at(b, value), T, heads.next(), values);
-                transpose(values, values_t);
-                grad_keys.clear();
-                grad_values.clear();
+                heads.turned(row, key, keys);
+                transpose(keys.top(padded), keys_t);
+                widen(data + heads.at(row.first, value), row, heads.next(), values);
+                transpose(values.top(padded), values_t);
+                grad_keys.top(padded).clear();
+                grad_values.top(padded).clear();
             }
-            heads.turned(b, h, q);
-            widen(g + (b * T * H + h) * D, T, H * D, grad_out);
-            grad_q.clear();
-            for (int64_t i = 0; i < T; i += BLOCK) {
-                int64_t n = i + BLOCK;
-                Matrix p = space.left(n), dp = grad_space.left(n);
-                Matrix queries = q.rows_from(i, BLOCK), own = grad_out.rows_from(i, BLOCK);
+            heads.turned(row, h, q);
+            widen(g + (row.first * H + h) * D, row, H * D, grad_out);
+            grad_q.top(padded).clear();
+            for (int64_t i = 0; i < row.T; i += BLOCK) {
+                int64_t n = std::min(i + BLOCK, padded), m = n - i;
+                Matrix p = space.top(m).left(n), dp = grad_space.top(m).left(n);
+                Matrix queries = q.rows_from(i, m), own = grad_out.rows_from(i, m);
                 probabilities(queries, keys_t, p);
-                add_product(p.transposed(), own, grad_values.rows_from(0, n));
+                add_product(p.transposed(), own, grad_values.top(n));
                 dp.clear();
                 add_product(own, values_t, dp);
-                for (int64_t r = 0; r < BLOCK; r++) {  // from here on, p is ds
-                    float *row = p.data + r * P, *slope = dp.data + r * P, mean = 0;
-                    for (int64_t s = 0; s < n; s++) mean += row[s] * slope[s];
-                    for (int64_t s = 0; s < n; s++) row[s] *= slope[s] - mean;
+                for (int64_t r = 0; r < m; r++) {  // from here on, p is ds
+                    float *own_p = p.data + r * P, *slope = dp.data + r * P, mean = 0;
+                    for (int64_t s = 0; s < n; s++) mean += own_p[s] * slope[s];
+                    for (int64_t s = 0; s < n; s++) own_p[s] *= slope[s] - mean;
                 }
-                add_product(p, keys.rows_from(0, n), grad_q.rows_from(i, BLOCK));
-                add_product(p.transposed(), queries, grad_keys.rows_from(0, n));
+                add_product(p, keys.top(n), grad_q.rows_from(i, m));
+                add_product(p.transposed(), queries, grad_keys.top(n));
             }
-            heads.turned_back(b, h, grad_q, grad, grad_q_weight);
+            heads.turned_back(row, h, grad_q, grad, grad_q_weight);
             if (h % GROUP < GROUP - 1) continue;
-            heads.turned_back(b, key, grad_keys, grad, grad_k_weight);
-            for (int64_t t = 0; t < T; t++)
+            heads.turned_back(row, key, grad_keys, grad, grad_k_weight);
+            for (int64_t t = 0; t < row.T; t++)
                 for (int d = 0; d < D; d++)
-                    grad[heads.at(b, value) + t * heads.next() + d] =
+                    grad[heads.at(row.first + t, value) + d] =
                         narrow(grad_values.data[t * WIDTH + d]);
         }
 }
