@@ -132,11 +132,11 @@ struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
         for (int64_t t = 0; t < row.T; t++) {
             int64_t m = row.first + t, place = at(m, head);
             const float *c = cos + m * D, *s = sin + m * D, *w = weight(head);
-            float back[D], y[D], mean = 0;
-            for (int d = 0; d < D; d++) {
-                int pair = (d + D / 2) % D;
-                const float* own = g.data + t * WIDTH;
+            float back[D], y[D], mean = 0, *own = g.data + t * WIDTH;
+            for (int d = 0; d < D / 2; d++) {
+                int pair = d + D / 2;
                 back[d] = factor(head) * (own[d] * c[d] + own[pair] * s[pair]);
+                back[pair] = factor(head) * (own[pair] * c[pair] + own[d] * s[d]);
             }
             if (w) {  // gradients.py says how a norm is differentiated
                 float r = normalise(data + place, eps, y);
@@ -152,7 +152,7 @@ struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
 
 // p (m, n): the softmax of q (m, WIDTH) keys_t (WIDTH, n), each query up to itself. The first of
 // them is number n - m of its row.
-static void probabilities(Matrix q, Matrix keys_t, Matrix p) {
+FULL_WIDTH static void probabilities(Matrix q, Matrix keys_t, Matrix p) {
     int64_t n = p.columns;
     p.clear();
     add_product(q, keys_t, p);

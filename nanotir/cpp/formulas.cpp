@@ -34,7 +34,7 @@ extern "C" void rms_norm_gradient(const Number* x, const float* weight, const fl
 }
 
 // out (N, d) from gate and up, beside each other in x (N, 2d).
-extern "C" void swiglu(const Number* x, Number* out, int64_t N, int64_t d) {
+extern "C" FULL_WIDTH void swiglu(const Number* x, Number* out, int64_t N, int64_t d) {
     for (int64_t n = 0; n < N; n++, x += 2 * d, out += d)
         for (int64_t i = 0; i < d; i++) {
             float gate = wide(x[i]), up = wide(x[d + i]);
@@ -43,8 +43,8 @@ extern "C" void swiglu(const Number* x, Number* out, int64_t N, int64_t d) {
 }
 
 // grad (N, 2d) for x from g (N, d).
-extern "C" void swiglu_gradient(const Number* x, const Number* g, Number* grad, int64_t N,
-                                int64_t d) {
+extern "C" FULL_WIDTH void swiglu_gradient(const Number* x, const Number* g, Number* grad,
+                                           int64_t N, int64_t d) {
     for (int64_t n = 0; n < N; n++, x += 2 * d, g += d, grad += 2 * d)
         for (int64_t i = 0; i < d; i++) {
             float gate = wide(x[i]), up = wide(x[d + i]);
@@ -55,8 +55,9 @@ extern "C" void swiglu_gradient(const Number* x, const Number* g, Number* grad, 
 }
 
 // Of each row of logits (N, V): the log-prob of its id, the entropy, and the log of the sum of exp.
-extern "C" void log_probs(const Number* logits, const int64_t* ids, float* logps, float* entropies,
-                          float* lses, int64_t N, int64_t V, float temperature) {
+extern "C" FULL_WIDTH void log_probs(const Number* logits, const int64_t* ids, float* logps,
+                                     float* entropies, float* lses, int64_t N, int64_t V,
+                                     float temperature) {
     for (int64_t n = 0; n < N; n++, logits += V) {
         float largest = largest_of(logits, V), sum = 0, weighted = 0;
         for (int64_t i = 0; i < V; i++) {
@@ -74,9 +75,10 @@ extern "C" void log_probs(const Number* logits, const int64_t* ids, float* logps
 }
 
 // Turns logits (N, V) into their own gradient. g and h (N,) are those for logps and entropies.
-extern "C" void log_probs_gradient(Number* logits, const int64_t* ids, const float* entropies,
-                                   const float* lses, const float* g, const float* h, int64_t N,
-                                   int64_t V, float temperature) {
+extern "C" FULL_WIDTH void log_probs_gradient(Number* logits, const int64_t* ids,
+                                              const float* entropies, const float* lses,
+                                              const float* g, const float* h, int64_t N, int64_t V,
+                                              float temperature) {
     for (int64_t n = 0; n < N; n++, logits += V) {
         float slope = g ? g[n] / temperature : 0, bend = h ? h[n] / temperature : 0;
         float lse = lses[n], entropy = entropies[n];

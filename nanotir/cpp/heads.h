@@ -21,6 +21,9 @@ static void turn(const Number* x, const float* weight, float eps, const float* c
         normalise(x, eps, head);
         for (int d = 0; d < D; d++) head[d] *= weight[d];
     }
-    for (int d = 0; d < D; d++)
-        y[d] = factor * (head[d] * cos[d] + head[(d + D / 2) % D] * sin[d]);
+    for (int d = 0; d < D / 2; d++) {
+        int pair = d + D / 2;
+        y[d] = factor * (head[d] * cos[d] + head[pair] * sin[d]);
+        y[pair] = factor * (head[pair] * cos[pair] + head[d] * sin[pair]);
+    }
 }

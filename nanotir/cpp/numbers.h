@@ -9,6 +9,12 @@ constexpr int LANES = 16;  // numbers of a vector
 #else
 constexpr int LANES = 8;
 #endif
+// Before a function with long loops: gcc makes vectors of half the width of them unless told.
+#if defined(__AVX512F__) && !defined(__clang__)
+#define FULL_WIDTH __attribute__((target("prefer-vector-width=512")))
+#else
+#define FULL_WIDTH
+#endif
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static inline float wide(float x) { return x; }
