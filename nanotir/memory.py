@@ -129,7 +129,8 @@ def predicted_peak(model, config, prompt: int) -> dict[str, dict[str, float]]:
     peaks["sampling"] = sampling_parts(model, config, prompt)
     if config.rl.steps:
         peaks["sampling"] |= {"moments": 2 * trained} | (copies if config.rl.beta else {})
-    if workers := threads.at_a_time - 1:  # each has weights of its own, without adapters
+    workers = 0 if config.answers else threads.at_a_time - 1
+    if workers:  # each has weights of its own, without adapters
         held = {"workers": workers * bytes_of(model.parameters())}
         peaks = {phase: parts | held for phase, parts in peaks.items()}
     return peaks
@@ -200,9 +201,10 @@ def sampling_parts(model, config, prompt: int) -> dict[str, float]:
     rows = most_rows(config)
     slots = rows * (longest_row(model, config, prompt) + 1)
     matrices = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2)
+    n = threads.at_a_time
     return {
-        # With adapters, merged.
-        "weights": bytes_of(model.parameters()) + rounded + (matrices if config.lora else 0),
+        # With adapters, merged. Each worker rounds its own.
+        "weights": bytes_of(model.parameters()) + n * rounded + (matrices if config.lora else 0),
         "cache": 2 * slots * m.n_layers * 2 * m.n_kv_heads * m.d_head * sizes.c,
         "logits": 6 * 4 * rows * m.vocab_size,
     }

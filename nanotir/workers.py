@@ -17,11 +17,13 @@ more often.
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -37,23 +39,28 @@ from nanotir.tools.lockdown import die_with_parent
 
 _workers: list[Worker] = []
 _serve: tuple | None = None  # (model, tokenizer, format, tools) that they sample with
+_owner = 0  # the process that has them; one that it forks has none
+_turn = threading.Lock()  # held while they sample: another thread's call meanwhile does without
 
 
 @contextmanager
 def beside(model, tokenizer, tools, format, settings: dict):
-    """Around a run: one worker for each of its threads but the first.
+    """Around a run: one worker for each of its threads but the first. Inside another, none more.
 
     `settings` are the run's, from which workers open tools like these. With a tool of the user's
     own, or on the functions of a student, a run samples alone: a worker does not have them.
     """
-    global _serve
+    global _serve, _owner
+    if _serve:
+        yield
+        return
     known = all(type(tool).__module__.startswith("nanotir.") for tool in tools)
     number = threads.at_a_time - 1 if known and not settings.get("answers") else 0
     policy = (model.config, model.embed.weight.dtype, tokenizer, format, settings)
     try:
         for _ in range(number):
             _workers.append(Worker(policy))
-        _serve = (model, tokenizer, format, tools)
+        _serve, _owner = (model, tokenizer, format, tools), os.getpid()
         yield
     finally:
         close()
@@ -72,33 +79,41 @@ def sample(sampler, prompts: dict[int, list[int]], n: int, seed: int, force, wat
 
     `watch` is told of their rows' ends alone, once all have ended. With `stop` they do nothing.
     """
-    helpers = _workers[: len(prompts) - 1] if _is_served(sampler) and not stop else []
-    numbers = list(prompts)
-    parts = [numbers[i :: 1 + len(helpers)] for i in range(1 + len(helpers))]
-    given = [({number: prompts[number] for number in part}, n, seed, force) for part in parts]
+    if stop or not _is_served(sampler) or not _turn.acquire(blocking=False):
+        return sampler.sample(prompts, n, seed, force, watch, stop)
     try:
-        for worker, part in zip(helpers, given[1:]):
-            worker.ask(sampler, part)
-        rows = [sampler.sample(*given[0], watch, stop), *(worker.answer() for worker in helpers)]
+        return _shared_out(sampler, prompts, n, seed, force, watch)
     except BaseException:
         close()  # what they still send would answer the wrong question
         raise
-    for part in parts[1:] if watch else ():
-        for number in part:
-            for copy in range(n):
-                watch(number * n + copy, "finish", [])
-    return dealt(rows, n)
+    finally:
+        _turn.release()
 
 
 def _is_served(sampler) -> bool:
     """Whether it has the model, tokenizer, format and tools that the workers have."""
-    if not _workers:
+    if not _workers or os.getpid() != _owner:
         return False
     model, tokenizer, format, tools = _serve
     if sampler.model is not model or sampler.tokenizer is not tokenizer:
         return False
     known = all(any(tool is own for own in tools) for tool in sampler.tools.values())
     return known and sampler.format.style == format.style
+
+
+def _shared_out(sampler, prompts: dict, n: int, seed: int, force, watch) -> list:
+    helpers = _workers[: len(prompts) - 1]
+    numbers = list(prompts)
+    parts = [numbers[i :: 1 + len(helpers)] for i in range(1 + len(helpers))]
+    given = [({number: prompts[number] for number in part}, n, seed, force) for part in parts]
+    for worker, part in zip(helpers, given[1:]):
+        worker.ask(sampler, part)
+    rows = [sampler.sample(*given[0], watch), *(worker.answer() for worker in helpers)]
+    for part in parts[1:] if watch else ():
+        for number in part:
+            for copy in range(n):
+                watch(number * n + copy, "finish", [])
+    return dealt(rows, n)
 
 
 class Worker:

@@ -9,7 +9,7 @@ from conftest import small_model
 
 from nanotir import memory, native, threads
 from nanotir.config import build
-from nanotir.logps import autocast
+from nanotir.logps import autocast, in_bf16
 from nanotir.lora import adapt
 from nanotir.memory import check_memory, predicted_peak, saved_by, sizes_of
 from nanotir.problems import load
@@ -131,6 +131,24 @@ def test_every_worker_has_the_weights_in_every_phase(run):
     threads.use_threads(3)
     peaks = predicted_peak(run.model, run.config, 20)
     assert [parts["workers"] for parts in peaks.values()] == 3 * [2 * weights]
+
+
+def test_a_run_on_the_functions_of_a_student_has_no_workers(run):
+    threads.use_threads(3)
+    peaks = predicted_peak(run.model, build({"answers": "answers"}), 20)
+    assert not any("workers" in parts for parts in peaks.values())
+
+
+def test_in_bf16_every_process_that_samples_rounds_the_weights(run):
+    if not in_bf16(torch.device("cpu"), True):
+        pytest.skip("this processor has no instructions for bf16")
+    numbers = sum(weight.numel() for weight in run.model.parameters())
+    threads.use_threads(3)
+    exact, rounded = (
+        predicted_peak(run.model, build({"sampler.bf16": bf16}), 20)["sampling"]["weights"]
+        for bf16 in (False, True)
+    )
+    assert rounded - exact == 3 * 2 * numbers
 
 
 def test_what_fits_is_shown_and_changes_nothing(run):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import lora, threads, workers
 from nanotir.config import RunConfig
+from nanotir.tools.python import PythonConfig, PythonTool
 from nanotir.trajectory import Format
 
 QUESTIONS = [f"What is {a} * {b}?" for a in range(3) for b in range(3)]
@@ -103,6 +105,64 @@ def test_workers_call_tools_of_their_own(tokenizer, python, beside):
     results = [[call.result.output for call in row.calls] for row in together]
     assert results == [[call.result.output for call in row.calls] for row in alone]
     assert any(map(any, results))
+
+
+def test_a_workers_tool_has_the_settings_of_the_run(tokenizer, beside):
+    """Here it cuts outputs to eight characters."""
+    model = calling_transformer(tokenizer)
+    short = PythonTool(max_output_chars=8)
+    with short:
+        alone = rows_of(model, tokenizer, [short])
+        settings = asdict(RunConfig(tools="python", python=PythonConfig(max_output_chars=8)))
+        beside(model, [short], settings)
+        assert ids_of(rows_of(model, tokenizer, [short])) == ids_of(alone)
+
+
+def test_workers_force_the_same_first_ids(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    force = tokenizer.encode("The answer")
+    beside(model)
+    for row in rows_of(model, tokenizer, force=force):
+        first = len(row.ids) - row.new_tokens
+        assert row.ids[first : first + len(force)] == force
+
+
+def test_threads_that_generate_at_the_same_time_sample_what_one_does(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    alone = ids_of(rows_of(model, tokenizer))
+    beside(model)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(rows_of, model, tokenizer) for _ in range(8)]
+        assert all(ids_of(call.result()) == alone for call in calls)
+
+
+def test_a_forked_process_does_without_workers(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    alone = ids_of(rows_of(model, tokenizer))
+    pid = os.fork()
+    if not pid:
+        workers.Worker.ask = None  # calling it would be an error
+        os._exit(ids_of(rows_of(model, tokenizer)) != alone)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert ids_of(rows_of(model, tokenizer)) == alone
+
+
+def test_inside_another_run_no_workers_start_and_those_of_the_outer_stay(tokenizer, beside):
+    model = small_model(len(tokenizer))
+    beside(model)
+    before = list(workers._workers)
+    with workers.beside(small_model(len(tokenizer), seed=1), tokenizer, (), Format(), SETTINGS):
+        assert workers._workers == before
+    assert workers._workers == before
+
+
+def test_a_worker_imports_from_paths_that_are_not_strings(tokenizer, beside, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    model = small_model(len(tokenizer))
+    alone = ids_of(rows_of(model, tokenizer))
+    beside(model)
+    assert ids_of(rows_of(model, tokenizer)) == alone
 
 
 def test_the_rows_are_shared_out_among_workers(tokenizer, beside, monkeypatch):

@@ -24,7 +24,7 @@ class Pending:
 
 
 class Calls:
-    """The calls of one rollout.
+    """The calls of one rollout, or of the part of it that a process samples.
 
     Rows that ask a deterministic tool the same share one call. But if that failed by chance, only
     the row that made it reads so, and the others ask again, each for itself.

@@ -41,7 +41,7 @@ class PythonConfig:
     timeout: Seconds = 2.0  # seconds a call may take, by the clock
     memory_mb: Megabytes = 1024  # memory a call may take beyond what numpy and sympy need
     max_output_chars: Count = 2000  # longer output is cut in the middle
-    workers: Workers = 16  # calls that run at the same time; more wait
+    workers: Workers = 16  # calls of a process that run at the same time; more wait
 
     def __post_init__(self):
         check_settings(self, "python")
