@@ -23,7 +23,7 @@ from torch import Tensor
 from nanotir.cache import KVCache, extend, new_cache, passes
 from nanotir.draws import uniforms
 from nanotir.grammar import grammar_error
-from nanotir.graphs import DecodeGraphs, decoder
+from nanotir.graphs import DecodeGraphs, by_columns, decoder
 from nanotir.room import slot_for
 from nanotir.rows import Row, Status, intercept
 from nanotir.slots import Slots
@@ -50,7 +50,8 @@ class Generation:
     def __init__(self, sampler, prompts, n: int, seed: int, watch=None, force=(), numbers=None):
         """`numbers` are those of the prompts, which decide what is drawn: by default 0, 1, ..."""
         self.sampler, self.config = sampler, sampler.config
-        self.model, self.tokenizer = sampler.model, sampler.tokenizer
+        self.model = by_columns(sampler.model, len(prompts) * n)
+        self.tokenizer = sampler.tokenizer
         self.seed, self.force = seed, force
         self.device = self.model.embed.weight.device
 

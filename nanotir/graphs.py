@@ -1,4 +1,4 @@
-"""Decoding steps with less overhead, by CUDA graphs or torch.compile. (Skip it at first reading.)
+"""Faster decoding: CUDA graphs, torch.compile, transposed matrices. (Skip it at first reading.)
 
 On a GPU a step launches hundreds of kernels, too small to keep it busy: the time goes into
 launching them. A graph records the launches once and replays them all at once. It is bound to its
@@ -14,10 +14,12 @@ fed by steps, an id at a time.
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Callable
 
 import torch
+import torch.nn as nn
 from torch import Tensor
 
 from nanotir import native
@@ -25,6 +27,7 @@ from nanotir.cache import KVCache
 from nanotir.kernels import decode_attention, decodes_on
 
 ROWS, SLOTS = 32, 128  # the fewest rows of a graph; multiples of so many slots
+FEW = 8  # rows from which on a copy of the weights pays
 
 
 def decoder(model, cache: KVCache, graphs: bool, compiled: bool = False) -> Callable:
@@ -68,6 +71,44 @@ def compiled_steps(model, cache: KVCache) -> Callable:
         return forward(inputs[0], inputs[1], own)
 
     return step
+
+
+def by_columns(model, rows: int):
+    """The model as it decodes so many rows fastest: on a CPU in fp32, a copy stored by columns.
+
+    A product of 8 to 64 rows and a matrix (N, K) is 1.3 to 2 times as fast if the N numbers of each
+    column are neighbours. All but the matrices is shared with the model.
+    """
+    weight = model.embed.weight
+    fp32 = weight.dtype == torch.float32 and not torch.is_autocast_enabled(weight.device.type)
+    if weight.device.type != "cpu" or not fp32 or rows < FEW:
+        return model
+    kept = {id(x): x for x in (*model.parameters(), *model.buffers())}  # deepcopy takes these
+    read_by_rows = []  # a head whose matrix is the embedding's
+    for name, layer in model.named_modules():
+        matrix = getattr(layer, "whole", None)  # of a layer with an adapter, the sum
+        if matrix is None and isinstance(layer, nn.Linear):
+            matrix = layer.weight
+        if matrix is weight:
+            read_by_rows.append(name)
+        elif matrix is not None:
+            kept[id(matrix)] = transposed(matrix)
+    other = copy.deepcopy(model, kept)
+    for name in read_by_rows:
+        other.get_submodule(name).weight = transposed(weight)
+    return other
+
+
+@torch.no_grad()
+def transposed(weight: Tensor) -> nn.Parameter:
+    """An equal matrix (N, K), stored by columns.
+
+    They lie a little more than N apart. Apart by a power of two, they would compete for the same
+    few places of the processor's caches.
+    """
+    N, K = weight.shape
+    columns = weight.new_empty(K, N + 16)[:, :N]
+    return nn.Parameter(columns.copy_(weight.T).T, requires_grad=False)
 
 
 class DecodeGraphs:

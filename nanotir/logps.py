@@ -80,9 +80,9 @@ def masked_hidden(model, ids, mask, routing=None) -> Tensor:
     if routing is not None:
         # To record every token's experts, every token must pass through the last layer as well.
         return model.hidden(ids, routing=routing)[predicted]
-    positions = None
-    if packs(model):
-        ids, positions, predicted = packed(ids, predicted)
+    if not packs(model):
+        return model.hidden(ids, mask=predicted)[0]
+    ids, positions, predicted = packed(ids, predicted)
     return model.hidden(ids, positions, mask=predicted)[0]
 
 
@@ -91,11 +91,11 @@ def packs(model) -> bool:
 
     Routers need whole rows, since they are to spread all of their tokens.
     """
-    weight = model.embed.weight
+    weight = model.head.weight
     device, dtype = weight.device.type, weight.dtype
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    return not model.config.n_experts and native.serves(weight.new_empty(0, dtype=dtype))
+    return native.serves(weight.new_empty(0, dtype=dtype)) and not model.config.n_experts
 
 
 def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -197,14 +197,17 @@ def largest_batch(model, config, settings, prompt: int) -> tuple[int, int]:
 def sampling_parts(model, config, prompt: int) -> dict[str, float]:
     """The parts of decoding. The cache is there twice while rows are moved."""
     m, sizes = model.config, sizes_of(model, config.sampler.bf16, 0)
-    rounded = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
     rows = most_rows(config)
     slots = rows * (longest_row(model, config, prompt) + 1)
-    matrices = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2)
-    n = threads.at_a_time
+    # Each process that samples has a copy: of the matrices by columns (graphs.py), or rounded.
+    if model.embed.weight.device.type == "cpu" and sizes.c == 4:
+        modules = [m for m in model.modules() if hasattr(m, "weight") and m is not model.embed]
+        copied = bytes_of(m.weight for m in modules if m.weight.dim() == 2)
+    else:
+        copied = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
+    merged = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2) if config.lora else 0
     return {
-        # With adapters, merged. Each worker rounds its own.
-        "weights": bytes_of(model.parameters()) + n * rounded + (matrices if config.lora else 0),
+        "weights": bytes_of(model.parameters()) + threads.at_a_time * copied + merged,
         "cache": 2 * slots * m.n_layers * 2 * m.n_kv_heads * m.d_head * sizes.c,
         "logits": 6 * 4 * rows * m.vocab_size,
     }

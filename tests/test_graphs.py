@@ -9,8 +9,8 @@ from conftest import small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of
 
 from nanotir import cache as cache_module
-from nanotir import generation, graphs, kernels, native
-from nanotir.graphs import DecodeGraphs
+from nanotir import generation, graphs, kernels, lora, native
+from nanotir.graphs import DecodeGraphs, by_columns
 
 
 @pytest.fixture
@@ -189,3 +189,57 @@ def test_in_bf16_and_with_experts_steps_are_not_compiled(tokenizer, monkeypatch,
     model = small_model(len(tokenizer), **settings)
     rows = sampler_of(model, tokenizer, compiled=True, bf16=bf16, max_new_tokens=5)
     assert rows.generate(["a", "bb"], n=3)[5].new_tokens
+
+
+# Matrices by columns.
+
+MODELS = [{}, {"n_experts": 4, "d_shared": 16}, {"tie_embeddings": False}, {"qkv_bias": True}]
+
+
+@pytest.mark.parametrize("settings", MODELS)
+@torch.no_grad()
+def test_a_model_by_columns_computes_the_same(settings):
+    model = small_model(40, **settings)
+    ids = torch.randint(40, (3, 20), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(by_columns(model, 8)(ids), model(ids), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_model_by_columns_computes_with_the_adapters():
+    model = small_model(40)
+    lora.adapt(model, 4)
+    for name, weight in model.named_parameters():
+        if lora.is_adapter(name):
+            weight += 0.1
+    ids = torch.randint(40, (3, 20), generator=torch.Generator().manual_seed(0))
+    with lora.merged(model):
+        torch.testing.assert_close(by_columns(model, 8)(ids), model(ids), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_by_columns_shares_all_but_its_matrices():
+    model = small_model(40)
+    other = by_columns(model, 8)
+    assert other.blocks[0].attention.q_norm.weight is model.blocks[0].attention.q_norm.weight
+    assert other.embed.weight is model.embed.weight is model.head.weight
+    for linear in (module for module in other.modules() if isinstance(module, torch.nn.Linear)):
+        assert linear.weight.stride() == (1, len(linear.weight) + 16)
+
+
+@torch.no_grad()
+def test_a_generation_of_many_rows_has_the_matrices_of_now_by_columns(tokenizer):
+    model = small_model(len(tokenizer))
+    sampler = sampler_of(model, tokenizer, max_new_tokens=8)
+    for _ in range(2):
+        made = generation.Generation(sampler, [[3, 4]], 8, 0)
+        matrix, expected = made.model.head.weight, model.head.weight
+        assert torch.equal(matrix, expected) and matrix.data_ptr() != expected.data_ptr()
+        model.head.weight.mul_(2)
+
+
+def test_few_rows_and_rounded_weights_are_decoded_with_the_model_as_it_is():
+    model = small_model(40)
+    assert by_columns(model, 7) is model
+    with torch.autocast("cpu", torch.bfloat16):
+        assert by_columns(model, 8) is model
+    rounded = small_model(40).to(torch.bfloat16)
+    assert by_columns(rounded, 8) is rounded

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_model
 
-from nanotir import memory, native, threads
+from nanotir import graphs, memory, native, threads
 from nanotir.config import build
 from nanotir.logps import autocast, in_bf16
 from nanotir.lora import adapt
@@ -139,16 +139,24 @@ def test_a_run_on_the_functions_of_a_student_has_no_workers(run):
     assert not any("workers" in parts for parts in peaks.values())
 
 
+def sampling_weights(run, **settings) -> float:
+    threads.use_threads(3)
+    return predicted_peak(run.model, build(settings), 20)["sampling"]["weights"]
+
+
 def test_in_bf16_every_process_that_samples_rounds_the_weights(run):
     if not in_bf16(torch.device("cpu"), True):
         pytest.skip("this processor has no instructions for bf16")
     numbers = sum(weight.numel() for weight in run.model.parameters())
-    threads.use_threads(3)
-    exact, rounded = (
-        predicted_peak(run.model, build({"sampler.bf16": bf16}), 20)["sampling"]["weights"]
-        for bf16 in (False, True)
-    )
-    assert rounded - exact == 3 * 2 * numbers
+    assert sampling_weights(run, **{"sampler.bf16": True}) == (4 + 3 * 2) * numbers
+
+
+def test_in_fp32_every_process_that_samples_has_the_matrices_by_columns(run):
+    copied = graphs.by_columns(run.model, rows=64)
+    own = {w.data_ptr() for w in run.model.parameters()}
+    made = [w for w in copied.parameters() if w.data_ptr() not in own]
+    weights = memory.bytes_of(run.model.parameters())
+    assert sampling_weights(run) == weights + 3 * memory.bytes_of(made)
 
 
 def test_what_fits_is_shown_and_changes_nothing(run):
