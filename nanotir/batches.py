@@ -1,4 +1,4 @@
-"""Trajectories as tensors: micro-batches for training, padded as little as is simple."""
+"""Trajectories as tensors: micro-batches for training."""
 
 from __future__ import annotations
 
@@ -81,12 +81,13 @@ def similar_rows(order: list[int], lengths: list[int], max_tokens: int) -> list[
 
 
 def equal_parts(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
-    """Rows, given from the longest on, in batches of about as many ids.
+    """Rows, given from the longest on, in batches of about the same number of ids.
 
-    Their number is even, so that two threads have as much to do.
+    There is one batch, or an even number, so that two threads have the same amount to do.
     """
-    number = 2 * math.ceil(sum(lengths[row] for row in order) / (2 * max_tokens))
+    number = math.ceil(sum(lengths[row] for row in order) / max_tokens)
     while True:
+        number += number % 2 if number > 1 else 0
         parts = [(0, n, []) for n in range(number)]  # (ids, number, rows): a heap
         for row in order:
             ids, n, rows = parts[0]
@@ -94,7 +95,7 @@ def equal_parts(order: list[int], lengths: list[int], max_tokens: int) -> list[l
             heapq.heapreplace(parts, (ids + lengths[row], n, rows))
         if all(ids <= max_tokens or len(rows) == 1 for ids, _, rows in parts):
             return [rows for _, _, rows in sorted(parts, reverse=True) if rows]
-        number += 2
+        number += math.ceil(number / 8)  # by a share, so that a few rounds are enough
 
 
 class Drawing(NamedTuple):

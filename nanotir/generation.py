@@ -220,7 +220,8 @@ class Generation:
 
     def park(self, row: Row, call: Pending):
         row.status, row.call = Status.PARKED, call
-        call.future.add_done_callback(lambda _: self.returned.put(row))
+        returned = self.returned  # a reference to self would be a cycle, which is freed late
+        call.future.add_done_callback(lambda _: returned.put(row))
 
     def tell(self, row: Row, message: str):
         """Say something in a tool's place. It is read as output and does not count as a call."""

@@ -6,6 +6,7 @@ holds the adapters alone, and decoding costs nothing more, since `merged` adds t
 
 from __future__ import annotations
 
+import threading
 import zlib
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from torch import Tensor
 WEIGHTS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # precisions of a model
 SCALE = 2.0  # alpha / rank, so alpha is twice the rank
 MATRICES = ("qkv", "out", "gate_up", "down")  # of every block and every expert
+_merging = threading.Lock()  # held while sums are made or forgotten
 
 
 class OtherWeights(ValueError):
@@ -38,6 +40,7 @@ class Adapted(nn.Module):
         self.A = nn.Parameter(A.to(device))  # (r, in)
         self.B = nn.Parameter(torch.zeros(rows, rank, device=device))  # (out, r)
         self.whole: Tensor | None = None  # the sum of both, while it is in use
+        self.users = 0  # calls that use it
 
     def forward(self, x):
         if self.whole is not None:
@@ -65,15 +68,25 @@ def adapt(model, rank: int, seed: int = 0):
 
 @contextmanager
 def merged(model):
-    """Compute with the sums of weights and adapters meanwhile. The weights stay untouched."""
-    layers = [m for m in model.modules() if isinstance(m, Adapted) and m.whole is None]
+    """Compute with the sums of weights and adapters meanwhile. The weights stay untouched.
+
+    Several threads may be in it: the last one that leaves forgets the sums.
+    """
+    layers = [module for module in model.modules() if isinstance(module, Adapted)]
     try:
-        for layer in layers:
-            layer.whole = sum_of(layer.weight, layer.A, layer.B)
+        with _merging:
+            for layer in layers:
+                layer.users += 1
+            for layer in layers:
+                if layer.whole is None:
+                    layer.whole = sum_of(layer.weight, layer.A, layer.B)
         yield
     finally:
-        for layer in layers:
-            layer.whole = None
+        with _merging:
+            for layer in layers:
+                layer.users -= 1
+                if not layer.users:
+                    layer.whole = None
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from nanotir import native, threads
-from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_logps
+from nanotir.graphs import APART
+from nanotir.logps import CHUNK, CHUNK_ON_GPU, CHUNKED_FROM, autocast, masked_logps, packs
 from nanotir.model import ModelConfig
 from nanotir.processes import on_this_machine
 from nanotir.routing import Routing
@@ -129,8 +130,7 @@ def predicted_peak(model, config, prompt: int) -> dict[str, dict[str, float]]:
     peaks["sampling"] = sampling_parts(model, config, prompt)
     if config.rl.steps:
         peaks["sampling"] |= {"moments": 2 * trained} | (copies if config.rl.beta else {})
-    workers = 0 if config.answers else threads.at_a_time - 1
-    if workers:  # each has weights of its own, without adapters
+    if workers := samplers(config) - 1:  # each has weights of its own, without adapters
         held = {"workers": workers * bytes_of(model.parameters())}
         peaks = {phase: parts | held for phase, parts in peaks.items()}
     return peaks
@@ -141,7 +141,10 @@ def training_parts(model, config, settings, prompt: int, moments: float) -> dict
     m, sizes = model.config, sizes_of(model, settings.bf16, config.lora)
     rows, length = largest_batch(model, config, settings, prompt)
     tokens = rows * (length - 1)
-    learned = rows * min(length - 1, config.sampler.max_new_tokens)
+    with autocast(model.embed.weight.device, settings.bf16):
+        if packs(model):  # rows of other lengths fill a micro-batch up
+            tokens = max(settings.micro_batch_tokens, length - 1)
+    learned = tokens * min(length - 1, config.sampler.max_new_tokens) // (length - 1)
     activations, logits = saved_by(m, sizes, tokens, learned, settings is config.rl)
     cuda = model.embed.weight.device.type == "cuda"
     if cuda and sizes.c == 4 and m.n_heads > m.n_kv_heads:
@@ -201,16 +204,22 @@ def sampling_parts(model, config, prompt: int) -> dict[str, float]:
     slots = rows * (longest_row(model, config, prompt) + 1)
     # Each process that samples has a copy: of the matrices by columns (graphs.py), or rounded.
     if model.embed.weight.device.type == "cpu" and sizes.c == 4:
-        modules = [m for m in model.modules() if hasattr(m, "weight") and m is not model.embed]
-        copied = bytes_of(m.weight for m in modules if m.weight.dim() == 2)
+        layers = [x for x in model.modules() if hasattr(x, "weight") and x is not model.embed]
+        matrices = [layer.weight for layer in layers if layer.weight.dim() == 2]
+        copied = sum(4 * (N + APART) * K for N, K in (matrix.shape for matrix in matrices))
     else:
         copied = sizes.c * sum(w.numel() for w in model.parameters()) if sizes.c < sizes.w else 0
     merged = bytes_of(w for w in model.blocks.parameters() if w.dim() == 2) if config.lora else 0
     return {
-        "weights": bytes_of(model.parameters()) + threads.at_a_time * copied + merged,
+        "weights": bytes_of(model.parameters()) + samplers(config) * copied + merged,
         "cache": 2 * slots * m.n_layers * 2 * m.n_kv_heads * m.d_head * sizes.c,
         "logits": 6 * 4 * rows * m.vocab_size,
     }
+
+
+def samplers(config) -> int:
+    """How many processes sample: this one and its workers."""
+    return 1 if config.answers else threads.at_a_time
 
 
 def most_rows(config) -> int:
@@ -222,7 +231,7 @@ def most_rows(config) -> int:
         asked.append(config.rl.problems * each)
     if config.recipe == "tora":
         asked.append(config.problems * config.tora.samples)
-    return min(threads.at_a_time * config.sampler.max_rows, max(asked))
+    return min(samplers(config) * config.sampler.max_rows, max(asked))
 
 
 def longest_row(model, config, prompt: int) -> int:

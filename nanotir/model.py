@@ -126,6 +126,7 @@ class Attention(nn.Module):
         heads = self.qkv(x)  # (B, T, (H+2K)*D)
         if layout.cache is None and native.serves(heads):
             return self.out(gradients.attention(self, heads, layout))
+        assert not layout.packed
         heads = heads.view(B, T, -1, self.d_head)  # (B, T, H+2K, D)
         if T == 1 and layout.cache is not None and layout.cache.kernel:
             return self.out(layout.cache.kernel(self, heads, layout, layer))
@@ -210,6 +211,7 @@ class Layout:
     sin: Tensor
     cache: KVCache | None
     bias: Tensor | None  # (B, 1, T, S): 0 for slots of the cache that an id may read, else -inf
+    packed: bool = False  # several rows lie one behind the other in T, for gradients.attention
 
 
 def layout_of(ids: Tensor, positions: Tensor | None, cache, config: ModelConfig) -> Layout:
@@ -287,8 +289,8 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, positions=None, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the next id after each of ids (B, T).
 
-        Without a cache, ids are whole rows, right-padded. With one, they extend it, from where it
-        stands or at `positions` (B, T), where -1 marks padding.
+        Without a cache, ids are whole rows, right-padded (or packed, see `hidden`). With one, they
+        extend it, from where it stands or at `positions` (B, T), where -1 marks padding.
         """
         return self.head(self.hidden(ids, positions, cache))
 
@@ -300,6 +302,8 @@ class Transformer(nn.Module):
         CPU, `positions` may hold several rows one behind the other (logps.packed).
         """
         layout = layout_of(ids, positions, cache, self.config)
+        if cache is None and positions is not None:
+            layout.packed = bool((positions.diff() <= 0).any())
         x = self.embedded(ids, layout)  # (B, T, d)
         again = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, block in enumerate(self.blocks):
@@ -316,10 +320,11 @@ class Transformer(nn.Module):
         x = self.embed(ids)  # (B, T, d)
         if layout.cache is None:
             row, places = ids, torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+            precede = torch.minimum(places, layout.positions)  # ids of its row
         else:
             row, places = layout.cache.ids, layout.positions
+            precede = places
         for back, shift in enumerate(self.shifts, 1):
             before = row.gather(1, (places - back).clamp(min=0))  # (B, T)
-            within = (places >= back) & (layout.positions >= back)  # its row
-            x = x + shift(self.embed(before)) * within[..., None]
+            x = x + shift(self.embed(before)) * (precede >= back)[..., None]
         return x

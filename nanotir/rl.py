@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -59,7 +60,7 @@ class RLConfig:
     warmup: Whole = 3  # steps of linear warm-up
     decay: Share = 0.5  # share of the steps, at the end, over which the learning rate falls to 0
     grad_clip: Positive = 1.0  # largest gradient norm
-    micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
+    micro_batch_tokens: Count = 2048  # tokens in one forward pass; padding counts, if there is any
     bf16: bool = False  # matrix products in bfloat16, except on a CPU without AVX512_BF16
     loss_type: str = "dapo"  # a row of losses.LOSSES, such as dapo, grpo, dr_grpo or cispo
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
@@ -181,11 +182,17 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
         keep(trajectories, micro, logps)
 
-    parts = (how.pad_id, settings.micro_batch_tokens, device, packs(model))
-    micros = micro_batches(trajectories, *parts)
+    micros = micro_batches_of(model, trajectories, settings, how)
     list(each(rescore_one, micros))
     exchange(trajectories)
     return largest_gap(trajectories)
+
+
+def micro_batches_of(model, trajectories, settings: RLConfig, how: Drawing) -> Iterator[Batch]:
+    device = model.embed.weight.device
+    with autocast(device, settings.bf16):
+        packed = packs(model)
+    return micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device, packed)
 
 
 def keep(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
@@ -245,8 +252,7 @@ def update(
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance, metrics)
 
-    parts = (how.pad_id, settings.micro_batch_tokens, device, packs(model))
-    micros = micro_batches(trajectories, *parts)
+    micros = micro_batches_of(model, trajectories, settings, how)
     seen = gather(backpropagate(model, loss_of, micros))
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
     losses, balances, metrics = zip(*seen)

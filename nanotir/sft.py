@@ -25,7 +25,7 @@ from nanotir.trajectory import Trajectory
 class SFTConfig:
     steps: Whole = 1000  # optimiser steps; 0 skips imitation
     batch_size: Count = 48  # demonstrations a step
-    micro_batch_tokens: Count = 2048  # tokens in one forward pass, padding included
+    micro_batch_tokens: Count = 1536  # tokens in one forward pass; padding counts, if there is any
     lr: Amount = 0.01  # Muon's, for the blocks' matrices
     adam_lr: Amount = 6e-3  # AdamW's, for embeddings and norms
     muon: bool = True  # false: AdamW for the matrices as well, as pretrained models are used to
@@ -76,7 +76,8 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance)
 
-    micros = micro_batches(batch, pad_id, config.micro_batch_tokens, device, packs(model))
+    with autocast(device, config.bf16):
+        micros = micro_batches(batch, pad_id, config.micro_batch_tokens, device, packs(model))
     losses = backpropagate(model, loss_of, micros)
     grad_norm = optim.step(model, optimizers, config.grad_clip)
     loss, router_aux = map(sum, zip(*gather(losses)))

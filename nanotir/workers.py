@@ -51,7 +51,11 @@ def beside(model, tokenizer, tools, format, settings: dict):
     own, or on the functions of a student, a run samples alone: a worker does not have them.
     """
     global _serve, _owner
-    if _serve:
+    with _turn:
+        inside = _serve is not None
+        if not inside:
+            _serve, _owner = (model, tokenizer, format, tools), os.getpid()
+    if inside:
         yield
         return
     known = all(type(tool).__module__.startswith("nanotir.") for tool in tools)
@@ -60,10 +64,10 @@ def beside(model, tokenizer, tools, format, settings: dict):
     try:
         for _ in range(number):
             _workers.append(Worker(policy))
-        _serve, _owner = (model, tokenizer, format, tools), os.getpid()
         yield
     finally:
-        close()
+        with _turn:
+            close()
 
 
 def close():
@@ -79,15 +83,13 @@ def sample(sampler, prompts: dict[int, list[int]], n: int, seed: int, force, wat
 
     `watch` is told of their rows' ends alone, once all have ended. With `stop` they do nothing.
     """
-    if stop or not _is_served(sampler) or not _turn.acquire(blocking=False):
-        return sampler.sample(prompts, n, seed, force, watch, stop)
-    try:
-        return _shared_out(sampler, prompts, n, seed, force, watch)
-    except BaseException:
-        close()  # what they still send would answer the wrong question
-        raise
-    finally:
-        _turn.release()
+    if not stop and _turn.acquire(blocking=False):
+        try:
+            if _is_served(sampler):
+                return _shared_out(sampler, prompts, n, seed, force, watch)
+        finally:
+            _turn.release()
+    return sampler.sample(prompts, n, seed, force, watch, stop)
 
 
 def _is_served(sampler) -> bool:
@@ -106,9 +108,13 @@ def _shared_out(sampler, prompts: dict, n: int, seed: int, force, watch) -> list
     numbers = list(prompts)
     parts = [numbers[i :: 1 + len(helpers)] for i in range(1 + len(helpers))]
     given = [({number: prompts[number] for number in part}, n, seed, force) for part in parts]
-    for worker, part in zip(helpers, given[1:]):
-        worker.ask(sampler, part)
-    rows = [sampler.sample(*given[0], watch), *(worker.answer() for worker in helpers)]
+    try:
+        for worker, part in zip(helpers, given[1:]):
+            worker.ask(sampler, part)
+        rows = [sampler.sample(*given[0], watch), *(worker.answer() for worker in helpers)]
+    except BaseException:
+        close()  # what they still send would answer the wrong question
+        raise
     for part in parts[1:] if watch else ():
         for number in part:
             for copy in range(n):

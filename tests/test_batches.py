@@ -92,11 +92,11 @@ def test_no_row_of_a_padded_micro_batch_is_shorter_than_two_thirds_of_the_longes
 
 
 @pytest.mark.parametrize("max_tokens", [300, 512, 5000, 100_000])
-def test_packed_micro_batches_are_an_even_number_of_equal_parts(max_tokens):
+def test_packed_micro_batches_are_one_or_an_even_number_of_equal_parts(max_tokens):
     trajectories = drawn_rows()[:-1]
     batches = list(micro_batches(trajectories, 0, max_tokens, packed=True))
     sizes = [sum(lengths_of(trajectories, batch)) for batch in batches]
-    assert len(batches) % 2 == 0
+    assert len(batches) % 2 == (sum(sizes) <= max_tokens)
     assert max(sizes) - min(sizes) <= 0.05 * max(sizes)
     assert len(batches) <= sum(sizes) / max_tokens * 1.1 + 2
 

@@ -1,10 +1,20 @@
+import gc
+import weakref
 from concurrent.futures import Future
 from itertools import groupby
 
 import pytest
 import torch
 from conftest import ScriptedModel, follow, small_model
-from doubles import Spy, ids_of, sampler_of, say, scripted, scripted_by_question
+from doubles import (
+    Spy,
+    calling_transformer,
+    ids_of,
+    sampler_of,
+    say,
+    scripted,
+    scripted_by_question,
+)
 
 from nanotir.generation import NO_CALLS_LEFT, Generation, Status
 from nanotir.tools import Tool, ToolResult
@@ -529,3 +539,18 @@ def test_the_watcher_hears_who_wrote_and_when_the_row_ends(generate):
     runs = [key for key, _ in groupby(heard)]
     kinds = ["text", "python", "output", "text", "finish"]
     assert runs == [(0, kind) for kind in kinds]
+
+
+def test_a_generation_with_calls_is_freed_at_once(tokenizer, python):
+    """It holds a cache, and perhaps a copy of the matrices."""
+    model = calling_transformer(tokenizer)
+    sampler = sampler_of(model, tokenizer, [python], max_new_tokens=24)
+    with sampler.decoding():
+        generation = Generation(sampler, [sampler.format.prompt(tokenizer, "a")], 8, 0)
+        assert any(row.calls for row in generation.run())
+    freed = weakref.ref(generation)
+    gc.collect()
+    gc.disable()
+    del generation
+    gc.enable()
+    assert freed() is None

@@ -1,5 +1,6 @@
 """Formulas in C++ and their gradients, against PyTorch's."""
 
+import platform
 import shutil
 from functools import partial
 from types import SimpleNamespace
@@ -197,6 +198,26 @@ def test_what_is_not_finite_stays_in_its_row(packed_rows):
     for x in (function(*inputs), of_heads):
         bad = [bool(row.isnan().any()) for row in x.split(LENGTHS, 1)]
         assert bad == [n == 70 for n in LENGTHS]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the option is of such processors")
+def test_vectors_of_eight_numbers_give_the_same(packed_rows, monkeypatch):
+    """As on a processor without AVX-512."""
+    heads, weights, places = packed_rows
+    function, inputs = attention_of(heads, weights, places)
+    slopes = torch.ones(1, sum(LENGTHS), 64)
+    expected = [function(*inputs), *differentiated(function, inputs, slopes)]
+
+    def narrow(source, width, group, dtype):
+        shape = (f"-DD={width}", f"-DGROUP={group}", "-mno-avx512f")
+        return native.compiled(source, dtype, *shape)
+
+    monkeypatch.setattr(native, "attention", narrow)
+    for value, other in zip(
+        [function(*inputs), *differentiated(function, inputs, slopes)], expected
+    ):
+        tolerance = 1e-4 if heads.dtype == FP32 else 0.05
+        torch.testing.assert_close(value, other, atol=tolerance, rtol=tolerance)
 
 
 def differentiated(function, inputs, slopes) -> list[torch.Tensor]:

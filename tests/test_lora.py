@@ -13,7 +13,15 @@ from conftest import small_model
 import train
 from nanotir import held_out, optim
 from nanotir.config import parse
-from nanotir.lora import SCALE, Adapted, adapt, load_weights, merged, weights_of
+from nanotir.lora import (
+    SCALE,
+    Adapted,
+    adapt,
+    load_weights,
+    merged,
+    weights_of,
+    whole_weights,
+)
 from nanotir.policy import load_run
 from nanotir.reference import starting_policy
 from nanotir.run import Run, Stopped
@@ -261,3 +269,15 @@ def test_adapters_to_weights_that_have_changed_are_refused(moved):
 def test_adapters_need_weights_to_begin_from():
     with pytest.raises(SystemExit):
         parse(["--lora", "4"])
+
+
+def test_the_sums_stay_until_the_last_thread_has_left():
+    model = small_model(40)
+    adapt(model, 2)
+    first, second = merged(model), merged(model)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert all(weight is not None for weight in whole_weights(model))
+    second.__exit__(None, None, None)
+    assert any(weight is None for weight in whole_weights(model))

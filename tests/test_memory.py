@@ -154,9 +154,11 @@ def test_in_bf16_every_process_that_samples_rounds_the_weights(run):
 def test_in_fp32_every_process_that_samples_has_the_matrices_by_columns(run):
     copied = graphs.by_columns(run.model, rows=64)
     own = {w.data_ptr() for w in run.model.parameters()}
-    made = [w for w in copied.parameters() if w.data_ptr() not in own]
+    made = [w.untyped_storage() for w in copied.parameters() if w.data_ptr() not in own]
     weights = memory.bytes_of(run.model.parameters())
-    assert sampling_weights(run) == weights + 3 * memory.bytes_of(made)
+    size = sum(storage.nbytes() for storage in made)
+    assert sampling_weights(run) == weights + 3 * size
+    assert sampling_weights(run, answers="answers") == weights + size
 
 
 def test_what_fits_is_shown_and_changes_nothing(run):

@@ -179,6 +179,12 @@ def test_states_of_the_masked_positions_and_their_gradients_are_those_of_the_who
         assert_close(one, other)
 
 
+def test_packed_rows_are_refused_where_attention_does_not_know_where_they_begin():
+    model, ids = small_model(V), ids_of(1, 6)
+    with torch.inference_mode(), pytest.raises(AssertionError):
+        model(ids, positions=torch.tensor([[0, 1, 2, 0, 1, 2]]))
+
+
 @torch.no_grad()
 def test_only_distances_between_positions_matter():
     model = small_model(V)

@@ -127,8 +127,9 @@ def test_workers_force_the_same_first_ids(tokenizer, beside):
         assert row.ids[first : first + len(force)] == force
 
 
-def test_threads_that_generate_at_the_same_time_sample_what_one_does(tokenizer, beside):
-    model = small_model(len(tokenizer))
+@pytest.mark.parametrize("name", MODELS)
+def test_threads_that_generate_at_the_same_time_sample_what_one_does(tokenizer, beside, name):
+    model = MODELS[name](len(tokenizer))
     alone = ids_of(rows_of(model, tokenizer))
     beside(model)
     with ThreadPoolExecutor(4) as pool:
@@ -142,8 +143,12 @@ def test_a_forked_process_does_without_workers(tokenizer, beside):
     alone = ids_of(rows_of(model, tokenizer))
     pid = os.fork()
     if not pid:
-        workers.Worker.ask = None  # calling it would be an error
-        os._exit(ids_of(rows_of(model, tokenizer)) != alone)
+        status = 1
+        try:
+            workers.Worker.ask = None  # calling it would be an error
+            status = int(ids_of(rows_of(model, tokenizer)) != alone)
+        finally:
+            os._exit(status)
     assert os.waitpid(pid, 0)[1] == 0
     assert ids_of(rows_of(model, tokenizer)) == alone
 
@@ -155,6 +160,28 @@ def test_inside_another_run_no_workers_start_and_those_of_the_outer_stay(tokeniz
     with workers.beside(small_model(len(tokenizer), seed=1), tokenizer, (), Format(), SETTINGS):
         assert workers._workers == before
     assert workers._workers == before
+
+
+def test_a_run_that_begins_while_workers_start_does_without(tokenizer, beside, monkeypatch):
+    model = small_model(len(tokenizer))
+    started = []
+
+    def other_run():
+        with workers.beside(model, tokenizer, (), Format(), SETTINGS):
+            pass
+
+    class Starting:
+        def __init__(self, policy):
+            started.append(policy)
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(other_run).result(10)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(workers, "Worker", Starting)
+    beside(model)
+    assert len(started) == len(workers._workers) == 2
 
 
 def test_a_worker_imports_from_paths_that_are_not_strings(tokenizer, beside, monkeypatch, tmp_path):

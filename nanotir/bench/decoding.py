@@ -11,7 +11,7 @@ from nanotir import threads, workers
 from nanotir.bench.policy import Policy
 from nanotir.bench.timing import medians, timed
 from nanotir.cache import new_cache
-from nanotir.graphs import decoder
+from nanotir.graphs import by_columns, decoder
 from nanotir.sampler import Sampler
 from nanotir.tools import Tool, ToolResult
 
@@ -27,8 +27,9 @@ def decode(policy: Policy) -> dict:
 
 def decoding_step(sampler: Sampler, rows: int, start: int = 64) -> dict:
     """Milliseconds of one step from `start` on, by the clock and of processor time."""
-    model, device = sampler.model, sampler.model.embed.weight.device
+    device = sampler.model.embed.weight.device
     with sampler.decoding():
+        model = by_columns(sampler.model, rows)
         cache = new_cache(model, rows, start + 64)
         model.hidden(
             torch.randint(model.config.vocab_size, (rows, start), device=device), cache=cache
