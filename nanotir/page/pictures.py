@@ -84,7 +84,7 @@ HOUSE = {
         "gradients.py": "gradients in closed form",
         "rows.py": "one row, and how far it is",
         "slots.py": "where rows sit in the cache",
-        "graphs.py": "decoding steps as CUDA graphs",
+        "graphs.py": "faster decoding steps",
         "native.py": "formulas in C++ for a CPU",
         "huggingface": "pretrained models, in and out",
         "turns.py": "how pretrained models talk",
