@@ -189,6 +189,7 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
 
 
 def micro_batches_of(model, trajectories, settings: RLConfig, how: Drawing) -> Iterator[Batch]:
+    """batches.micro_batches, packed if the model computes packed rows at this precision."""
     device = model.embed.weight.device
     with autocast(device, settings.bf16):
         packed = packs(model)

@@ -541,6 +541,9 @@ def test_the_watcher_hears_who_wrote_and_when_the_row_ends(generate):
     assert runs == [(0, kind) for kind in kinds]
 
 
+# The end.
+
+
 def test_a_generation_with_calls_is_freed_at_once(tokenizer, python):
     """It holds a cache, and perhaps a copy of the matrices."""
     model = calling_transformer(tokenizer)
