@@ -22,6 +22,7 @@ from nanotir.tools.tool import last_line
 # The signals by which a child ends itself once its last cell has returned, raised, or run out of
 # memory. No program ends like that by chance, whatever it gives to os._exit.
 OK, ERROR, MEMORY = (60, 61, 62) if lockdown.LINUX else (30, 31, 27)
+FEW_FILES = 64
 
 
 def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
@@ -56,11 +57,18 @@ def run_child(worker: socket.socket, folder: str):
 
 
 def make(folder: str):
-    """Make a call's folder. If the disk is full, wait for other calls to end; the clock runs."""
+    """Make a call's folder, and wait until other calls leave room for more files in it than a few.
+
+    The clock runs meanwhile. With the last file that a disk can hold, a call could make its folder
+    and nothing in it.
+    """
     while True:
         # Without Landlock a call may have deleted `base`, hence makedirs.
         with contextlib.suppress(OSError):
-            return os.makedirs(folder)
+            os.makedirs(folder, exist_ok=True)
+            disk = os.statvfs(folder)
+            if disk.f_favail > FEW_FILES or disk.f_files == 0:  # 0 if there is no limit
+                return
         time.sleep(0.01)
 
 

@@ -13,7 +13,7 @@ from concurrent.futures import wait
 
 import pytest
 from conftest import SHARED
-from processes import folders_of_calls, light_servers
+from processes import folders_of_calls, light_servers, server_of
 from test_lockdown import REFUSED
 from test_python import ENDINGS, STATUSES
 
@@ -63,25 +63,39 @@ def test_a_full_disk_is_an_error_and_the_next_call_has_room_again(tool, needs):
 
 
 GREEDY = """
-import time
+import os, time
 try:
     for i in range(20_000): open(str(i), 'w')
 except OSError as error:
     print(error.strerror, flush=True)
+for i in range(LEFT): os.remove(str(i))
 time.sleep(1.5)
+"""
+MODEST = """
+for i in range(40): open(str(i), 'w')
+i
 """
 
 
-def test_a_call_that_finds_the_disk_full_waits_for_room(light, needs):
+def await_full_disk(tool, left: int):
+    """Wait until the file system of the calls' folders has no room for more than `left` files."""
+    deadline = time.monotonic() + 10
+    while os.statvfs(f"/proc/{server_of(tool)}/cwd").f_favail > left:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("left", [0, 30])
+def test_a_call_that_finds_the_disk_full_waits_for_room(light, needs, left):
     needs("namespaces")
     with PythonTool(workers=2, timeout=10) as tool:
         futures = [tool.submit("import time\ntime.sleep(0.3)") for _ in range(2)]
         assert all(future.result().ok for future in futures)  # now there are two workers
-        first = tool.submit(GREEDY)
-        time.sleep(1.5)  # on a busy machine as well, all that the file system can hold is taken
-        second = tool.submit("open('mine', 'w').write('abc')")
+        first = tool.submit(GREEDY.replace("LEFT", str(left)))
+        await_full_disk(tool, left)
+        second = tool.submit(MODEST)
         assert first.result(timeout=30).output == "No space left on device"
-        assert second.result(timeout=30).output == "3"
+        assert second.result(timeout=30).output == "39"
 
 
 def none_left(tool) -> bool:
