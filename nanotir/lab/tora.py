@@ -8,8 +8,11 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
+import torch
+
+from nanotir.lab.analysis import share
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import cold_start, measure, trained, untrained
+from nanotir.lab.toy import FIRST_WITHIN, cold_start, measure, trained, untrained
 from nanotir.model import Transformer
 from nanotir.recipes import tora
 from nanotir.sampler import Sampler
@@ -84,19 +87,32 @@ def observations(how: str) -> Arm:
     def run_arm(seed, quick, folder):
         settings = DATA | {"sft.observations": how, "sampler.forge": True}
         with trained(folder, "tora", settings, seed, quick) as run:
-            return {"accuracy": measure(run)["accuracy"], "invented": invented(run)}
+            return {"accuracy": measure(run)["accuracy"], **inventions(run)}
 
     return Arm(f"tora-observations-{how}", run_arm)
 
 
-def invented(run) -> float:
-    """The share of answers that make up the output of a tool when nothing runs the calls."""
+def inventions(run) -> dict:
+    """How readily a model makes up a tool's output when nothing runs its calls."""
     greedy = replace(run.config.sampler, temperature=0.0)
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, greedy)
     sampler.openers.clear()  # calls can still be written, but the sampler does not notice them
     rows = sampler.generate([problem.question for problem in run.held_out])
     output = run.tokenizer.tags[run.format.delimiters("output")[0]]
-    return sum(output in row.ids for row in rows) / len(rows)
+    closer = run.tokenizer.tags[run.format.delimiters("python")[1]]
+    called = [row.ids[: row.ids.index(closer) + 1] for row in rows if closer in row.ids]
+    return {
+        "invented": sum(output in row.ids for row in rows) / len(rows),
+        "log_odds": share([log_odds(run.model, ids, output) for ids in called]),
+    }
+
+
+@torch.no_grad()
+def log_odds(model, ids: list[int], next_id: int) -> float:
+    """log p / (1 - p) of the probability p that `next_id` follows `ids`."""
+    logits = model(torch.tensor([ids]))[0, -1]  # (V,)
+    others = logits.index_fill(0, torch.tensor(next_id), -torch.inf)
+    return float(logits[next_id] - others.logsumexp(0))
 
 
 FORMATS = Experiment(
@@ -162,18 +178,20 @@ SFT_MASK = Experiment(
     number=3,
     name="sft-mask",
     system="ToRA",
-    claim="A model that imitates tool output too invents it when the tool is silent; "
-    "one with the outputs masked does not.",
+    claim="A model that imitates tool output too is readier to invent it when the tool is silent "
+    "than one with the outputs masked, at no higher accuracy.",
     source="Gou et al. 2024, eq. 4, against the released script",
     published="none known",
-    measure="share of greedy answers that contain an output block of the model's own making, "
-    "with nobody running its calls; accuracy with the tool",
-    expected="invented: learned near 1, masked near 0; accuracy about the same",
+    measure="log-odds that an output of its own making follows a greedy answer's first call, with "
+    "nobody running calls (a logarithm, since masked models hardly ever invent one); accuracy with "
+    "the tool",
+    expected="log-odds: learned above 0, masked far below; accuracy about the same",
     arms={"masked": observations("masked"), "learned": observations("learned")},
     compare=(
-        Compare("masked", "learned", "invented", lower=True),
+        Compare("masked", "learned", "log_odds", lower=True),
         Compare("masked", "learned", "accuracy", margin=0.05),
     ),
+    first_seed=FIRST_WITHIN,
 )
 
 EXPERIMENTS = [FORMATS, SHAPED, SFT_MASK]

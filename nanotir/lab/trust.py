@@ -10,13 +10,17 @@ from nanotir.demonstrate import wrong_guess
 from nanotir.lab.analysis import share
 from nanotir.lab.cir import NUMBERS, NUMBERS_TUNED, RL, policy
 from nanotir.lab.experiment import Arm, Compare, Experiment
-from nanotir.lab.toy import curve, mean_of, measure, reinforce
+from nanotir.lab.toy import FIRST_WITHIN, curve, mean_of, measure, reinforce
 from nanotir.rl import make_sampler
 from nanotir.scores import answer_of
 from nanotir.tools import Tool, ToolResult
 from nanotir.trajectory import Trajectory
 
+SAMPLES = 4  # answers to each held-out problem
 CONTROL = "random rewards"
+# More calls are made twice, and RL ends before they are unlearned.
+REPEATED = NUMBERS | {"teacher.twice": 0.6, "sft.steps": 500}
+SHORT = NUMBERS | {"sft.steps": 200}  # so that RL leaves wrong answers where words suffice
 
 
 class Lie(ToolResult):
@@ -53,18 +57,15 @@ def lies(key: str, p: float, silent: bool = True, coin: bool = False) -> Arm:
 
     def run_arm(seed, quick, folder):
         # Rows are told apart by their sessions.
-        settings = RL | {"reward.coin": coin, "sampler.sessions": True}
-        given = (folder, "cir", NUMBERS, settings, seed, quick, "numbers")
+        settings = RL | {"rl.steps": 12, "reward.coin": coin, "sampler.sessions": True}
+        given = (folder, "cir", REPEATED, settings, seed, quick, "repeated")
         with reinforce(*given, wrap=lambda tool: Liar(tool, p, silent)) as run:
             accuracies = curve(run, "accuracy")
-            easy, hard = calls_of(run, "C"), calls_of(run, "A")
             return {
                 "sampled_accuracy": mean_of(accuracies, 0.25),
-                "calls_easy": mean_of(easy, 0.25),
-                "calls_hard": mean_of(hard, 0.25),
                 "accuracy by step": accuracies,
-                "easy calls by step": easy,
-                "hard calls by step": hard,
+                "easy calls by step": calls_of(run, "C"),
+                "hard calls by step": calls_of(run, "A"),
                 **habits(run),
             }
 
@@ -77,15 +78,24 @@ def calls_of(run, kind: str) -> list[list]:
 
 
 def habits(run) -> dict:
-    """How often a call is made again where a tool helps, and a lie believed, in sampled answers."""
+    """Calls where words suffice and elsewhere, calls made again there, and lies believed.
+
+    Of SAMPLES answers to each held-out problem.
+    """
     questions = [problem.question for problem in run.held_out]
-    rows = make_sampler(run).generate(questions, seed=run.config.seed)
-    asked = zip(run.held_out, rows)
-    again = [asks_again(row) for problem, row in asked if row.calls and problem.kind != "C"]
+    kinds = [problem.kind for problem in run.held_out for _ in range(SAMPLES)]
+    rows = make_sampler(run).generate(questions, SAMPLES, seed=run.config.seed)
+    easy = [len(row.calls) for kind, row in zip(kinds, rows) if kind == "C"]
+    hard = [row for kind, row in zip(kinds, rows) if kind != "C"]
     lied = [row for row in rows if row.calls and isinstance(row.calls[-1].result, Lie)]
     said = [(answer_of(row, run.tokenizer), row.calls[-1].result.output) for row in lied]
     believed = [answer is not None and equivalent(answer, lie) for answer, lie in said]
-    return {"asked_again": share(again), "believed": share(believed)}
+    return {
+        "calls_easy": share(easy),
+        "calls_hard": share([len(row.calls) for row in hard]),
+        "asked_again": share([asks_again(row) for row in hard if row.calls]),
+        "believed": share(believed),
+    }
 
 
 def asks_again(row: Trajectory) -> bool:
@@ -97,10 +107,10 @@ def needless(model: str) -> Arm:
     """A policy with its tools and without, where words suffice: nothing is trained further."""
 
     def run_arm(seed, quick, folder):
-        with policy(folder, model, seed, quick, "numbers", NUMBERS) as run:
+        with policy(folder, model, seed, quick, "short", SHORT, level=3) as run:
             run.held_out = [problem for problem in run.held_out if problem.kind == "C"]
-            with_tools = measure(run, samples=4)
-            in_words = measure(run, samples=4, modes="text")
+            with_tools = measure(run, samples=SAMPLES)
+            in_words = measure(run, samples=SAMPLES, modes="text")
         return {
             "accuracy": with_tools["accuracy"],
             "in_words": in_words["accuracy"],
@@ -121,7 +131,8 @@ NEEDLESS = Experiment(
     published="tools lower the accuracy of thinking models that hardly call them; no figure in "
     "common units",
     measure="accuracy of 4 sampled answers to those held-out problems that words suffice for, the "
-    "same weights with the tool and without; calls an answer, against 0.2",
+    "same weights with the tool and without; numbers may have two digits more than in training; "
+    "calls an answer, against 0.2",
     expected="without > with, at less than a call in five answers; after RL with the tool equal",
     arms={
         "RL in words": needless("words"),
@@ -135,7 +146,9 @@ NEEDLESS = Experiment(
         Compare("cold start", "cold start", "in_words", metric_worse="accuracy"),
     ),
     tuned=f"{NUMBERS_TUNED} Six steps of RL in words: after 24, seed 0 had 0.98 with the tool as "
-    "without, and 0.01 calls an answer.",
+    "without, and 0.01 calls an answer. Longer numbers, and a cold start of 200 steps: with 300, "
+    "and numbers as long as in training, seeds 1 to 5 were above 0.95.",
+    first_seed=FIRST_WITHIN,
 )
 
 LIES = Experiment(
@@ -146,10 +159,10 @@ LIES = Experiment(
     "suffice, but is not asked twice elsewhere; one that says it failed is.",
     source="our own hypothesis, after the pitfalls of RL with tools (trusting bad tools)",
     published="none known",
-    measure="calls an answer, where words suffice (last and first digit) and elsewhere, sampled "
-    "over the last quarter of RL; share of answers with calls that make the same call twice, in "
-    "one sampled answer a held-out problem; beside them, the share of last outputs that are lies "
-    "and are given as the answer",
+    measure="of 4 sampled answers to each held-out problem: calls an answer, where words suffice "
+    "(last and first digit) and elsewhere; share of answers with calls that make the same call "
+    "twice; beside them, the share of last outputs that are lies and are given as the answer; "
+    "accuracy sampled over the last quarter of RL",
     expected="fewer calls where words suffice; asked again: says so > lies, honest",
     arms={
         "lies": lies("lies", 0.3),
@@ -166,7 +179,9 @@ LIES = Experiment(
     ),
     control=CONTROL,
     figure=("easy calls by step", "hard calls by step", "accuracy by step"),
-    tuned=NUMBERS_TUNED,
+    tuned="A cold start of 500 steps in which six of ten calls are made twice, and 12 steps of RL: "
+    "on the seeds 0 and 11 four to seven answers of ten still make a call twice then.",
+    first_seed=FIRST_WITHIN,
 )
 
 EXPERIMENTS = [NEEDLESS, LIES]

@@ -82,9 +82,16 @@ def test_a_lie_is_believed_where_it_is_the_answer(tokenizer, monkeypatch):
     lie, truth = ("1+1", Lie("9")), ("1+1", ToolResult("9"))
     rows = [row(tokenizer, lie), row(tokenizer, lie, answer="2"), row(tokenizer, truth)]
     rows += [row(tokenizer, lie, truth), row(tokenizer), row(tokenizer, truth, truth)]
-    sampler = SimpleNamespace(generate=lambda questions, seed: rows)
+    rows += [row(tokenizer), row(tokenizer)]
+    sampler = SimpleNamespace(generate=lambda questions, n, seed: rows)
     monkeypatch.setattr("nanotir.lab.trust.make_sampler", lambda run: sampler)
+    monkeypatch.setattr("nanotir.lab.trust.SAMPLES", 4)
     config = SimpleNamespace(seed=0)
-    asked = [Problem("?", "2", kind=kind) for kind in "AAAAAC"]  # in the last, words suffice
+    asked = [Problem("?", "2", kind=kind) for kind in "AC"]  # in the second, words suffice
     run = SimpleNamespace(held_out=asked, tokenizer=tokenizer, config=config)
-    assert habits(run) == {"asked_again": 0.25, "believed": 0.5}
+    assert habits(run) == {
+        "calls_easy": 0.5,
+        "calls_hard": 1.25,
+        "asked_again": 0.25,
+        "believed": 0.5,
+    }
