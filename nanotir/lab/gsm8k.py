@@ -102,8 +102,8 @@ GSM8K = Experiment(
     compare=(Compare("tool", "words", "calculated"),),
     figure=("loss by step",),
     tuned="7,000 problems, and 6 million ids for each arm. On seed 0, words have 0.04 after 0.9 "
-    "million ids of 1,500 problems, of 7,000 0.09 after 3.6 million and 0.22 after 6 million, where "
-    "the tool has 0.93. After 4.8 million, seed 21 has 0.09 and 0.94.",
+    "million ids of 1,500 problems, of 7,000 0.09 after 3.6 million and 0.22 after 6 million, "
+    "where the tool has 0.93. After 4.8 million, seed 21 has 0.09 and 0.94.",
     first_seed=FIRST_WITHIN + 1,
     needs=FOLDER,
 )
