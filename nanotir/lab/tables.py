@@ -7,7 +7,17 @@ from collections.abc import Iterable
 from nanotir.lab.experiment import Experiment
 
 FLOOR, CEILING = 0.10, 0.95  # of a share that shows how large a difference is
-SHARES = ("accuracy", "selection", "pass", "invented", "rate", "calculated", "asked")  # by name
+SHARES = (
+    "accuracy",
+    "in_words",
+    "selection",
+    "pass",
+    "rate",
+    "calculated",
+    "asked",
+    "earned",
+    "hollow",
+)
 EXPLAINED = {0: " (undefined)", 1: " (one seed has no interval)"}  # by number of seeds
 
 
