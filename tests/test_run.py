@@ -262,18 +262,26 @@ def test_a_file_is_the_old_one_or_the_new_one_never_half_of_one(tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="fork and kill -9")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_path):
-    """A child that does nothing but save after every step is killed at thirty random moments."""
+    """A child that does nothing but save after every step is killed at thirty random moments.
+
+    Up to two steps are waited for before: a busy machine takes its time for them.
+    """
     config = parse([*TINY, "--save_every", "1"])
     _, model, tokenizer, format, _ = load_run(unbroken)
     run = Run(tmp_path / "run", config, model, tokenizer, format, [], [], []).create()
     rng = random.Random(0)
     steps = [run.restore("sft", [])]
     for _ in range(30):
+        saved, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
-            save_for_ever(run, steps[-1] + 1)
-        time.sleep(rng.uniform(0.0, 0.05))
+            save_for_ever(run, steps[-1] + 1, tell)
+        os.close(tell)
+        for _ in range(rng.randrange(3)):
+            os.read(saved, 1)
+        time.sleep(rng.uniform(0.0, 0.02))
         os.kill(pid, signal.SIGKILL)
+        os.close(saved)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
         steps.append(run.resume().state["step"])
         assert [row["step"] for row in rows(run.out)] == list(range(1, steps[-1] + 1))
@@ -281,10 +289,11 @@ def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_
     assert len(set(steps)) > 5
 
 
-def save_for_ever(run, first: int):
+def save_for_ever(run, first: int, tell: int):
     try:
         for step in itertools.count(first):
             run.finish_step(step, {"loss": 1.0}, [])
+            os.write(tell, b"!")
     finally:
         os._exit(1)  # whatever goes wrong, the child must not go on with the tests
 
