@@ -34,8 +34,10 @@ def pytest_addoption(parser):
     parser.addoption("--answers", metavar="FOLDER", help="test the functions in these answers")
 
 
-FOLDERS = sorted({path.parent for path in Path(__file__).parent.glob("*/test_*.py")})
-OTHER = pytest.StashKey[tuple]()  # the process that runs the tests in FOLDERS, and what it says
+HERE = Path(__file__).parent
+FOLDERS = sorted({path.parent for path in HERE.glob("*/test_*.py")})
+HALF = [*FOLDERS, HERE / "test_processes.py"]  # take as long as the other tests
+OTHER = pytest.StashKey[tuple]()  # the process that runs the tests in HALF, and what it says
 
 
 def pytest_configure(config):
@@ -46,8 +48,8 @@ def pytest_configure(config):
         answers.__enter__()
         config.add_cleanup(lambda: answers.__exit__(None, None, None))
     if not config.invocation_params.args:
-        # All tests: another process runs those in folders, and this one those of the files here.
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FOLDERS]
+        # All tests: another process runs those in folders, and this one most of the files here.
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *HALF]
         said = tempfile.TemporaryFile("w+")
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         config.stash[OTHER] = (process, said)
@@ -57,7 +59,7 @@ def pytest_ignore_collect(collection_path, config):
     """With --answers, the tests of the exercises would test the answers against themselves."""
     if config.getoption("--answers") and collection_path.name == "exercises":
         return True
-    return True if OTHER in config.stash and collection_path in FOLDERS else None
+    return True if OTHER in config.stash and collection_path in HALF else None
 
 
 def pytest_sessionfinish(session, exitstatus):
@@ -75,7 +77,7 @@ def pytest_unconfigure(config):
     if OTHER in config.stash:
         _, said = config.stash[OTHER]
         said.seek(0)
-        print(f"\nThe tests in folders, which another process has run:\n\n{said.read()}", end="")
+        print(f"\nThe tests that another process has run:\n\n{said.read()}", end="")
 
 
 @pytest.fixture(autouse=True)

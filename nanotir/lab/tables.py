@@ -7,17 +7,7 @@ from collections.abc import Iterable
 from nanotir.lab.experiment import Experiment
 
 FLOOR, CEILING = 0.10, 0.95  # of a share that shows how large a difference is
-SHARES = (
-    "accuracy",
-    "in_words",
-    "selection",
-    "pass",
-    "rate",
-    "calculated",
-    "asked",
-    "earned",
-    "hollow",
-)
+SHARES = "accuracy in_words selection pass rate calculated asked earned hollow".split()  # by name
 EXPLAINED = {0: " (undefined)", 1: " (one seed has no interval)"}  # by number of seeds
 
 
