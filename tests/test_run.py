@@ -264,7 +264,7 @@ def test_a_file_is_the_old_one_or_the_new_one_never_half_of_one(tmp_path):
 def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_path):
     """A child that does nothing but save after every step is killed at thirty random moments.
 
-    Up to two steps are waited for before: a busy machine takes its time for them.
+    Before, it saves none, one or two steps, however long a busy machine takes for them.
     """
     config = parse([*TINY, "--save_every", "1"])
     _, model, tokenizer, format, _ = load_run(unbroken)
@@ -286,7 +286,7 @@ def test_a_kill_at_any_moment_leaves_the_last_checkpoint_loadable(unbroken, tmp_
         steps.append(run.resume().state["step"])
         assert [row["step"] for row in rows(run.out)] == list(range(1, steps[-1] + 1))
     assert steps == sorted(steps)
-    assert len(set(steps)) > 5
+    assert len(set(steps)) > 15
 
 
 def save_for_ever(run, first: int, tell: int):

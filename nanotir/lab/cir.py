@@ -194,7 +194,7 @@ MATCHING = Experiment(
     source="CIR, ablation of precise matching",
     published="in words only",
     measure="share of programs that run, in one sampled answer a held-out problem; accuracy after "
-    "RL, greedy and sampled over its last quarter; one cold start, whose blocks are exact",
+    "RL, greedy and sampled over its last quarter; exact blocks in the cold start; temperature 1.2",
     expected="exact > stop string",
     arms={
         "exact": rl_arm("exact", HOT, "text", TEXT),

@@ -46,7 +46,7 @@ TOY = {
     "save_every": 10**6,
 }
 
-FIRST_WITHIN = 21  # of the seeds of tasks made anew, since arms were below 10% or above 95%
+FIRST_WITHIN = 21  # seeds of experiments that were changed, as an arm was below 10% or above 95%
 
 # With --quick these settings are at most as large as this.
 QUICK = {"problems": 1000, "sft.steps": 150, "rl.steps": 3, "eval.problems": 40, "tora.samples": 2}

@@ -147,7 +147,7 @@ NEEDLESS = Experiment(
     ),
     tuned=f"{NUMBERS_TUNED} Six steps of RL in words: after 24, seed 0 had 0.98 with the tool as "
     "without, and 0.01 calls an answer. Longer numbers, and a cold start of 200 steps: with 300, "
-    "and numbers as long as in training, seeds 1 to 5 were above 0.95.",
+    "and numbers as long as in training, RL in words had 0.98 with the tool on seeds 1 to 5.",
     first_seed=FIRST_WITHIN,
 )
 

@@ -22,7 +22,7 @@ from nanotir.tools.tool import last_line
 # The signals by which a child ends itself once its last cell has returned, raised, or run out of
 # memory. No program ends like that by chance, whatever it gives to os._exit.
 OK, ERROR, MEMORY = (60, 61, 62) if lockdown.LINUX else (30, 31, 27)
-FEW_FILES = 64
+FEW_FILES = 64  # of the 16,384 that all calls may make (lockdown.mount_memory)
 
 
 def receive(end: socket.socket) -> tuple[bytes, socket.socket | None]:
@@ -57,19 +57,24 @@ def run_child(worker: socket.socket, folder: str):
 
 
 def make(folder: str):
-    """Make a call's folder, and wait until other calls leave room for more files in it than a few.
+    """Make a call's folder. While the disk has room for a few files alone, wait; the clock runs.
 
-    The clock runs meanwhile. With the last file that a disk can hold, a call could make its folder
-    and nothing in it.
+    A folder may be the last file that a disk can hold: then its call could write nothing.
     """
     while True:
         # Without Landlock a call may have deleted `base`, hence makedirs.
         with contextlib.suppress(OSError):
-            os.makedirs(folder, exist_ok=True)
-            disk = os.statvfs(folder)
-            if disk.f_favail > FEW_FILES or disk.f_files == 0:  # 0 if there is no limit
-                return
+            os.makedirs(folder)
+            break
         time.sleep(0.01)
+    while 0 <= room_for_files(folder) <= FEW_FILES:
+        time.sleep(0.01)
+
+
+def room_for_files(folder: str) -> int:
+    """How many more files the disk of this folder can hold; -1 if their number has no limit."""
+    disk = os.statvfs(folder)
+    return disk.f_favail if disk.f_files else -1
 
 
 def run_cells(request: dict, silence: int) -> int:

@@ -5,7 +5,7 @@ import re
 from nanotir.lab import __main__ as lab
 from nanotir.lab.experiment import Experiment, summarise
 from nanotir.lab.experiments import EXPERIMENTS
-from nanotir.lab.tables import markdown
+from nanotir.lab.tables import at_the_ends, markdown
 
 README = lab.README.read_text()
 
@@ -38,6 +38,10 @@ def test_every_result_is_that_of_the_experiment_as_it_is_defined_now():
 def test_every_result_is_that_of_one_commit():
     for results in lab.committed():
         assert re.fullmatch("[0-9a-f]{7}", results["commit"]), results["name"]
+
+
+def test_no_arm_is_below_a_tenth_or_above_95_percent_where_a_difference_is_claimed():
+    assert not [results["name"] for results in lab.committed() if at_the_ends(results)]
 
 
 def test_the_readme_gives_every_verdict_before_and_now():

@@ -69,7 +69,7 @@ try:
 except OSError as error:
     print(error.strerror, flush=True)
 for i in range(LEFT): os.remove(str(i))
-time.sleep(1.5)
+time.sleep(2)
 """
 MODEST = """
 for i in range(40): open(str(i), 'w')
@@ -91,9 +91,11 @@ def test_a_call_that_finds_the_disk_full_waits_for_room(light, needs, left):
     with PythonTool(workers=2, timeout=10) as tool:
         futures = [tool.submit("import time\ntime.sleep(0.3)") for _ in range(2)]
         assert all(future.result().ok for future in futures)  # now there are two workers
+        assert none_left(tool)
         first = tool.submit(GREEDY.replace("LEFT", str(left)))
         await_full_disk(tool, left)
         second = tool.submit(MODEST)
+        assert not first.done()
         assert first.result(timeout=30).output == "No space left on device"
         assert second.result(timeout=30).output == "39"
 
