@@ -5,7 +5,6 @@ import pytest
 import torch
 from conftest import ScriptedModel, small_model
 from doubles import Spy, calling_transformer, ids_of, sampler_of, scripted
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanotir.batches import collate
 from nanotir.draws import LARGE
@@ -420,81 +419,6 @@ def test_seating_rows_compares_their_prompts_in_proportion_to_their_number(token
         return len(compared)
 
     assert comparisons(80) <= 2 * comparisons(40) + 10
-
-
-# bfloat16.
-
-
-def decoded(transformer, tokenizer, bf16):
-    """(rows, dtypes of the matrix products in the first block while they were decoded)"""
-    dtypes = []
-    linear = transformer.blocks[0].attention.qkv
-    hook = linear.register_forward_hook(lambda *call: dtypes.append(call[-1].dtype))
-    sampler = sampler_of(transformer, tokenizer, max_new_tokens=12, bf16=bf16)
-    try:
-        return sampler.generate(QUESTIONS, n=4), set(dtypes)
-    finally:
-        hook.remove()
-
-
-def pretend(monkeypatch, able: bool):
-    """That the processor has instructions for bfloat16, or has none."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
-
-
-def test_bf16_decodes_on_this_machine(transformer, tokenizer):
-    rows, _ = decoded(transformer, tokenizer, bf16=True)
-    for row in rows:
-        assert row.finish_reason in ("stop", "length")
-        assert all(-40 < logp < 0 for logp, mask in zip(row.logps, row.mask) if mask)
-
-
-def test_with_instructions_for_bf16_matrix_products_are_in_bfloat16(
-    monkeypatch, transformer, tokenizer
-):
-    pretend(monkeypatch, True)
-    assert decoded(transformer, tokenizer, bf16=True)[1] == {torch.bfloat16}
-    assert decoded(transformer, tokenizer, bf16=False)[1] == {torch.float32}
-
-
-def conversions(model, tokenizer, steps: int) -> int:
-    """How many weights a generation of so many steps turns into another precision."""
-    weights = {weight.data_ptr() for weight in model.parameters() if weight.dim() == 2}
-    converted = []
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, operation, types, arguments=(), options=None):
-            if operation is torch.ops.aten._to_copy.default:
-                converted.append(arguments[0].data_ptr() in weights)
-            return operation(*arguments, **(options or {}))
-
-    sampler = sampler_of(model, tokenizer, max_new_tokens=steps, bf16=True)
-    with Watch():
-        sampler.generate(["q"], force=(300,) * steps)
-    return sum(converted)
-
-
-def test_weights_are_turned_into_bf16_once_a_generation(monkeypatch, transformer, tokenizer):
-    pretend(monkeypatch, True)
-    few, many = (conversions(transformer, tokenizer, steps) for steps in (2, 9))
-    assert many == few >= 4 * transformer.config.n_layers
-
-
-def test_without_instructions_for_bf16_it_changes_nothing(monkeypatch, transformer, tokenizer):
-    pretend(monkeypatch, False)
-    rows, dtypes = decoded(transformer, tokenizer, bf16=True)
-    plain, _ = decoded(transformer, tokenizer, bf16=False)
-    assert dtypes == {torch.float32}
-    assert [(row.ids, row.logps) for row in rows] == [(row.ids, row.logps) for row in plain]
-
-
-def test_the_trainer_is_close_to_the_log_probs_of_bf16_but_not_equal(
-    monkeypatch, transformer, tokenizer
-):
-    pretend(monkeypatch, True)
-    sampler = sampler_of(transformer, tokenizer, max_new_tokens=12, bf16=True)
-    rows = sampler.generate(QUESTIONS, n=4)
-    assert 1e-4 < gap(transformer, sampler, rows, 1.0) < 0.5
 
 
 # Settings.
