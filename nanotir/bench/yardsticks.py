@@ -85,7 +85,7 @@ def rows_of(n: int, length: int, vocab_size: int) -> list[Trajectory]:
 
 def imitation(model: Transformer, rows: list[Trajectory], bf16: bool, rounds: int) -> dict:
     """One step with AdamW, in micro-batches of 2,048 ids."""
-    config = sft.SFTConfig(bf16=bf16)
+    config = sft.SFTConfig(bf16=bf16, micro_batch_tokens=2048)
     optimizers = [optim.adamw(model.parameters(), 0.0)]  # the weights stay
     ids = sum(len(row.ids) - 1 for row in rows)
 
