@@ -51,7 +51,14 @@ def formulas(dtype: torch.dtype) -> ctypes.CDLL | None:
 @lru_cache
 def attention(source: str, width: int, group: int, dtype: torch.dtype) -> ctypes.CDLL | None:
     """decode.cpp or attention.cpp, for D = `width` and GROUP = `group`."""
-    return compiled(source, dtype, f"-DD={width}", f"-DGROUP={group}")
+    shape = f"-DD={width}", f"-DGROUP={group}"
+    return compiled(source, dtype, *shape, *["-DTILES"] * tiles())
+
+
+@lru_cache
+def tiles() -> bool:
+    """Whether the processor multiplies tiles of bf16 (AMX), and the system lets this process."""
+    return torch.cpu.get_capabilities().get("amx_bf16", False) and torch.cpu._init_amx()
 
 
 def run(function, *arguments):

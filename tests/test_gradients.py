@@ -119,6 +119,25 @@ def found(function, inputs) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("name, dtype", BY_DTYPE)
 def test_results_and_gradients_are_those_in_float64_up_to_rounding(name, dtype):
+    check_case(name, dtype)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "attention" in name])
+def test_attention_in_bf16_is_that_in_float64_without_tiles_too(name, without_tiles):
+    check_case(name, BF16)
+
+
+@pytest.fixture
+def without_tiles(monkeypatch):
+    """As on a processor without AMX."""
+    forget = native.attention.cache_clear
+    monkeypatch.setattr(native, "tiles", lambda: False)
+    forget()
+    yield
+    forget()
+
+
+def check_case(name, dtype):
     in_cpp, formula, shapes, _ = CASES[name]
     inputs = given(shapes, dtype)
     exact = found(formula, [x.double() for x in inputs])
@@ -201,7 +220,7 @@ def test_what_is_not_finite_stays_in_its_row(packed_rows):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the option is of such processors")
-def test_vectors_of_eight_numbers_give_the_same(packed_rows, monkeypatch):
+def test_vectors_of_eight_numbers_give_the_same(packed_rows, monkeypatch, without_tiles):
     """As on a processor without AVX-512."""
     heads, weights, places = packed_rows
     function, inputs = attention_of(heads, weights, places)

@@ -6,80 +6,18 @@
 // a time: its queries, keys and values are turned and widened into matrices that stay in the
 // processor's caches. A block of queries at a time attends to all keys up to its last one. The
 // backward pass computes the probabilities again. Matrices are padded with zeros: positions and
-// heads to whole vectors.
-
-#include <algorithm>
-#include <vector>
+// heads to multiples of STEP.
 
 #include "heads.h"
+#include "matrix.h"
 
-constexpr int TALL = LANES / 2;                         // rows of a tile
-constexpr int BLOCK = 32;                               // queries
-constexpr int WIDTH = (D + LANES - 1) / LANES * LANES;  // of a padded head
-
-struct Matrix {  // a view
-    float* data;
-    int64_t rows, columns, next_row, next_column = 1;
-
-    Matrix transposed() const { return {data, columns, rows, next_column, next_row}; }
-    Matrix rows_from(int64_t first, int64_t n) const {
-        return {data + first * next_row, n, columns, next_row, next_column};
-    }
-    Matrix top(int64_t n) const { return rows_from(0, n); }
-    Matrix left(int64_t n) const { return {data, rows, n, next_row, next_column}; }
-    void clear() const {
-        for (int64_t i = 0; i < rows; i++) std::fill_n(data + i * next_row, columns, 0.0f);
-    }
-};
-
-struct Array : Matrix {  // and what is viewed
-    std::vector<float> numbers;
-    Array(int64_t rows, int64_t columns)
-        : Matrix{nullptr, rows, columns, columns}, numbers(rows * columns) {
-        data = numbers.data();
-    }
-};
-
-// c (TALL, V * LANES) += a b, which stays in registers.
-template <int V>
-static void add_tile(Matrix a, Matrix b, Matrix c) {
-    Vector sums[TALL][V];
-    for (int r = 0; r < TALL; r++)
-        for (int v = 0; v < V; v++) sums[r][v] = load(c.data + r * c.next_row + v * LANES);
-    for (int64_t i = 0; i < b.rows; i++)
-        for (int v = 0; v < V; v++) {
-            Vector x = load(b.data + i * b.next_row + v * LANES);
-            for (int r = 0; r < TALL; r++)
-                sums[r][v] += a.data[r * a.next_row + i * a.next_column] * x;
-        }
-    for (int r = 0; r < TALL; r++)
-        for (int v = 0; v < V; v++) *(Vector*)(c.data + r * c.next_row + v * LANES) = sums[r][v];
-}
-
-// c (m, n) += a (m, k) b (k, n). m is a multiple of TALL and n of LANES; a may be transposed.
-static void add_product(Matrix a, Matrix b, Matrix c) {
-    for (int64_t i = 0; i < c.rows; i += TALL) {
-        Matrix left = a.rows_from(i, TALL), out = c.rows_from(i, TALL), right = b;
-        int64_t j = 0;
-        for (; j + 2 * LANES <= c.columns; j += 2 * LANES) {
-            add_tile<2>(left, right, out);
-            right.data += 2 * LANES;
-            out.data += 2 * LANES;
-        }
-        if (j < c.columns) add_tile<1>(left, right, out);
-    }
-}
-
-static void transpose(Matrix x, Matrix y) {
-    for (int64_t i = 0; i < x.rows; i++)
-        for (int64_t j = 0; j < x.columns; j++)
-            y.data[j * y.next_row + i] = x.data[i * x.next_row + j];
-}
+constexpr int BLOCK = 32;                            // queries
+constexpr int WIDTH = (D + STEP - 1) / STEP * STEP;  // of a padded head
 
 struct Row {
     int64_t first, T;  // its first position of all M, and how many it has
 
-    int64_t padded() const { return (T + LANES - 1) / LANES * LANES; }
+    int64_t padded() const { return (T + STEP - 1) / STEP * STEP; }
 };
 
 // The rows of positions (B, T): one begins where positions do not grow, or with the next T.
@@ -152,17 +90,27 @@ struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
 
 // p (m, n): the softmax of q (m, WIDTH) keys_t (WIDTH, n), each query up to itself. The first of
 // them is number n - m of its row.
-FULL_WIDTH static void probabilities(Matrix q, Matrix keys_t, Matrix p) {
+FULL_WIDTH static void probabilities(Left q, Right keys_t, Matrix p) {
     int64_t n = p.columns;
-    p.clear();
-    add_product(q, keys_t, p);
+    set_product(q, keys_t, p);
     for (int64_t i = 0; i < p.rows; i++) {
         int64_t last = n - p.rows + i;
         float *row = p.data + i * p.next_row, largest = largest_of(row, last + 1), sum = 0;
         for (int64_t s = last + 1; s < n; s++) row[s] = -1e30f;
-        for (int64_t s = 0; s < n; s++) row[s] = exponential(row[s] - largest);
-        for (int64_t s = 0; s < n; s++) sum += row[s];
-        for (int64_t s = 0; s < n; s++) row[s] /= sum;
+        for (int64_t s = 0; s < n; s++) {
+            row[s] = exponential(row[s] - largest);
+            sum += row[s];
+        }
+        for (int64_t s = 0; s < n; s++) row[s] *= 1 / sum;
+    }
+}
+
+// p (m, n) becomes ds = p (dp - sum p dp).
+FULL_WIDTH static void differentiate(Matrix p, Matrix dp) {
+    for (int64_t i = 0; i < p.rows; i++) {
+        float *row = p.data + i * p.next_row, *slope = dp.data + i * dp.next_row, mean = 0;
+        for (int64_t s = 0; s < p.columns; s++) mean += row[s] * slope[s];
+        for (int64_t s = 0; s < p.columns; s++) row[s] *= slope[s] - mean;
     }
 }
 
@@ -171,24 +119,28 @@ extern "C" void attention(const Number* data, const float* q_weight, const float
                           const float* cos, const float* sin, const int64_t* positions, Number* out,
                           int64_t B, int64_t T, int64_t K, float eps) {
     Heads heads = {data, q_weight, k_weight, cos, sin, K, eps};
+    Products products;
     std::vector<Row> rows = rows_of(positions, B, T);
     int64_t H = K * GROUP, P = longest_of(rows);
-    Array q(P, WIDTH), keys(P, WIDTH), keys_t(WIDTH, P), values(P, WIDTH);
+    Array q(P, WIDTH), keys(P, WIDTH), values(P, WIDTH);
     Array space(BLOCK, P), mean(BLOCK, WIDTH);
+    Buffer of_q, of_keys, of_values, of_p;
+    Right right_keys, right_values;
     for (Row row : rows)
         for (int64_t h = 0; h < H; h++) {
             if (h % GROUP == 0) {
                 heads.turned(row, H + h / GROUP, keys);
-                transpose(keys.top(row.padded()), keys_t);
                 widen(data + heads.at(row.first, H + K + h / GROUP), row, heads.next(), values);
+                right_keys = as_right(keys.top(row.padded()).transposed(), of_keys, 3);
+                right_values = as_right(values.top(row.padded()), of_values, 2);
             }
             heads.turned(row, h, q);
+            Left queries = as_left(q.top(row.padded()), of_q, 3);
             for (int64_t i = 0; i < row.T; i += BLOCK) {
                 int64_t n = std::min(i + BLOCK, row.padded()), m = n - i;
                 Matrix p = space.top(m).left(n), read = mean.top(m);
-                probabilities(q.rows_from(i, m), keys_t, p);
-                read.clear();
-                add_product(p, values.top(n), read);
+                probabilities(queries.rows_from(i, m), right_keys, p);
+                set_product(as_left(p, of_p, 2), right_values.top(n), read);
                 for (int64_t t = i; t < std::min(row.T, n); t++)
                     for (int d = 0; d < D; d++)
                         out[((row.first + t) * H + h) * D + d] =
@@ -206,47 +158,49 @@ extern "C" void attention_gradient(const Number* data, const float* q_weight, co
                                    float* grad_k_weight, int64_t B, int64_t T, int64_t K,
                                    float eps) {
     Heads heads = {data, q_weight, k_weight, cos, sin, K, eps};
+    Products products;
     std::vector<Row> rows = rows_of(positions, B, T);
     int64_t H = K * GROUP, P = longest_of(rows);
-    Array q(P, WIDTH), keys(P, WIDTH), keys_t(WIDTH, P), values(P, WIDTH), values_t(WIDTH, P);
-    Array grad_q(P, WIDTH), grad_keys(P, WIDTH), grad_values(P, WIDTH), grad_out(P, WIDTH);
-    Array space(BLOCK, P), grad_space(BLOCK, P);
+    Array q(P, WIDTH), keys(P, WIDTH), values(P, WIDTH), grad_out(P, WIDTH), grad_q(P, WIDTH);
+    Array grad_keys_t(WIDTH, P), grad_values_t(WIDTH, P), space(BLOCK, P), grad_space(BLOCK, P);
+    Buffer of_q, of_q_t, of_keys, of_keys_t, of_values_t, of_out, of_out_t, of_p;
+    Right right_keys, right_keys_t, right_values_t;
     for (Row row : rows)
         for (int64_t h = 0; h < H; h++) {
             int64_t key = H + h / GROUP, value = key + K, padded = row.padded();
             if (h % GROUP == 0) {
                 heads.turned(row, key, keys);
-                transpose(keys.top(padded), keys_t);
                 widen(data + heads.at(row.first, value), row, heads.next(), values);
-                transpose(values.top(padded), values_t);
-                grad_keys.top(padded).clear();
-                grad_values.top(padded).clear();
+                right_keys = as_right(keys.top(padded), of_keys, 1);
+                right_keys_t = as_right(keys.top(padded).transposed(), of_keys_t, 3);
+                right_values_t = as_right(values.top(padded).transposed(), of_values_t, 1);
+                grad_keys_t.left(padded).clear();
+                grad_values_t.left(padded).clear();
             }
             heads.turned(row, h, q);
             widen(g + (row.first * H + h) * D, row, H * D, grad_out);
-            grad_q.top(padded).clear();
+            Left queries = as_left(q.top(padded), of_q, 3);
+            Left queries_t = as_left(q.top(padded).transposed(), of_q_t, 1);
+            Left slopes = as_left(grad_out.top(padded), of_out, 1);
+            Left slopes_t = as_left(grad_out.top(padded).transposed(), of_out_t, 1);
             for (int64_t i = 0; i < row.T; i += BLOCK) {
                 int64_t n = std::min(i + BLOCK, padded), m = n - i;
                 Matrix p = space.top(m).left(n), dp = grad_space.top(m).left(n);
-                Matrix queries = q.rows_from(i, m), own = grad_out.rows_from(i, m);
-                probabilities(queries, keys_t, p);
-                add_product(p.transposed(), own, grad_values.top(n));
-                dp.clear();
-                add_product(own, values_t, dp);
-                for (int64_t r = 0; r < m; r++) {  // from here on, p is ds
-                    float *own_p = p.data + r * P, *slope = dp.data + r * P, mean = 0;
-                    for (int64_t s = 0; s < n; s++) mean += own_p[s] * slope[s];
-                    for (int64_t s = 0; s < n; s++) own_p[s] *= slope[s] - mean;
-                }
-                add_product(p, keys.top(n), grad_q.rows_from(i, m));
-                add_product(p.transposed(), queries, grad_keys.top(n));
+                Matrix grad_k = grad_keys_t.left(n), grad_v = grad_values_t.left(n);
+                probabilities(queries.rows_from(i, m), right_keys_t, p);
+                add_product(slopes_t.columns_from(i, m), as_right(p, of_p, 1), grad_v);
+                set_product(slopes.rows_from(i, m), right_values_t, dp);
+                differentiate(p, dp);  // from here on, p is ds
+                set_product(as_left(p, of_p, 1), right_keys.top(n), grad_q.rows_from(i, m));
+                add_product(queries_t.columns_from(i, m), as_right(p, of_p, 1), grad_k);
             }
             heads.turned_back(row, h, grad_q, grad, grad_q_weight);
             if (h % GROUP < GROUP - 1) continue;
+            Matrix grad_keys = in_rows(grad_keys_t.left(padded).transposed(), of_keys);
             heads.turned_back(row, key, grad_keys, grad, grad_k_weight);
             for (int64_t t = 0; t < row.T; t++)
                 for (int d = 0; d < D; d++)
                     grad[heads.at(row.first + t, value) + d] =
-                        narrow(grad_values.data[t * WIDTH + d]);
+                        narrow(grad_values_t.data[d * P + t]);
         }
 }

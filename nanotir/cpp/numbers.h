@@ -1,5 +1,7 @@
 // Numbers in fp32 or, with BF16, in bf16: what the kernels for a CPU have in common.
 
+#pragma once
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
