@@ -46,6 +46,8 @@ class SwiGLU(Function):
     """silu(gate) * up from both in one: (..., 2 d_ff) -> (..., d_ff). With g = dL/dout:
 
     dL/dgate = g up silu'(gate)        dL/dup = g silu(gate)
+
+    The backward pass OVERWRITES gate and up by these.
     """
 
     @staticmethod
@@ -56,16 +58,17 @@ class SwiGLU(Function):
         ctx.sizes = gate_up[..., 0].numel(), d
         native.run(native.formulas(out.dtype).swiglu, gate_up, out, *ctx.sizes)
         ctx.save_for_backward(gate_up)
+        ctx.spent = False
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g):
+        spend(ctx)
         (gate_up,) = ctx.saved_tensors
-        grad = torch.empty_like(gate_up)
         function = native.formulas(g.dtype).swiglu_gradient
-        native.run(function, gate_up, g.contiguous(), grad, *ctx.sizes)
-        return grad
+        native.run(function, gate_up, g.contiguous(), *ctx.sizes)
+        return gate_up
 
 
 class Attention(Function):
@@ -123,13 +126,17 @@ class LogProbs(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g, h):
-        assert not ctx.spent, "the logits have been overwritten by their gradient"
-        ctx.spent = True
+        spend(ctx)
         logits, ids, *kept = ctx.saved_tensors
         given = [x if x is None else x.contiguous() for x in (g, h)]
         function = native.formulas(logits.dtype).log_probs_gradient
         native.run(function, logits, ids, *kept, *given, *ctx.numbers)
         return logits, None, None
+
+
+def spend(ctx):
+    assert not ctx.spent, "what this read has been overwritten by its gradient"
+    ctx.spent = True
 
 
 def attention(module, heads: Tensor, layout) -> Tensor:

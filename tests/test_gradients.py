@@ -39,6 +39,10 @@ def swiglu(gate_up):
     return F.silu(gate) * up
 
 
+def swiglu_in_cpp(gate_up):
+    return gradients.SwiGLU.apply(gate_up.clone())  # whose backward pass overwrites what it is given
+
+
 def angles(B, T, D):
     return torch.randn(2, B, T, 1, D, generator=torch.Generator().manual_seed(1))
 
@@ -89,7 +93,7 @@ def attention_case(B, T, K, group, D, weights=True) -> tuple:
 CASES = {  # (in C++, by PyTorch, shapes of what has a gradient, their dtypes)
     "norm": (partial(norm_in_cpp), norm, [(3, 5, 24), (24,)], (FP32, BF16)),
     "norm of wide rows": (partial(norm_in_cpp), norm, [(4, 385), (385,)], (FP32, BF16)),
-    "swiglu": (partial(gradients.SwiGLU.apply), swiglu, [(3, 5, 34)], (FP32, BF16)),
+    "swiglu": (partial(swiglu_in_cpp), swiglu, [(3, 5, 34)], (FP32, BF16)),
     "attention": attention_case(2, 33, 2, 3, 16),
     "attention of one id": attention_case(3, 1, 2, 1, 32),
     "attention of a block": attention_case(1, 32, 1, 2, 24),
@@ -245,12 +249,12 @@ def differentiated(function, inputs, slopes) -> list[torch.Tensor]:
     return torch.autograd.grad((function(*inputs) * slopes).sum(), inputs)
 
 
-def test_logits_that_were_overwritten_are_not_used_again():
-    logits = torch.zeros(6, 40, requires_grad=True)
-    logps, _ = gradients.LogProbs.apply(logits * 1.0, IDS, 1.0)
-    logps.sum().backward(retain_graph=True)
+@pytest.mark.parametrize("function", [partial(log_probs_in_cpp, 1.0), swiglu_in_cpp])
+def test_what_was_overwritten_is_not_used_again(function):
+    result = function(torch.zeros(6, 40, requires_grad=True)).sum()
+    result.backward(retain_graph=True)
     with pytest.raises(AssertionError, match="overwritten"):
-        logps.sum().backward()
+        result.backward()
 
 
 @pytest.mark.parametrize("settings", [{}, {"n_experts": 4, "d_shared": 16}, {"qk_norm": False}])

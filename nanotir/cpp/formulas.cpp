@@ -42,15 +42,14 @@ extern "C" FULL_WIDTH void swiglu(const Number* x, Number* out, int64_t N, int64
         }
 }
 
-// grad (N, 2d) for x from g (N, d).
-extern "C" FULL_WIDTH void swiglu_gradient(const Number* x, const Number* g, Number* grad,
-                                           int64_t N, int64_t d) {
-    for (int64_t n = 0; n < N; n++, x += 2 * d, g += d, grad += 2 * d)
+// Turns x (N, 2d) into its own gradient, from g (N, d).
+extern "C" FULL_WIDTH void swiglu_gradient(Number* x, const Number* g, int64_t N, int64_t d) {
+    for (int64_t n = 0; n < N; n++, x += 2 * d, g += d)
         for (int64_t i = 0; i < d; i++) {
             float gate = wide(x[i]), up = wide(x[d + i]);
             float share = 1 / (1 + exponential(-gate));
-            grad[i] = narrow(wide(g[i]) * up * share * (1 + gate * (1 - share)));
-            grad[d + i] = narrow(wide(g[i]) * gate * share);
+            x[i] = narrow(wide(g[i]) * up * share * (1 + gate * (1 - share)));
+            x[d + i] = narrow(wide(g[i]) * gate * share);
         }
 }
 
