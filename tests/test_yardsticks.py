@@ -29,6 +29,16 @@ def test_operations_count_each_weight_of_a_product_six_times_an_id():
     assert yardsticks.operations(model, 10) == 6 * 10 * (4 * a_block + 512 * 128)
 
 
+def test_the_products_alone_are_the_operations_that_are_counted(monkeypatch):
+    def counted(product, a, b):
+        return 2 * a.shape[0] * a.shape[1] * b.shape[1], None
+
+    monkeypatch.setattr(yardsticks, "busy", counted)
+    with torch.device("meta"):
+        model = yardsticks.shape("T", 512)
+    assert yardsticks.products(model, 10) == yardsticks.operations(model, 10)
+
+
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(yardsticks, "SHAPES", dict.fromkeys(yardsticks.SHAPES, TINY))
@@ -49,3 +59,4 @@ def test_every_answer_of_the_rl_step_is_as_long_as_it_says_with_a_tool_too(small
 def test_imitation_is_measured_in_both_precisions(small):
     found = yardsticks.imitation_of_s(None)
     assert found["share_of_gemm_rate"] > 0 and found["share_of_gemm_rate_bf16"] > 0
+    assert found["share_of_products"] > 0 and found["share_of_products_bf16"] > 0

@@ -1,6 +1,8 @@
 """Training measured on fixed shapes with random weights, as a share of what the processor can do.
 
-Shares are of processor time, so they may be measured on a busy machine.
+Shares are of processor time, so they may be measured on a busy machine. `share_of_gemm_rate` is
+relative to the rate of a product of large square matrices. `share_of_products` is relative to the
+time of the step's own products alone, whose matrices are smaller.
 
 T   4 layers, width 128, 4 query and 2 key heads, feed-forward 512, vocabulary 512
 S   6, 384, 6 and 2, 1536, 4096
@@ -64,10 +66,27 @@ def busy(function, *arguments) -> tuple:
     return time.process_time() - start, result
 
 
+def matrices(model: Transformer) -> list[torch.Tensor]:
+    """The weights (N, K) that hidden states are multiplied by."""
+    named = model.named_parameters()
+    return [w for name, w in named if w.dim() == 2 and "embed" not in name] + [model.head.weight]
+
+
 def operations(model: Transformer, ids: int) -> float:
     """Of training on so many ids: 6 for each weight of a matrix product. Attention is left out."""
-    matrices = [w for name, w in model.named_parameters() if w.dim() == 2 and "embed" not in name]
-    return 6.0 * ids * sum(w.numel() for w in [*matrices, model.head.weight])
+    return 6.0 * ids * sum(w.numel() for w in matrices(model))
+
+
+@torch.no_grad()
+def products(model: Transformer, ids: int, dtype=torch.float32) -> float:
+    """Processor time of the products that `operations` counts alone, best of three, of 2,048 ids."""
+
+    def once(weight) -> float:
+        w = weight.to(dtype)
+        x, g = (torch.randn(2048, width, dtype=dtype) for width in reversed(w.shape))
+        return sum(busy(torch.mm, *given)[0] for given in ((x, w.T), (g, w), (g.T, x)))
+
+    return ids / 2048 * min(sum(map(once, matrices(model))) for _ in range(3))
 
 
 def rows_of(n: int, length: int, vocab_size: int) -> list[Trajectory]:
@@ -88,12 +107,14 @@ def imitation(model: Transformer, rows: list[Trajectory], bf16: bool, rounds: in
     config = sft.SFTConfig(bf16=bf16, micro_batch_tokens=2048)
     optimizers = [optim.adamw(model.parameters(), 0.0)]  # the weights stay
     ids = sum(len(row.ids) - 1 for row in rows)
+    dtype = torch.bfloat16 if bf16 else torch.float32
 
     def measure(number):
-        rate = gemm_rate(torch.bfloat16 if bf16 else torch.float32)
+        rate, alone = gemm_rate(dtype), products(model, ids, dtype)
         cpu, (seconds, _) = busy(timed, sft.imitate, model, optimizers, rows, 0, config)
         speed = {"seconds": seconds, "cpu_seconds": cpu, "ids_per_cpu_second": ids / cpu}
-        return speed | {"share_of_gemm_rate": operations(model, ids) / cpu / rate}
+        share = operations(model, ids) / cpu / rate
+        return speed | {"share_of_gemm_rate": share, "share_of_products": alone / cpu}
 
     return medians(measure, rounds)
 
@@ -143,13 +164,14 @@ def rl_step(model: Transformer, tokenizer: Tokenizer, tools: list[Tool], **sampl
         cpu_rollout, (rollout, rows) = busy(timed, *given)
         given = (rl.update, model, optimizer, rows, advantages, settings, drawing_of(sampler))
         cpu_update, (update, _) = busy(timed, *given)
-        done = operations(model, sum(len(row.ids) - 1 for row in rows))
+        ids = sum(len(row.ids) - 1 for row in rows)
         return {
             "seconds": rollout + update,
             "rollout": rollout,
             "update": update,
             "cpu_seconds": cpu_rollout + cpu_update,
-            "update_share_of_gemm_rate": done / cpu_update / gemm_rate(),
+            "update_share_of_gemm_rate": operations(model, ids) / cpu_update / gemm_rate(),
+            "update_share_of_products": products(model, ids) / cpu_update,
             "new_ids": sum(row.new_tokens for row in rows) / len(rows),
         }
 
