@@ -135,7 +135,8 @@ class LogProbs(Function):
 
 
 def spend(ctx):
-    assert not ctx.spent, "what this read has been overwritten by its gradient"
+    """Note that a saved tensor is about to be overwritten, which can be done once."""
+    assert not ctx.spent, "a second backward pass: a saved tensor was overwritten by its gradient"
     ctx.spent = True
 
 

@@ -57,7 +57,10 @@ def attention(source: str, width: int, group: int, dtype: torch.dtype) -> ctypes
 
 @lru_cache
 def tiles() -> bool:
-    """Whether the processor multiplies tiles of bf16 (AMX), and the system lets this process."""
+    """Whether the processor multiplies tiles of bf16 (AMX), and the system permits it.
+
+    It is asked once, for all threads of this process.
+    """
     return torch.cpu.get_capabilities().get("amx_bf16", False) and torch.cpu._init_amx()
 
 

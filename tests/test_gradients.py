@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import subprocess
 from functools import partial
 from types import SimpleNamespace
 
@@ -40,7 +41,9 @@ def swiglu(gate_up):
 
 
 def swiglu_in_cpp(gate_up):
-    return gradients.SwiGLU.apply(gate_up.clone())  # whose backward pass overwrites what it is given
+    return gradients.SwiGLU.apply(
+        gate_up.clone()
+    )  # whose backward pass overwrites what it is given
 
 
 def angles(B, T, D):
@@ -129,6 +132,21 @@ def test_results_and_gradients_are_those_in_float64_up_to_rounding(name, dtype):
 @pytest.mark.parametrize("name", [name for name in CASES if "attention" in name])
 def test_attention_in_bf16_is_that_in_float64_without_tiles_too(name, without_tiles):
     check_case(name, BF16)
+
+
+def test_attention_in_bf16_is_computed_by_tiles_where_there_are_any(packed_rows, request):
+    macros = [native.COMPILER, "-march=native", "-dM", "-E", "-x", "c++", "-"]
+    known = subprocess.run(macros, input="", capture_output=True, text=True).stdout
+    if not native.tiles() or not all(x in known for x in ("__AMX_BF16__", "__AVX512BF16__")):
+        pytest.skip("the processor or the compiler has no AMX")
+    heads, weights, places = packed_rows
+    function, inputs = attention_of(heads, weights, places)
+    slopes = torch.randn(1, sum(LENGTHS), 64, generator=torch.Generator().manual_seed(2))
+    by_tiles = differentiated(function, inputs, slopes)
+    request.getfixturevalue("without_tiles")
+    by_vectors = differentiated(function, inputs, slopes)
+    for gradient, other in zip(by_tiles, by_vectors, strict=True):
+        assert torch.equal(gradient, other) == (heads.dtype == FP32)
 
 
 @pytest.fixture
@@ -247,6 +265,16 @@ def differentiated(function, inputs, slopes) -> list[torch.Tensor]:
     """The gradients of the result's sum, weighted by `slopes`, with respect to the inputs."""
     inputs = [x.detach().requires_grad_() for x in inputs]
     return torch.autograd.grad((function(*inputs) * slopes).sum(), inputs)
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_what_swiglu_is_given_becomes_its_own_gradient_in_the_backward_pass(dtype):
+    (x,) = given([(3, 5, 34)], dtype)
+    kept, slopes = x.clone(), torch.ones(3, 5, 17, dtype=dtype)
+    out = gradients.SwiGLU.apply(x.requires_grad_())
+    assert torch.equal(x, kept)
+    (gradient,) = torch.autograd.grad(out, x, slopes)
+    assert torch.equal(x, gradient)
 
 
 @pytest.mark.parametrize("function", [partial(log_probs_in_cpp, 1.0), swiglu_in_cpp])

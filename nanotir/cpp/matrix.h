@@ -61,7 +61,7 @@ static Matrix in_rows(Matrix x, Buffer& buffer) {
 #include "tiles.h"
 #else
 
-constexpr int STEP = LANES;      // sides of matrices are multiples of this
+constexpr int STEP = LANES;      // the sides of matrices are multiples of this
 constexpr int TALL = LANES / 2;  // rows of a block of sums in registers
 
 // The factors of a product. tiles.h has others.

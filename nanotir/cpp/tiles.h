@@ -5,7 +5,7 @@
 
 #include <immintrin.h>
 
-constexpr int STEP = 32;  // sides of matrices are multiples of this
+constexpr int STEP = 32;  // the sides of matrices are multiples of this
 
 struct Left {  // a view of numbers in bf16, tile by tile: 16 rows of 32 numbers
     uint16_t* data;
@@ -43,7 +43,7 @@ static inline Matrix square_of(Matrix x, int64_t i, int64_t j, float* copy) {
 }
 
 // Factors of a product that is the sum of so many `parts`. With a' for what a loses in bf16, these
-// are a b, a' b and a b'. Two are as good as fp32 where b loses nothing, and three where it does.
+// are a b, a' b and a b'. Two are good for 17 bits where b loses nothing, and three where it does.
 static Left as_left(Matrix x, Buffer& buffer, int64_t parts) {
     int64_t width = parts * x.columns;
     Left y = {(uint16_t*)buffer.of(x.rows * width / 2), width / 32, parts};
@@ -83,7 +83,9 @@ static Right as_right(Matrix x, Buffer& buffer, int64_t parts) {
     return y;
 }
 
-// As long as there is one, this thread may compute products. Then tiles are as oneDNN had set them.
+// As long as there is one, this thread may compute products. Afterwards its tiles are shaped as
+// before, perhaps by oneDNN. The lines of asm do nothing but tell the compiler that these arrays are
+// read and written, which its functions for tiles do not.
 class Products {
     alignas(64) uint8_t before[64], own[64] = {1};  // palette 1
 
@@ -94,15 +96,20 @@ class Products {
             own[48 + tile] = 16;      // rows
         }
         _tile_storeconfig(before);
+        asm volatile("" : "+m"(before) : "m"(own));
         _tile_loadconfig(own);
     }
-    ~Products() { _tile_loadconfig(before); }
+    ~Products() {
+        asm volatile("" : : "m"(before));
+        _tile_loadconfig(before);
+    }
 };
 
 // c (m, n) = a (m, k) b (k, n), or += with ADDED. m, n and k are multiples of STEP.
 template <bool ADDED>
 static void product(Left a, Right b, Matrix c) {
     int64_t next_c = 4 * c.next_row;  // bytes
+    asm volatile("" : : : "memory");  // the factors are written before they are loaded
     for (int64_t j = 0; j < c.columns; j += 32)
         for (int64_t i = 0; i < c.rows; i += 32) {
             float *upper = c.data + i * c.next_row + j, *lower = upper + 16 * c.next_row;
