@@ -84,8 +84,8 @@ static Right as_right(Matrix x, Buffer& buffer, int64_t parts) {
 }
 
 // As long as there is one, this thread may compute products. Afterwards its tiles are shaped as
-// before, perhaps by oneDNN. The lines of asm do nothing but tell the compiler that these arrays are
-// read and written, which its functions for tiles do not.
+// before, perhaps by oneDNN. The lines of asm do nothing but tell the compiler that these arrays
+// are read and written, which its functions for tiles do not.
 class Products {
     alignas(64) uint8_t before[64], own[64] = {1};  // palette 1
 
