@@ -11,6 +11,9 @@
 #include "heads.h"
 #include "matrix.h"
 
+// Inlined in a function with tiles, loops over 16 numbers take gcc 16 s to compile.
+#define NOT_INLINED __attribute__((noinline))
+
 constexpr int BLOCK = 32;                            // queries
 constexpr int WIDTH = (D + STEP - 1) / STEP * STEP;  // of a padded head
 
@@ -56,7 +59,7 @@ struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
     float factor(int64_t head) const { return head < GROUP * K ? 1 / std::sqrt(float(D)) : 1; }
 
     // y (padded, WIDTH): a query or key head of a row, turned. Queries are divided by sqrt(D).
-    void turned(Row row, int64_t head, Matrix y) const {
+    NOT_INLINED void turned(Row row, int64_t head, Matrix y) const {
         for (int64_t t = 0; t < row.T; t++) {
             int64_t m = row.first + t;
             turn(data + at(m, head), weight(head), eps, cos + m * D, sin + m * D, factor(head),
@@ -66,7 +69,8 @@ struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
     }
 
     // The head's gradient, (M, H+2K, D), and what is added to its norm's, from that of `turned`.
-    void turned_back(Row row, int64_t head, Matrix g, Number* grad, float* grad_weight) const {
+    NOT_INLINED void turned_back(Row row, int64_t head, Matrix g, Number* grad,
+                                 float* grad_weight) const {
         for (int64_t t = 0; t < row.T; t++) {
             int64_t m = row.first + t, place = at(m, head);
             const float *c = cos + m * D, *s = sin + m * D, *w = weight(head);
