@@ -11,9 +11,6 @@
 #include "heads.h"
 #include "matrix.h"
 
-// Inlined in a function with tiles, loops over 16 numbers take gcc 16 s to compile.
-#define NOT_INLINED __attribute__((noinline))
-
 constexpr int BLOCK = 32;                            // queries
 constexpr int WIDTH = (D + STEP - 1) / STEP * STEP;  // of a padded head
 
@@ -69,7 +66,7 @@ struct Heads {  // of all rows, (M, H+2K, D): queries, keys and values
     }
 
     // The head's gradient, (M, H+2K, D), and what is added to its norm's, from that of `turned`.
-    NOT_INLINED void turned_back(Row row, int64_t head, Matrix g, Number* grad,
+    void turned_back(Row row, int64_t head, Matrix g, Number* grad,
                                  float* grad_weight) const {
         for (int64_t t = 0; t < row.T; t++) {
             int64_t m = row.first + t, place = at(m, head);

@@ -60,6 +60,7 @@ static Matrix in_rows(Matrix x, Buffer& buffer) {
 #if defined(TILES) && defined(BF16) && defined(__AMX_BF16__) && defined(__AVX512BF16__)
 #include "tiles.h"
 #else
+#define NOT_INLINED
 
 constexpr int STEP = LANES;      // the sides of matrices are multiples of this
 constexpr int TALL = LANES / 2;  // rows of a block of sums in registers
