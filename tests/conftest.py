@@ -89,6 +89,20 @@ def one_thread():
 
 
 @pytest.fixture(scope="session", autouse=True)
+def bf16_on_any_processor():
+    """The same is tested on all processors: without instructions for bf16, slower ones are used."""
+    with pytest.MonkeyPatch.context() as patched:
+        with_instructions_for_bf16(patched, True)
+        yield
+
+
+def with_instructions_for_bf16(patched: pytest.MonkeyPatch, able: bool):
+    """As on a processor with such instructions, or as on one without them."""
+    found = torch.cpu.get_capabilities() | {"avx512_bf16": able}
+    patched.setattr(torch.cpu, "get_capabilities", lambda: found)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def sources_read_once():
     """The comments of the settings are read once in a session, not for every command line."""
     with pytest.MonkeyPatch.context() as patched:
@@ -170,6 +184,11 @@ def small_model(vocab_size: int, seed: int = 0, **settings) -> Transformer:
         mean, std = (1.0, 0.1) if weight.dim() == 1 else (0.0, 0.3)
         nn.init.normal_(weight, mean, std, generator=generator)
     return model
+
+
+def assert_same_gradient(gradient, expected, rounding: float = 2e-6):
+    """The difference is measured by its norm: a small element may be a sum of large ones."""
+    assert (gradient - expected).norm() <= rounding * expected.norm()
 
 
 class ScriptedModel(nn.Module):

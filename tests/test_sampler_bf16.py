@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import small_model
+from conftest import small_model, with_instructions_for_bf16
 from doubles import sampler_of
 from test_sampler import QUESTIONS, gap
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,22 +25,14 @@ def decoded(transformer, tokenizer, bf16):
         hook.remove()
 
 
-def pretend(monkeypatch, able: bool):
-    """That the processor has instructions for bfloat16, or has none."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able})
-
-
-def test_bf16_decodes_on_this_machine(transformer, tokenizer):
+def test_rows_in_bf16_end_and_have_log_probs(transformer, tokenizer):
     rows, _ = decoded(transformer, tokenizer, bf16=True)
     for row in rows:
         assert row.finish_reason in ("stop", "length")
         assert all(-40 < logp < 0 for logp, mask in zip(row.logps, row.mask) if mask)
 
 
-def test_with_instructions_for_bf16_matrix_products_are_in_bfloat16(
-    monkeypatch, transformer, tokenizer
-):
-    pretend(monkeypatch, True)
+def test_with_instructions_for_bf16_matrix_products_are_in_bfloat16(transformer, tokenizer):
     assert decoded(transformer, tokenizer, bf16=True)[1] == {torch.bfloat16}
     assert decoded(transformer, tokenizer, bf16=False)[1] == {torch.float32}
 
@@ -62,24 +54,20 @@ def conversions(model, tokenizer, steps: int) -> int:
     return sum(converted)
 
 
-def test_weights_are_turned_into_bf16_once_a_generation(monkeypatch, transformer, tokenizer):
-    pretend(monkeypatch, True)
+def test_weights_are_turned_into_bf16_once_a_generation(transformer, tokenizer):
     few, many = (conversions(transformer, tokenizer, steps) for steps in (2, 9))
     assert many == few >= 4 * transformer.config.n_layers
 
 
 def test_without_instructions_for_bf16_it_changes_nothing(monkeypatch, transformer, tokenizer):
-    pretend(monkeypatch, False)
+    with_instructions_for_bf16(monkeypatch, False)
     rows, dtypes = decoded(transformer, tokenizer, bf16=True)
     plain, _ = decoded(transformer, tokenizer, bf16=False)
     assert dtypes == {torch.float32}
     assert [(row.ids, row.logps) for row in rows] == [(row.ids, row.logps) for row in plain]
 
 
-def test_the_trainer_is_close_to_the_log_probs_of_bf16_but_not_equal(
-    monkeypatch, transformer, tokenizer
-):
-    pretend(monkeypatch, True)
+def test_the_trainer_is_close_to_the_log_probs_of_bf16_but_not_equal(transformer, tokenizer):
     sampler = sampler_of(transformer, tokenizer, max_new_tokens=12, bf16=True)
     rows = sampler.generate(QUESTIONS, n=4)
     assert 1e-4 < gap(transformer, sampler, rows, 1.0) < 0.5
