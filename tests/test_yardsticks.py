@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import with_instructions_for_bf16
 
 from nanotir.bench import yardsticks
 from nanotir.problems import load
@@ -60,3 +61,9 @@ def test_imitation_is_measured_in_both_precisions(small):
     found = yardsticks.imitation_of_s(None)
     assert found["share_of_gemm_rate"] > 0 and found["share_of_gemm_rate_bf16"] > 0
     assert found["share_of_products"] > 0 and found["share_of_products_bf16"] > 0
+
+
+def test_without_instructions_for_bf16_fp32_is_not_measured_in_its_name(small, monkeypatch):
+    with_instructions_for_bf16(monkeypatch, False)
+    assert not [name for name in yardsticks.imitation_of_s(None) if "bf16" in name]
+    assert "needs a processor" in yardsticks.imitation_of_smollm2(None)["skipped"]

@@ -19,6 +19,7 @@ from torch import Tensor
 from nanotir import optim, sft
 from nanotir.bench.policy import Policy
 from nanotir.bench.shapes import ENDS, ragged_case
+from nanotir.bench.timing import precisions
 from nanotir.bench.yardsticks import busy, endless, rows_of, shape
 from nanotir.huggingface import save_pretrained
 from nanotir.model import Transformer
@@ -38,10 +39,10 @@ def against_transformers(policy: Policy) -> dict:
     figures = {"logits_differ_by": max(difference(model, words) for model in (small, large))}
     for rows, new in ((1, 64), (64, 64), (256, 32)):
         figures |= named(f"decode_T_{rows}", decoding(small, words, rows, new))
-    figures |= named("decode_S_64", decoding(large, words, 64, 64))
-    figures |= named("decode_S_64_bf16", decoding(large, words, 64, 64, bf16=True))
+    for bf16 in precisions():
+        figures |= named(f"decode_S_64{'_bf16' * bf16}", decoding(large, words, 64, 64, bf16))
     figures |= named("ragged_T_per_id", ragged(words))
-    for bf16 in (False, True):
+    for bf16 in precisions():
         figures |= named(f"imitation_S{'_bf16' * bf16}", imitation(large, words, bf16))
     return figures
 

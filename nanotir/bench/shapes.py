@@ -11,7 +11,7 @@ import time
 
 from nanotir.bench.decoding import Sleeper, decoding_step
 from nanotir.bench.policy import Policy
-from nanotir.bench.timing import medians, timed
+from nanotir.bench.timing import medians, precisions, timed
 from nanotir.model import ModelConfig, Transformer
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tokenizer import Tokenizer
@@ -41,8 +41,8 @@ def decode_shapes(policy: Policy) -> dict:
         return 1000 * case[1] / step(*case, **settings)["cpu_ms"]
 
     figures = {f"ids_T_{rows}_rows": ids_a_second(T, rows) for rows in (1, 64, 256)}
-    figures["ids_S_64_rows"] = ids_a_second(S, 64)
-    figures["ids_S_64_rows_bf16"] = ids_a_second(S, 64, bf16=True)
+    for bf16 in precisions():
+        figures[f"ids_S_64_rows{'_bf16' * bf16}"] = ids_a_second(S, 64, bf16=bf16)
     figures["growth_64_to_2048"] = step(T, 1, 2048)["cpu_ms"] / step(T, 1)["cpu_ms"]
     return figures
 

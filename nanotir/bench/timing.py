@@ -6,6 +6,10 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
+from nanotir.logps import in_bf16
+
 ROUNDS = 7
 
 
@@ -24,3 +28,8 @@ def timed(function: Callable, *arguments) -> tuple:
     start = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - start, result
+
+
+def precisions() -> tuple[bool, ...]:
+    """Values of `bf16` to measure on a CPU. Without instructions for it, bf16 would be fp32."""
+    return (False, True) if in_bf16(torch.device("cpu"), True) else (False,)

@@ -22,7 +22,7 @@ from nanotir import optim, rl, sft
 from nanotir.advantages import group_advantages
 from nanotir.bench.decoding import Sleeper
 from nanotir.bench.policy import Policy
-from nanotir.bench.timing import medians, timed
+from nanotir.bench.timing import medians, precisions, timed
 from nanotir.demonstrate import corpus
 from nanotir.model import ModelConfig, Transformer
 from nanotir.rl import drawing_of
@@ -127,15 +127,19 @@ def imitation(model: Transformer, rows: list[Trajectory], bf16: bool, rounds: in
 
 
 def imitation_of_s(policy) -> dict:
-    """Imitation of 8 rows of 256 ids by shape S, in fp32 and in bf16."""
+    """Imitation of 8 rows of 256 ids by shape S, in fp32 and, where it can be measured, in bf16."""
     model, rows = shape("S", 4096), rows_of(8, 256, 4096)
-    fp32, bf16 = (imitation(model, rows, bf16, 5) for bf16 in (False, True))
-    named = {f"{name}_bf16": value for name, value in bf16.items()}
-    return fp32 | named | {"bf16_speedup": fp32["cpu_seconds"] / bf16["cpu_seconds"]}
+    fp32, *others = (imitation(model, rows, bf16, 5) for bf16 in precisions())
+    for bf16 in others:
+        named = {f"{name}_bf16": value for name, value in bf16.items()}
+        fp32 |= named | {"bf16_speedup": fp32["cpu_seconds"] / bf16["cpu_seconds"]}
+    return fp32
 
 
 def imitation_of_smollm2(policy) -> dict:
     """Imitation of 8 rows of 128 ids by SmolLM2-135M's shape, in bf16."""
+    if True not in precisions():
+        return {"skipped": "needs a processor with instructions for bf16"}
     return imitation(shape("SmolLM2", 49152), rows_of(8, 128, 49152), True, 3)
 
 
