@@ -26,11 +26,11 @@ SETTINGS = asdict(RunConfig(tools=""))
 
 @pytest.fixture
 def beside(tokenizer):
-    """Start two workers beside this process, for as long as a test runs."""
+    """Start workers beside this process, for as long as a test runs."""
     contexts = []
 
-    def start(model, tools=(), settings=SETTINGS):
-        threads.use_threads(3)
+    def start(model, tools=(), settings=SETTINGS, number=1):
+        threads.use_threads(1 + number)
         context = workers.beside(model, tokenizer, tools, Format(), settings)
         context.__enter__()
         contexts.append(context)
@@ -66,7 +66,7 @@ MODELS = {
 def test_workers_sample_what_one_process_does(tokenizer, beside, name):
     model = MODELS[name](len(tokenizer))
     alone = rows_of(model, tokenizer)
-    beside(model)
+    beside(model, number=2)
     together = rows_of(model, tokenizer)
     assert ids_of(together) == ids_of(alone)
     for row, other in zip(together, alone):
@@ -139,7 +139,7 @@ def test_threads_that_generate_at_the_same_time_sample_what_one_does(tokenizer, 
 
 def test_a_forked_process_does_without_workers(tokenizer, beside):
     model = small_model(len(tokenizer))
-    beside(model)
+    beside(model, number=2)
     alone = ids_of(rows_of(model, tokenizer))
     pid = os.fork()
     if not pid:
@@ -180,7 +180,7 @@ def test_a_run_that_begins_while_workers_start_does_without(tokenizer, beside, m
             pass
 
     monkeypatch.setattr(workers, "Worker", Starting)
-    beside(model)
+    beside(model, number=2)
     assert len(started) == len(workers._workers) == 2
 
 
@@ -194,7 +194,7 @@ def test_a_worker_imports_from_paths_that_are_not_strings(tokenizer, beside, mon
 
 def test_the_rows_are_shared_out_among_workers(tokenizer, beside, monkeypatch):
     model = small_model(len(tokenizer))
-    beside(model)
+    beside(model, number=2)
     asked = []
     ask = workers.Worker.ask
 
@@ -209,7 +209,7 @@ def test_the_rows_are_shared_out_among_workers(tokenizer, beside, monkeypatch):
 
 def test_a_watch_is_told_of_the_ends_of_all_rows(tokenizer, beside):
     model = small_model(len(tokenizer))
-    beside(model)
+    beside(model, number=2)
     finished = []
 
     def watch(row, kind, ids):
@@ -286,7 +286,7 @@ def test_what_a_workers_sampler_refuses_is_refused_here(tokenizer, beside):
 
 def test_an_interrupted_call_ends_the_workers(tokenizer, beside):
     model = small_model(len(tokenizer))
-    beside(model)
+    beside(model, number=2)
     processes = [worker.process for worker in workers._workers]
 
     def watch(row, kind, ids):
