@@ -43,7 +43,8 @@ class SamplerConfig:
     stop_string: bool = False  # close a block of format text where an id ends in ```, and not
     # where a line begins with it: what CIR advises against
     barrier: bool = False  # a result waits until no row can decode and all calls are back
-    bf16: bool = False  # decode in bfloat16; rl.importance_cap then corrects for the rounding
+    bf16: bool = False  # decode in bfloat16, except on a CPU without AVX512_BF16;
+    # rl.importance_cap then corrects for the rounding
     graphs: bool = True  # on a GPU, replay decoding steps as CUDA graphs; not for experts
     compiled: bool = False  # on a CPU, in fp32 and without experts, decode by torch.compile
 
