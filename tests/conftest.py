@@ -26,6 +26,8 @@ from nanotir.trajectory import Format
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 torch.set_num_threads(1)
+# Where the tests are started in the background, a shell has SIGINT ignored by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
