@@ -28,8 +28,8 @@ def group_advantages(
     baseline="leave_one_out" subtracts the mean of the others (RLOO). scale="batch" divides by the
     std of the whole batch, "none" by nothing (Dr. GRPO). "whiten" and "whiten_all" are described
     at `whiten`: the first leaves out the tokens of groups of equal rewards, the second, as CIR's
-    code, counts them. A group of equal rewards gives exactly 0, except with "whiten_all" beside a
-    group that is not.
+    code, counts them. A group of equal rewards gives exactly 0. With "whiten_all" it does so only
+    if all groups are such. ValueError for rewards that do not divide into groups.
     """
     one_of("scale", scale, SCALES)
     one_of("baseline", baseline, BASELINES)
@@ -37,7 +37,7 @@ def group_advantages(
     rewards = rewards if rewards.is_floating_point() else rewards.float()
     if not len(rewards):
         return rewards
-    if len(rewards) % group_size:
+    if group_size < 1 or len(rewards) % group_size:
         raise ValueError(f"{len(rewards)} rewards do not divide into groups of {group_size}")
 
     # A mean of equal numbers may be off by an ulp, so constant groups are set to 0 explicitly.

@@ -23,7 +23,7 @@ class Batch:
     ids: Tensor
     mask: Tensor  # True exactly on ids that the model chose
     logps: Tensor  # the sampler's
-    old_logps: Tensor  # the trainer's before an update; until rl.keep, the sampler's
+    old_logps: Tensor  # the trainer's before an update; until it is computed, the sampler's
     real: Tensor  # False exactly on padding
     rows: list[int]  # which trajectory each row is
 
@@ -54,8 +54,7 @@ def micro_batches(
 
     Padding is counted, unless the rows are `packed` (logps.packs). Of several processes, each
     gets its share of the rows. The largest batch comes first: what does not fit in memory fails at
-    once, and of threads that compute batches side by side, none begins a large one when the others
-    end.
+    once, and threads that compute batches side by side end at about the same time.
     """
     lengths = [len(t.ids) for t in trajectories]
     order = share(sorted(range(len(trajectories)), key=lengths.__getitem__, reverse=True))

@@ -6,6 +6,7 @@ A settings class declares in its fields' types which numbers make sense: `steps:
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -48,6 +49,7 @@ Part = Annotated[float, Range(0, 1, above=True)]
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
+@functools.cache  # the texts of annotations are compiled anew each time
 def hints_of(cls) -> dict:
     """{field: type} of a settings class, ranges included."""
     return get_type_hints(cls, cls.__post_init__.__globals__, include_extras=True)

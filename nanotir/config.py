@@ -22,7 +22,7 @@ from nanotir.evaluate import EvalConfig
 from nanotir.huggingface import is_pretrained
 from nanotir.lora import WEIGHTS
 from nanotir.model import ModelConfig
-from nanotir.problems.sources import is_generated
+from nanotir.problems.sources import Level, is_generated
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
@@ -48,7 +48,7 @@ class RunConfig:
     # Of several, as generated,generated@2,svamp:PATH, each is reported apart at the end
     too_long: str = "error"  # what to do with a problem that fills a whole row: error, or skip it
     problems: Count = 32000  # training problems, each demonstrated once; a file may hold fewer
-    level: Count = 1  # ceiling of generated problems: numbers of up to level + 4 digits
+    level: Level = 1  # ceiling of generated problems: numbers of up to level + 4 digits
     tools: str = "python,search"  # what the model may call
     format: str = "tags"  # how calls are written: tags, fences, text (fences in plain text), or
     # grammar (tags for thoughts and the answer as well)

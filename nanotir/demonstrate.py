@@ -128,7 +128,8 @@ def _run_calls(scripts: list[list[Piece]], tools: dict[str, Tool]) -> dict[Piece
                 results[name, text] = result
                 bar.update()
 
-    # On a busy machine a call may run out of time. Once more, alone: a seed shall teach the same.
+    # On a busy machine a call may run out of time. It runs once more, alone, so that
+    # equal seeds give equal demonstrations.
     late = [call for call, result in results.items() if result.status == "timeout"]
     for kind, text in late:
         results[kind, text] = tools[kind].run(text)

@@ -47,7 +47,7 @@ class EvalConfig:
         for mode in self.modes.split(","):
             one_of("evaluation mode", mode, MODES)
         for k in self.k.split(","):
-            if not k.strip().isdigit() or not 0 < int(k) <= self.samples:
+            if not k.strip().isdecimal() or not 0 < int(k) <= self.samples:
                 allowed = f"whole numbers from 1 to the number of samples ({self.samples})"
                 raise ValueError(f"k ({self.k}) must be {allowed}")
 
@@ -102,7 +102,7 @@ def evaluate_run(run: Run, name: str, further: list[Problem] | None = None) -> d
     """Evaluate the run's model and record it as `name`, once.
 
     On its held-out problems, of which some answers are written down, or on `further` ones. Random
-    weights answer nothing, whatever the problem: before training, few are asked.
+    weights answer nothing right, so before training only the first 64 problems are asked.
     """
     recorded = once(read_evaluations, run.out)
     if name in recorded:  # by the run that is resumed
@@ -194,11 +194,12 @@ def main(arguments=None):
         seed = config["seed"] if options.seed is None else options.seed
         sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"].get("budgets", ""))
         policy = (model, tokenizer, tools, format)
+        too_long = config.get("too_long", "error")  # older runs have none
         with workers.beside(*policy, config):
             suites = {}
             for spec in specs_of(",".join(options.data or [config["eval_data"]])):
                 problems = load(spec, "test", n, seed=seed + 1, level=config["level"])
-                room = (tokenizer, format, model.config.max_seq_len)
+                room = (tokenizer, format, model.config.max_seq_len, too_long)
                 suites[spec] = problems_with_room(problems, *room)
             asked = (settings, sampling, seed)
             results = {spec: evaluate(*policy, suites[spec], *asked) for spec in suites}

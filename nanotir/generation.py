@@ -4,7 +4,7 @@ Each distinct prompt is prefilled once, and its keys and values are copied to it
 in a slot of one KV cache until it ends; then a waiting row takes the slot. When a row closes a tool
 block, the text between the tags goes to the tool and the row is parked. The result is appended as
 untrusted ids in one forward pass. No step waits for a tool while one row can go on. Equal calls of
-several rows run once.
+several rows to a deterministic tool without sessions run once.
 """
 
 from __future__ import annotations

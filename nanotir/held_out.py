@@ -39,7 +39,7 @@ def watch(run, step: int, last: bool) -> dict[str, float]:
     now = {"phase": run.state["phase"], "step": step, "problems": n, **found}
     if is_better(now, run.state.get("best")):
         run.state["best"] = now
-        keep(run)
+        keep_best(run)
     if is_better(now, run.state.get("peak")):
         run.state["peak"] = now
     elif has_collapsed(now, run.state["peak"]) and not run.state.get("warned"):
@@ -91,7 +91,7 @@ def warning(now: dict, peak: dict, out) -> str:
     return f"held-out accuracy has fallen to {fell}, from {was}; '{out}/best' has the best weights"
 
 
-def keep(run):
+def keep_best(run):
     """Write run.state["best"] and the weights to RUN/best. A kill leaves whole files there."""
     if not is_main():
         return

@@ -33,7 +33,10 @@ class LossOptions:
     ratio_level: str = "token"  # one ratio for each id, or for each row: "sequence" (GSPO)
     epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
     epsilon_high: float | None = None  # and above 1 + epsilon_high; None means epsilon
-    delta: float | None = None  # upper bound of the ratio where A < 0 (dual clip); None: no bound
+    delta: float | None = (
+        None  # the ratio counts as at most this (dual clip); None: no bound. Above
+    )
+    # 1 + epsilon_high, where it belongs, this changes the loss where A < 0 only
     beta: float = 0.0  # weight of the KL term
     kl: str = "k3"  # its estimator, one of KL_ESTIMATORS
     entropy_coef: float = 0.0  # weight of the entropy bonus
@@ -144,8 +147,8 @@ def clipped(t: Terms, options: LossOptions):
     """-min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A).
 
     PPO (Schulman et al. 2017, eq. 7) with DAPO's clip-higher (Yu et al. 2025, eq. 10). delta bounds
-    the ratio where A < 0 as well (dual clip, Ye et al. 2020). (B, T) each: the losses, where the
-    lower bound stops the gradient, and where an upper bound does.
+    the unclipped ratio, so where A < 0 as well (dual clip, Ye et al. 2020). Returns the losses,
+    where the lower bound stops the gradient, and where an upper bound does, (B, T) each.
     """
     low = 1 - options.epsilon
     high = 1 + options.epsilon_high

@@ -132,13 +132,13 @@ def first_loss_explained(first: dict) -> str:
         f"first update: the loss is {first['loss']:+.4f}, which says nothing about learning: the "
         f"ratio of new to old policy is still {first['ratio_mean']:.4f} everywhere, so the loss is "
         f"minus the mean advantage over all ids, 0 but for the different lengths of answers, and "
-        f"nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}). What teaches is its "
-        f"gradient, of norm {first['grad_norm']:.3f}."
+        f"nothing is clipped ({first['clip_low'] + first['clip_high']:.0%}). The policy learns "
+        f"from the gradient, of norm {first['grad_norm']:.3f}."
     )
 
 
 def trace(samples: list, advantages: Tensor, run, step: int):
-    """Write down one whole group that was learned from, about twenty times in a run."""
+    """Write down one whole group that was learned from, 20 to 39 times in a run."""
     if step % max(1, run.config.rl.steps // 20):
         return
     group = samples[: run.config.rl.keep or run.config.rl.group_size]

@@ -34,10 +34,10 @@ class ModelConfig:
     max_seq_len: Count = 512  # longest row, in ids
     token_shifts: Whole = 3  # so many ids before it are mixed into each id's embedding
     rope_theta: Positive = 1e8  # longest rotary wavelength / 2 pi
-    rope_factor: Positive = 1.0  # long wavelengths are longer by this factor (Llama 3.1); 1: none
+    rope_factor: Positive = 1.0  # multiplies long wavelengths (Llama 3.1); 1: no change
     rope_low_freq: Positive = 1.0  # long: at most so many turns in rope_original_len ids
-    rope_high_freq: Positive = 4.0  # short, and kept: at least so many turns; between, a mixture
-    rope_original_len: Count = 8192  # the longest row that the model saw before it was stretched
+    rope_high_freq: Positive = 4.0  # short, unchanged: at least so many; between: interpolated
+    rope_original_len: Count = 8192  # the longest row of pretraining, before this change
     norm_eps: Positive = 1e-6  # added to the mean square in RMSNorm
     qkv_bias: bool = False  # a bias on queries, keys and values (Qwen2)
     qk_norm: bool = True  # RMSNorm on every query and key head (Qwen3)
@@ -64,7 +64,7 @@ class ModelConfig:
         if self.n_experts:
             if self.n_experts_per_token > self.n_experts:
                 raise ValueError("n_experts_per_token must lie between 1 and n_experts")
-            self.d_expert = self.d_expert or self.d_ff // self.n_experts_per_token
+            self.d_expert = self.d_expert or max(1, self.d_ff // self.n_experts_per_token)
 
 
 class RMSNorm(nn.Module):

@@ -55,7 +55,7 @@ def open_tools(config: dict) -> list[Tool]:
     names = [name.strip() for name in config["tools"].split(",") if name.strip()]
     for name in names:
         one_of("tool", name, TOOLS)
-    return [TOOLS[name](**config.get(name, {})) for name in names]
+    return [TOOLS[name](**config.get(name, {})) for name in dict.fromkeys(names)]
 
 
 def make_policy(

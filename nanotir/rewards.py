@@ -89,7 +89,7 @@ def otc(m: int, n: int, c: float = 1.0) -> float:
 
 
 def call_bonus_reward(calls: list[int], config: RewardConfig, **_) -> list[float]:
-    """The share of the budget of calls that was used, right or wrong: it invites abuse."""
+    """The share of the budget of calls that was used, right or wrong. A policy can exploit it."""
     return [min(m / config.max_calls, 1.0) for m in calls]
 
 
@@ -115,7 +115,7 @@ class RewardConfig:
     length: Amount = weight(0.4, length_reward)  # weight of the soft overlong punishment
     efficiency: Amount = weight(0.0, efficiency_reward)  # weight of OTC's charge for needless
     # calls; at 1 the reward is accuracy * efficiency
-    call_bonus: Amount = weight(0.0, call_bonus_reward)  # weight of a bonus for calls, to be abused
+    call_bonus: Amount = weight(0.0, call_bonus_reward)  # weight of a bonus for calls (exploitable)
     grammar: Amount = weight(0.0, grammar_reward)  # weight of a break of TAPO's grammar
     failures: Amount = weight(0.0, failures_reward)  # weight of a call that failed
     max_calls: Count = 4  # calls that earn the whole call_bonus

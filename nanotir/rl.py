@@ -50,9 +50,9 @@ class RLConfig:
     steps: Whole = 32  # rollouts; 0 skips reinforcement learning
     problems: Count = 32  # groups that a step learns from
     group_size: Several = 8  # samples of each problem
-    keep: Whole = 0  # so many of a group are learned from: right ones without failing calls first,
-    # and a fair share of wrong ones (GRPO-RoC); 0: all
-    drop_void: bool = False  # leave answers out of updates that end without an answer (SimpleTIR)
+    keep: Whole = 0  # answers of a group to learn from: right ones with the fewest failed calls,
+    # and wrong ones in proportion (GRPO-RoC); 0: all
+    drop_void: bool = False  # do not learn from rollouts that end without an answer (SimpleTIR)
     refills: Whole = 1  # more rounds of sampling, while groups without spread leave the batch short
     updates: Count = 2  # optimiser steps on each rollout, each on its share of the rows
     iterations: Count = 1  # how often the same rows are learned from (mu in GRPO)
@@ -66,7 +66,7 @@ class RLConfig:
     ratio_level: str = "token"  # one importance ratio per token, or one per sequence (GSPO)
     epsilon: Amount = 0.2  # the ratio is clipped below 1 - epsilon
     epsilon_high: Amount = 0.28  # and above 1 + epsilon_high; cispo: above epsilon_high itself
-    delta: Amount = 0.0  # and above delta where A < 0 (dual clip), 3 say; 0: no such bound
+    delta: Amount = 0.0  # bounds the ratio where A < 0 as well (dual clip), 3 say; 0: no bound
     beta: Amount = 0.0  # weight of the KL to the policy that RL started from
     sync_every: Whole = 0  # steps after which that policy follows the trained one; 0: it stays
     sync_mix: Share = 0.6  # the trained one's share in it then
@@ -91,14 +91,19 @@ class RLConfig:
         if self.observations == "counted" and LOSSES[options.loss_type][1] is not over_tokens:
             divides = f"{self.loss_type} does not divide by the number of ids"
             raise ValueError(f"observations counted does nothing here: {divides}, as dapo does")
-        if not all(part.strip().isdigit() for part in self.budgets.split(",") if self.budgets):
+        if not all(part.strip().isdecimal() for part in self.budgets.split(",") if self.budgets):
             raise ValueError(f"budgets ({self.budgets}) must be whole numbers, as 2,3,4")
         if self.loss_type == "cispo" and self.epsilon_high < 1:
             cap = "cispo caps the ratio itself, not its distance from 1"
             raise ValueError(f"{cap}: set epsilon_high to 5, say, not {self.epsilon_high}")
+        if self.delta and self.loss_type in ("cispo", "sapo", "gmpo", "vespo"):
+            raise ValueError(f"rl.delta does nothing here: {self.loss_type} has no such clip")
         if self.delta and self.delta <= 1 + self.epsilon_high:
             bound = f"1 + epsilon_high ({1 + self.epsilon_high})"
             raise ValueError(f"delta ({self.delta}) must lie above {bound}, or be 0")
+        if self.ratio_level == "sequence" and self.loss_type in ("gmpo", "vespo"):
+            whole = f"{self.loss_type} has a ratio of the whole answer already"
+            raise ValueError(f"rl.ratio_level sequence does nothing here: {whole}")
         if self.keep == 1 or self.keep > self.group_size:
             raise ValueError(f"rl.keep ({self.keep}) must be 2 to rl.group_size, or 0")
         if self.sync_every and not self.beta:
@@ -180,7 +185,7 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
     def rescore_one(micro):
         with autocast(device, settings.bf16), torch.no_grad():
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
-        keep(trajectories, micro, logps)
+        write_old_logps(trajectories, micro, logps)
 
     micros = micro_batches_of(model, trajectories, settings, how)
     list(each(rescore_one, micros))
@@ -196,8 +201,8 @@ def micro_batches_of(model, trajectories, settings: RLConfig, how: Drawing) -> I
     return micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device, packed)
 
 
-def keep(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
-    """Write down a micro-batch's log-probs as old_logps, in place: unmasked copies share them."""
+def write_old_logps(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
+    """Write a micro-batch's log-probs to old_logps, in place: unmasked copies share the lists."""
     for row, values in zip(micro.rows, logps.tolist()):
         trajectories[row].old_logps[:] = values[: len(trajectories[row].ids)]
 
@@ -268,7 +273,7 @@ def logps_before(trajectories: list[Trajectory], micro: Batch, logps: Tensor) ->
     """
     if all(trajectories[row].old_logps for row in micro.rows):
         return micro.old_logps
-    keep(trajectories, micro, logps)
+    write_old_logps(trajectories, micro, logps)
     return logps.detach()
 
 
@@ -294,7 +299,9 @@ def importance_weights(old_logps: Tensor, micro: Batch, settings: RLConfig) -> T
     """The trainer's probability of each id over the sampler's, at most rl.importance_cap."""
     if not settings.importance_cap:
         return None
-    return (old_logps - micro.logps).exp().clamp(max=settings.importance_cap)
+    weights = (old_logps - micro.logps).exp().clamp(max=settings.importance_cap)
+    # Tool output that is learned from was not sampled: its log-prob is 0, and its weight is 1.
+    return torch.where(micro.logps == 0, 1.0, weights)
 
 
 def budget(settings: RLConfig, step: int, otherwise: int) -> int:

@@ -38,10 +38,10 @@ def collect(
 ) -> Rollout:
     """Dynamic sampling (DAPO, Yu et al. 2025, section 3.2): keep groups that differ, and refill.
 
-    A group that is paid for as all right or all wrong has no spread. Its lengths may differ, but
-    would teach only brevity. `settings` is a rl.RLConfig. Attempt a asks for the groups that are
+    A group that is paid for as all right or all wrong is dropped: its rewards could differ only by
+    the penalty for length. `settings` is a rl.RLConfig. Attempt a asks for the groups that are
     missing: with random.Random(f"rl {seed} {step} {a}") it samples that many problems, or all, and
-    with seed hash_of(seed, step, a) their answers.
+    with seed hash_of(seed, step, a) their answers. Two attempts may draw the same problem.
     """
     rollout = Rollout()
     missing = settings.problems

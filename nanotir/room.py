@@ -6,6 +6,8 @@ and counted in one line.
 
 from __future__ import annotations
 
+import sys
+
 from nanotir.problems import Problem
 from nanotir.trajectory import Trajectory
 
@@ -57,7 +59,8 @@ def fitting(rows: list[tuple], kind: str, limit: int, too_long: str) -> list:
     if too_long == "error":
         others = f" ({len(faults)} {kind} are too long)" if len(faults) > 1 else ""
         raise ValueError(f"{first}{others}; --too-long skip leaves such {kind} out")
-    print(f"left out {len(faults)} of {len(rows)} {kind}, the first is {first}")
+    counted = f"left out {len(faults)} of {len(rows)} {kind}, the first is {first}"
+    print(counted, file=sys.stderr)  # what a command prints on stdout may be read by a program
     return [item for item, _, fits in rows if fits]
 
 

@@ -27,7 +27,7 @@ def rope_angles(positions: Tensor, config) -> tuple[Tensor, Tensor]:
 def stretched(frequencies: Tensor, config) -> Tensor:
     """Low frequencies divided by rope_factor, high ones as they are, and a mixture between them.
 
-    Llama 3.1 so reads rows longer than those of its pretraining.
+    Llama 3.1 uses this to read rows longer than those of its pretraining.
     """
     low, high = config.rope_low_freq, config.rope_high_freq
     turns = frequencies * config.rope_original_len / (2 * torch.pi)

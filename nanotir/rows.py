@@ -61,7 +61,7 @@ def intercept(
 
     `openers` says which tool's block an id opens, `closers` which id closes it again. All ids of a
     block, these two included, are the tool's. In style text, `row.blocks` finds blocks instead.
-    Keeps what the row says of itself up to date: tool, block_start and written.
+    Updates row.tool, row.block_start and row.written.
     """
     opens = row.tool is None and id in openers
     if opens:

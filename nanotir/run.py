@@ -4,9 +4,10 @@
     checkpoint/  tokenizer.json  state.pt
     best/        the same without optimizers, and best.json, with eval.every
 
-Every random draw of a run is keyed by (seed, what it is for, step), so the step is all the random
-state there is. The generators of PyTorch and Python are seeded and saved all the same. Whenever a
-run is killed, its last checkpoint stands. Numbers that are not finite stop it and are never saved.
+Random draws of a run are keyed by (seed, what they are for, step), so that the step is their whole
+state. Others, as of reward.coin, use the generators of PyTorch and Python, which are seeded and
+saved. Whenever a run is killed, its last checkpoint stands. Numbers that are not finite stop it and
+are never saved.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Stopped(KeyboardInterrupt):
 class Run:
     """All that one training run owns, and its bookkeeping.
 
-    A training loop calls restore() once and finish_step() after every step.
+    A training loop calls remaining() once and finish_step() after every step.
     """
 
     out: Path

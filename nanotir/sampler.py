@@ -80,7 +80,7 @@ class Sampler:
         self.masked = torch.tensor(self.banned, dtype=torch.long, device=model.embed.weight.device)
 
     def banned_ids(self) -> list[int]:
-        """All tags that the model has no business to write, which are masked at the logits.
+        """All tags that the model must not write. They are masked at the logits.
 
         It cannot forge a tool's result, or a turn of the user, because it cannot open one. Ids that
         stand for no text at all, as the heads of some pretrained models have, are masked too.
@@ -107,7 +107,7 @@ class Sampler:
 
         `force` are the first ids of every answer, whatever the model prefers; their log-probs are
         the model's. watch(row, kind, ids) is told of all that is appended and, as ("finish", []),
-        of a row's end. (In format text it is told of a fence's ids before they are one, as words.)
+        of a row's end. (In format text, the ids of a fence are "text" until the fence is complete.)
         Once stop() is true, unfinished rows end as "cancelled". ValueError for a prompt that leaves
         no room to answer. Of several processes, each samples its share of the prompts, of which
         alone its watch is told, and gets the rows of all. Workers (workers.py) each sample a part.

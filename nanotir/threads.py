@@ -1,8 +1,8 @@
 """Several cores for one process: threads that compute micro-batches side by side.
 
-PyTorch gives Python's lock back inside its operations, so such threads hardly wait for each other,
-on a busy machine neither. Threads inside each operation would do so a thousand times a step. What
-is learned does not depend on the number of threads, not in a bit.
+PyTorch releases Python's lock inside its operations, so these threads rarely wait for each other.
+Threads inside each operation would wait for each other a thousand times a step. The trained weights
+are the same for any number of threads, to the last bit.
 
 Sampling computes too little in an operation for that: workers.py has processes for it.
 """

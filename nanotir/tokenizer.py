@@ -91,7 +91,7 @@ class Tokenizer:
         return cls(trusted, Turns(*own["turns"]), own["ends"]) if own else cls(trusted)
 
     def with_tags(self, tools: Iterable[str]) -> Tokenizer:
-        """The same with nanotir's tags as new ids, but for those of turns, which it has itself."""
+        """The same with nanotir's tags as new ids, except those of turns: it has its own."""
         trusted = tokenizers.Tokenizer.from_str(self._trusted.to_str())
         tags = [tag for tag in tags_of(tools)[4:] if tag not in self.tags]
         trusted.add_special_tokens([AddedToken(tag, normalized=False) for tag in tags])

@@ -246,7 +246,7 @@ STOPS = {
     "generation": ("What happens while a tool runs?", Generation.accept, "if id in"),
     "tool": ("What is a tool?", ToolResult, "class"),
     "rewards": ("What is an answer worth?", rewards.is_correct, "def"),
-    "advantages": ("Is it better than its siblings?", advantages.group_advantages, "groups ="),
+    "advantages": ("Is it better than the other answers?", advantages.group_advantages, "groups ="),
     "logps": ("How likely is what was written?", logps.masked_logps, "hidden ="),
     "losses": ("How far may an update push?", losses.clipped, "low ="),
     "rollout": ("Which answers teach something?", rollout.collect, "for start"),

@@ -50,10 +50,15 @@ class Trajectory:
     spans: list[Span] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     finish_reason: str = ""
-    old_logps: list[float] = field(default_factory=list)  # the trainer's, filled in by rl.keep
+    old_logps: list[float] = field(default_factory=list)  # the trainer's, filled in by rl.py
 
     def append(self, kind: str, ids: list[int], mask: int, logps: list[float] | None = None):
-        """Add ids by one author. Ids of the same kind as the last span extend it."""
+        """Add ids by one author. Ids of the same kind as the last span extend it.
+
+        Without ids nothing changes: no span is empty.
+        """
+        if not ids:
+            return
         start = len(self.ids)
         self.ids += ids
         self.mask += [mask] * len(ids)

@@ -3,7 +3,7 @@
 How sure the model was of an answer is the log-prob of the whole answer: the sum over all ids that
 it chose, calls included. Nothing else that was tried tells right answers from wrong ones as well.
 The shares of wrong answers flagged by `doubt`, where 5% of the right ones are, of the 49 wrong ones
-to 1500 held-out problems of a default run:
+to 1500 held-out problems of a default run (commit 3663912):
 
     sum over all ids      57%    mean over the last text span    37%
     mean over all ids     37%    mean over the boxed answer      33%

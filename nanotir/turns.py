@@ -39,8 +39,8 @@ FAMILIES = {"<|im_start|>": CHATML, "<|start_header_id|>": LLAMA, "[INST]": MIST
 def read_turns(folder: str | Path) -> Turns:
     """The turns of a Hugging Face folder. ValueError for a template of no family known here.
 
-    A folder without a template, as a model has that has read plain text only, gets a new line
-    before the answer and its own end of text.
+    The folder of a base model has no template. Then a new line separates question and answer, and
+    its eos_token ends the answer.
     """
     folder = Path(folder)
     if own := read_json(folder / "turns.json"):  # saved by nanotir

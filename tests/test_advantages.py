@@ -116,9 +116,10 @@ def test_no_rewards_give_no_advantages():
     assert group_advantages([], 4).shape == (0,)
 
 
-def test_a_group_that_is_not_whole_is_refused():
-    with pytest.raises(ValueError, match="6 rewards do not divide into groups of 4"):
-        group_advantages([1.0] * 6, 4)
+@pytest.mark.parametrize("size", [4, 0, -2])
+def test_a_group_that_is_not_whole_is_refused(size):
+    with pytest.raises(ValueError, match=f"6 rewards do not divide into groups of {size}"):
+        group_advantages([1.0] * 6, size)
 
 
 @pytest.mark.parametrize("how", [{"scale": "std"}, {"baseline": "median"}])

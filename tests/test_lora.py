@@ -142,7 +142,7 @@ def test_the_reference_shares_the_frozen_weights_and_keeps_its_own_adapters():
 
 def test_the_best_weights_of_a_run_with_adapters_are_adapters_that_know_their_weights(tmp_path):
     run = SimpleNamespace(model=adapted_model(), out=tmp_path, state={"best": {}})
-    held_out.keep(run)
+    held_out.keep_best(run)
     load_state(tmp_path / "best", small_model(40))
     with pytest.raises(ValueError, match="of adapters to other weights"):
         load_state(tmp_path / "best", small_model(40, seed=1))

@@ -38,6 +38,10 @@ def layer(**settings) -> MoE:
     return moe_model(**settings).blocks[0].ff
 
 
+def test_an_expert_is_never_of_width_0():
+    assert ModelConfig(d_ff=1, n_experts=2, n_experts_per_token=2).d_expert == 1
+
+
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 

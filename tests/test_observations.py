@@ -9,6 +9,7 @@ from doubles import sampler_of
 from test_rl import PROBLEMS, randn, rollout_of, run_of, step, with_outputs
 
 from nanotir import rl
+from nanotir.batches import collate
 from nanotir.config import build
 from nanotir.rl import RLConfig, drawing_of, rescore, train, update
 from nanotir.sampler import SamplerConfig
@@ -70,6 +71,20 @@ def test_the_gradient_reaches_tool_output_exactly_where_it_is_learned(
     kinds = [span.kind for span in trajectory.spans for _ in range(span.start, span.end)]
     unreached = ("prompt",) if observations == "learned" else ("prompt", "output")
     assert reached == [kind not in unreached for kind in kinds[1:]]
+
+
+def test_tool_output_that_is_learned_from_has_an_importance_weight_of_1(tokenizer, forger):
+    model, how = forger[0], drawing_of(forger[1])
+    rows = [trajectory.unmasked() for trajectory in with_outputs(tokenizer, 2)]
+    rescore(model, rows, RLConfig(), how)
+    for row, trajectory in zip(rows, with_outputs(tokenizer, 2)):
+        row.logps = [old - 0.5 if m else 0.0 for old, m in zip(row.old_logps, trajectory.mask)]
+    micro = collate(rows, how.pad_id)
+    weights = rl.importance_weights(micro.old_logps, micro, RLConfig(importance_cap=1.2))
+    is_sampled = collate(with_outputs(tokenizer, 2), how.pad_id).mask
+    assert (weights[is_sampled] == 1.2).all()
+    assert (weights[micro.mask & ~is_sampled] == 1).all()
+    assert (micro.mask & ~is_sampled).any()
 
 
 @pytest.mark.parametrize("forge, finite", [(True, True), (False, False)])

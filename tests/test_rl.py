@@ -7,7 +7,7 @@ from conftest import small_model
 from doubles import RunDouble, sampler_of
 
 from nanotir import rl, sft
-from nanotir.losses import LOSSES, group_advantages, policy_loss
+from nanotir.losses import LOSSES, clipped, group_advantages, policy_loss
 from nanotir.metrics import first_loss_explained
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
@@ -109,7 +109,7 @@ def test_a_model_in_another_precision_trains_on_what_it_samples(tokenizer, dtype
 # One update.
 
 
-@pytest.mark.parametrize("loss_type", [*LOSSES, "bnpo"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_micro_batches_make_the_same_update_as_one_batch(sampled, loss_type):
     model = sampled[0]
     parts = copy.deepcopy(model)
@@ -167,13 +167,14 @@ def test_the_first_loss_is_explained_with_its_own_numbers(first_update):
     assert f"{metrics['ratio_mean']:.4f}" in text
 
 
-@pytest.mark.parametrize("loss_type", [*LOSSES, "bnpo"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 def test_fused_log_probs_make_the_same_update(sampled, loss_type):
     model, how, trajectories = sampled
     rescore(model, trajectories, RLConfig(), how)
     fused = copy.deepcopy(model)
     reference = small_model(model.config.vocab_size, seed=1)
-    settings = {"loss_type": loss_type, "beta": 0.1, "delta": 7.0}
+    settings = {"loss_type": loss_type, "beta": 0.1}
+    settings["delta"] = 7.0 if LOSSES[loss_type][0] is clipped else 0.0
     settings["epsilon_high"] = 5.0 if loss_type == "cispo" else 0.28
     plain = step(sampled, randn(12), reference=reference, **settings)
     other = step(sampled, randn(12), fused, reference, fused=True, **settings)
@@ -262,6 +263,7 @@ def test_the_budget_of_calls_changes_in_equal_parts_of_the_run(budgets, steps, c
         {"observations": "hidden"},
         {"budgets": "2,x"},
         {"budgets": "2,,4"},
+        {"budgets": "²"},
         {"fused": True, "entropy_coef": 0.1},
     ],
 )
@@ -284,6 +286,26 @@ def test_counted_observations_are_accepted_exactly_where_they_change_the_loss(lo
         assert "observations counted does nothing here" in str(error)
         accepted = False
     assert accepted == (len(losses) == 2)
+
+
+@pytest.mark.parametrize("option, value", [("delta", 3.0), ("ratio_level", "sequence")])
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_options_of_the_ratio_are_accepted_exactly_where_they_change_the_loss(
+    loss_type, option, value
+):
+    bounds = {"loss_type": loss_type, "epsilon_high": 5.0 if loss_type == "cispo" else 0.28}
+    bounds["max_completion_length"] = 8
+    old, A = randn(12).view(3, 4), torch.tensor([1.0, -1.0, 2.0])
+    given = (old + 3 * randn(12, seed=1).view(3, 4), old, A, torch.ones(3, 4))
+    losses = [policy_loss(*given, **bounds, **more)[0].item() for more in ({}, {option: value})]
+    del bounds["max_completion_length"]
+    try:
+        RLConfig(**bounds, **{option: value})
+        accepted = True
+    except ValueError as error:
+        assert "does nothing here" in str(error)
+        accepted = False
+    assert accepted == (losses[0] != losses[1])
 
 
 # The loop.

@@ -78,13 +78,25 @@ def test_problems_that_leave_no_room_can_be_left_out_with_a_counted_line(given, 
     arguments = ["--data", bad, "--eval-data", good, "--too-long", "skip"]
     arguments += ["--out", str(tmp_path / "run")]
     train.main([*SHORT, *arguments])
-    out = capsys.readouterr().out
-    left_out = [line for line in out.splitlines() if line.startswith("left out")]
+    out, err = capsys.readouterr()
+    left_out = [line for line in err.splitlines() if line.startswith("left out")]
     (line,) = left_out
     assert line.startswith(f"left out 1 of 6 problems, the first is {tmp_path}/bad.jsonl:3: ")
     assert "5 problems, tools" in out
     assert read_config(tmp_path / "run")["too_long"] == "skip"
     train.main(["--resume", str(tmp_path / "run")])  # the same are left out again
+
+
+def test_a_run_that_leaves_problems_out_is_evaluated_without_them(given, tmp_path, capsys):
+    good, bad = given
+    out = str(tmp_path / "run")
+    arguments = ["--data", good, "--eval-data", bad, "--too-long", "skip", "--out", out]
+    train.main([*SHORT, *arguments])
+    capsys.readouterr()
+    evaluate.main(["--run", out, "--problems", "6", "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["tools"]["n"] == 5
+    assert "left out 1 of 6 problems" in said.err
 
 
 def test_a_demonstration_that_does_not_fit_is_named_before_anything_is_made(tmp_path, capsys):
@@ -122,7 +134,7 @@ def test_demonstrations_that_do_not_fit_can_be_left_out(tokenizer, capsys):
     ]
     limit = len(shown[1].ids)
     assert demonstrations_with_room(Double(problems, tokenizer, limit, "skip"), shown) == shown[1:2]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert said.startswith("left out 2 of 3 demonstrations, the first is 'a?': a demonstration of")
     with pytest.raises(ValueError, match=r"'a\?': .*2 demonstrations are too long"):
         demonstrations_with_room(Double(problems, tokenizer, limit, "error"), shown)

@@ -34,6 +34,11 @@ def kinds_of(trajectory):
     return [span.kind for span in trajectory.spans for _ in range(span.start, span.end)]
 
 
+def test_an_empty_text_is_no_words(tokenizer):
+    trajectory = Format().trajectory(tokenizer, "1?", [("text", ""), ("python", "1")])
+    assert trajectory.completion(tokenizer) == ""
+
+
 # Appending.
 
 

@@ -32,6 +32,10 @@ def test_tools_come_in_the_order_of_the_setting():
     assert [tool.name for tool in open_all(" search , python,")] == ["search", "python"]
 
 
+def test_a_tool_that_is_named_twice_is_one():
+    assert [tool.name for tool in open_all("python,search,python")] == ["python", "search"]
+
+
 def test_an_unknown_tool_is_named():
     with pytest.raises(ValueError, match="no tool 'pyton': did you mean 'python'"):
         open_tools({"tools": "pyton"})

@@ -41,7 +41,7 @@ def matched(left, right, equal=same) -> bool:
 
 
 def by_unit(p: tuple, g: tuple) -> bool | None:
-    """Two units must agree, or be converted; a unit that only one side has is ignored."""
+    """Two units must agree. A unit that only one side has is ignored."""
     if not units(p) and not units(g):
         return None
     if units(p) and units(g):

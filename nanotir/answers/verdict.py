@@ -19,7 +19,9 @@ from nanotir.answers.values import LEFT, TooMuch
 MAX_CHARS, CHARS_HERE = 2000, 300  # longer: compared as text only, or read in a process
 WORK = 1e8  # what may be done here for each second of the deadline: see values.spend
 NUMBER = re.compile(r"-?([0-9]{1,40}|[0-9]{1,3}(,[0-9]{3}){1,12})(\.[0-9]{1,12})?")
-SERVE = "from nanotir.answers import verdict; verdict.serve()"
+ROOT = str(Path(__file__).parents[2])
+FIND = f"import sys; sys.path.insert(0, {ROOT!r})"  # PYTHONSAFEPATH takes the folder itself away
+SERVE = f"{FIND}; from nanotir.answers import verdict; verdict.serve()"
 
 
 def equivalent(prediction: str, gold: str, deadline: float = 1.0) -> bool:
@@ -58,8 +60,7 @@ def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:
     """Decide in another process, and kill it when it takes too long."""
     command = [sys.executable, "-c", SERVE, json.dumps([prediction, gold, deadline])]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, bufsize=0, **pipes) as process:
+    with subprocess.Popen(command, cwd=ROOT, bufsize=0, **pipes) as process:
         try:
             # It says when it has started: the deadline is for the comparison alone.
             for expected, seconds in ((b"?", 30.0), (b"1", deadline)):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from typing import Annotated
 
+from nanotir.checks import Range
 from nanotir.problems.files import READERS, read_lines
 from nanotir.problems.generate import generate
 from nanotir.problems.problem import Problem
 
+Level = Annotated[int, Range(1, 100)]  # of generated problems
 # The generated problems in all their variants, as arguments of generate().
 GENERATED = {
     "generated": {},  # in the phrasings to train on

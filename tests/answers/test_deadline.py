@@ -68,6 +68,11 @@ def test_a_slow_pair_is_compared_in_a_process_that_ends(started):
     assert len(started) == 2 and all(gone(process.pid, 5) for process in started)
 
 
+def test_the_process_finds_this_package_wherever_python_looks(monkeypatch):
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    assert equivalent(*TOWER)
+
+
 def test_the_deadline_holds_in_a_thread_and_the_next_pair_is_answered(started):
     verdicts = []
     thread = threading.Thread(target=lambda: verdicts.append(equivalent(SLOW, "1", deadline=0.5)))

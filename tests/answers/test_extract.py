@@ -35,6 +35,11 @@ from nanotir.answers import extract_answer, likely_answers
         ("The answer is 3.5. Indeed.", "3.5"),
         ("the answer is 1. No: \\boxed{2}. The answer is 3.", "2"),
         ("the answer is (3, 4).", "(3, 4)"),
+        ("The answer is 72 clips sold in all.", "72 clips"),
+        ("The answer is 5 mm.", "5 mm"),
+        ("#### 3 min", "3 min"),
+        ("The answer is 60 miles per hour.", "60 miles per hour"),
+        ("The answer is 3 dollars per kg", "3 dollars per kg"),
     ],
 )
 def test_the_final_answer_is_the_last_one_given(text, answer):
