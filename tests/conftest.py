@@ -38,8 +38,10 @@ def pytest_addoption(parser):
 
 HERE = Path(__file__).parent
 FOLDERS = sorted({path.parent for path in HERE.glob("*/test_*.py")})
-HALF = [*FOLDERS, HERE / "test_processes.py"]  # take as long as the other tests
-OTHER = pytest.StashKey[tuple]()  # the process that runs the tests in HALF, and what it says
+WAITING = [HERE / "tools"]  # wait more than they compute
+HALF = [path for path in FOLDERS if path not in WAITING]  # of the others, with three files
+HALF += [HERE / f"test_{name}.py" for name in ("processes", "kernels", "graphs")]
+OTHERS = pytest.StashKey[list]()  # the processes that run these two parts, and what they say
 
 
 def pytest_configure(config):
@@ -50,34 +52,36 @@ def pytest_configure(config):
         answers.__enter__()
         config.add_cleanup(lambda: answers.__exit__(None, None, None))
     if not config.invocation_params.args:
-        # All tests: another process runs those in folders, and this one most of the files here.
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *HALF]
-        said = tempfile.TemporaryFile("w+")
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        config.stash[OTHER] = (process, said)
+        # All tests: other processes run those in folders, and this one most of the files here.
+        config.stash[OTHERS] = [started(part) for part in (HALF, WAITING)]
+
+
+def started(part: list) -> tuple:
+    """A process that runs a part of the tests, and the file of what it says."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *part]
+    said = tempfile.TemporaryFile("w+")
+    return subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT), said
 
 
 def pytest_ignore_collect(collection_path, config):
     """With --answers, the tests of the exercises would test the answers against themselves."""
     if config.getoption("--answers") and collection_path.name == "exercises":
         return True
-    return True if OTHER in config.stash and collection_path in HALF else None
+    return True if OTHERS in config.stash and collection_path in HALF + WAITING else None
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """A test that fails in the other process fails the whole. An interrupt ends both."""
-    if OTHER in session.config.stash:
-        process, _ = session.config.stash[OTHER]
+    """A test that fails in another process fails the whole. An interrupt ends all."""
+    for process, _ in session.config.stash.get(OTHERS, []):
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             process.send_signal(signal.SIGINT)
         code = process.wait()
         code = 0 if code == pytest.ExitCode.NO_TESTS_COLLECTED else code
-        session.exitstatus = exitstatus or code
+        session.exitstatus = session.exitstatus or code
 
 
 def pytest_unconfigure(config):
-    if OTHER in config.stash:
-        _, said = config.stash[OTHER]
+    for _, said in config.stash.get(OTHERS, []):
         said.seek(0)
         print(f"\nThe tests that another process has run:\n\n{said.read()}", end="")
 

@@ -2,10 +2,12 @@
 
 import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -24,10 +26,33 @@ QUESTIONS = [f"What is {a} * {b}?" for a in range(3) for b in range(3)]
 SETTINGS = asdict(RunConfig(tools=""))
 
 
+class Worker(workers.Worker):
+    """One that an earlier test has left, if there is one: a new one imports PyTorch first."""
+
+    idle = defaultdict(list)  # {policy: workers}
+
+    def __new__(cls, policy):
+        waiting = cls.idle[pickle.dumps(policy)]
+        return waiting.pop() if waiting else super().__new__(cls)
+
+    def __init__(self, policy):
+        self.policy = pickle.dumps(policy)
+        if not hasattr(self, "process"):
+            super().__init__(policy)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_at_the_end():
+    yield
+    for worker in sum(Worker.idle.values(), []):
+        worker.close()
+
+
 @pytest.fixture
-def beside(tokenizer):
+def beside(tokenizer, monkeypatch):
     """Start workers beside this process, for as long as a test runs."""
     contexts = []
+    monkeypatch.setattr(workers, "Worker", Worker)
 
     def start(model, tools=(), settings=SETTINGS, number=1):
         threads.use_threads(1 + number)
@@ -36,6 +61,10 @@ def beside(tokenizer):
         contexts.append(context)
 
     yield start
+    for worker in [worker for worker in workers._workers if isinstance(worker, Worker)]:
+        if worker.process.poll() is None:
+            workers._workers.remove(worker)
+            Worker.idle[worker.policy].append(worker)
     for context in contexts:
         context.__exit__(None, None, None)
 
