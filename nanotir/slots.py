@@ -9,7 +9,10 @@ from nanotir.rows import Row, Status
 
 
 class Slots:
-    """The rows in the slots of a cache. Only the first `live` slots take part in decoding steps."""
+    """The rows in the slots of a cache. Only the first `live` slots take part in decoding steps.
+
+    Rows move only once no row waits for a slot: from then on, `free` is out of date and not used.
+    """
 
     def __init__(self, cache: KVCache):
         self.cache = cache
