@@ -21,7 +21,7 @@ INSIDE = r"\1\2\3"
 # How a sentence goes on after its answer, and what would change it.
 REASON = re.compile(
     r",?\s(?:(?P<cause>because|since)|as|which|when|where|if|so|for|in|and we|(?:and )?that is"
-    r"|altogether)\b"
+    r"|altogether|total|every|each)\b"
     r"|\sa\b|,\s(?:not|that)\b|;\s(?=[a-z]{2})|\s\((?=\$|[^()]*[a-z]{2})"
 )
 CASES = re.compile(r"\b(?:or|otherwise|else)\b|\band\b.*\b(?:for|if|when)\b")
