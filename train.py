@@ -60,6 +60,7 @@ def train(config: RunConfig):
         problems = problems_with_room(problems, *room)
         suites = {spec: problems_with_room(rows, *room) for spec, rows in suites.items()}
         held_out, *_ = suites.values()
+        warn_of_known(problems, suites)
 
         run = Run(config.out, config, model, tokenizer, format, tools, problems, held_out)
         stack.callback(run.close)
@@ -89,6 +90,14 @@ def train(config: RunConfig):
             evaluate_run(run, spec, suites[spec])
         evaluate_run(run, "final")
     report(run)
+
+
+def warn_of_known(problems: list, suites: dict[str, list]):
+    """Say which held-out problems are asked in training as well."""
+    known = {problem.question for problem in problems}
+    for spec, rows in suites.items():
+        if shared := sum(problem.question in known for problem in rows):
+            print(f"of {len(rows)} held-out problems of {spec}, {shared} are trained on as well")
 
 
 def written_by_student(answers: str):
@@ -121,8 +130,12 @@ def resolved(config: RunConfig) -> RunConfig:
         with reading(f"{folder}/config.json"):
             config = build(settings | {"resume": folder, "out": folder})
         return config
-    if config.lora:  # which is needed again when the run is resumed, or used
+    if config.lora:  # these are needed again when the run is resumed, or used
         config.init = str(Path(config.init).resolve())
+    if config.search.path:
+        config.search.path = str(Path(config.search.path).resolve())
+    if config.answers:
+        config.answers = str(Path(config.answers).resolve())
     if config.out:
         check_free(config.out)
     check_init(config)
@@ -146,7 +159,7 @@ def check_init(config: RunConfig):
 
 
 def nothing_learned(metrics: Path) -> bool:
-    """Whether RL never found an answer that was better than its siblings."""
+    """Whether RL never found an answer that was better than the others of its group."""
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     shares = [row.get("zero_advantage", 1) for row in rows if row["phase"] == "rl"]
     return bool(shares) and min(shares) == 1

@@ -1,7 +1,7 @@
 """What all commands have in common: how they read their flags, and how they end.
 
 A mistake of the user is one line on stderr and exit code 2, Ctrl-C is one line and 130, and a
-reader that hangs up (`| head -1`) ends a command in silence.
+reader that closes the pipe (`| head -1`) ends a command in silence.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class RunConfig:
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
     threads: Threads = 2  # micro-batches that are computed at a time on a CPU, and processes that
-    # sample, this one and workers; 1 on a GPU and of several processes
+    # sample, this one included; 1 on a GPU or with torchrun
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

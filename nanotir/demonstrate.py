@@ -84,9 +84,14 @@ def demonstrate(
         pieces = script(problem, Random(f"teacher {seed} {i}"), config)
         for kind, _ in pieces:
             one_of(f"tool for the solutions of '{problem.family}'", kind, ("text", *TOOLS))
-        pieces = [piece for piece in pieces if piece[0] == "text" or piece[0] in tools]
+        pieces = within(pieces, tools)
         scripts.append(in_grammar(pieces) if format.style == "grammar" else pieces)
     return act_out(problems, scripts, tokenizer, format, tools)
+
+
+def within(pieces: Iterable[Piece], tools: Iterable[str]) -> list[Piece]:
+    """The pieces without calls of other tools than these."""
+    return [piece for piece in pieces if piece[0] == "text" or piece[0] in tools]
 
 
 def act_out(
@@ -144,7 +149,7 @@ def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
     """What the teacher says and calls, without the outputs of the tools."""
     # Keep the order of the random draws: it decides which demonstrations a seed gives.
     flaw = _flaw(problem, rng, config)
-    solution = list(problem.solution)
+    solution = list(problem.solution) or [("text", problem.rationale)] * bool(problem.rationale)
     if config.format == "program" and problem.kind == "E":
         solution = [in_the_answers_words(piece, problem.answer) for piece in solution]
     solution = [_restyled(piece, rng, config.styles) for piece in solution]
@@ -231,15 +236,13 @@ def wrong_guess(answer: str, rng: Random) -> str:
             return guess
 
 
-def in_grammar(pieces: Iterable[Piece]) -> list[Piece]:
-    """Words become pieces of kind "think", except for the answer sentence, an "answer"."""
-    written = []
-    for kind, text in pieces:
-        if kind != "text":
-            written.append((kind, text))
-            continue
-        thought, start, answer = text.partition("The answer is ")
-        written += [("think", thought.strip()), ("answer", start + answer)]
+def in_grammar(pieces: list[Piece]) -> list[Piece]:
+    """Words become pieces of kind "think", except for the last sentence, if it is an "answer"."""
+    written = [("think", text.strip()) if kind == "text" else (kind, text) for kind, text in pieces]
+    if written and written[-1][0] == "think":
+        thought, start, answer = pieces[-1][1].rpartition("The answer is ")
+        if start:
+            written[-1:] = [("think", thought.strip()), ("answer", start + answer)]
     return [piece for piece in written if piece[1]]
 
 

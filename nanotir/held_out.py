@@ -1,4 +1,4 @@
-"""Held-out accuracy while training: the best weights so far are kept, and a collapse is told.
+"""Held-out accuracy while training: the best weights so far are kept, and a collapse is reported.
 
 The problems are the first 64 held-out ones. The best weights are chosen by them, so they do a
 little better there than on others: compare final figures on other problems (evaluate's --seed).

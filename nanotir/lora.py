@@ -103,7 +103,7 @@ def weights_of(model) -> dict[str, Tensor]:
 def whole_weights(model) -> list[Tensor]:
     """The weights of a model without adapters that computes the same, in the state dict's order.
 
-    Inside of `merged`.
+    Call it inside `merged`.
     """
     state = model.state_dict()
     sums = {

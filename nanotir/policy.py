@@ -43,7 +43,8 @@ def use_device(name: str, threads: int = 1) -> torch.device:
     }
     one_of("device", name, here)
     if not here[name]:
-        raise ValueError(f"there is no device {name} here: add --device cpu")
+        mend = 'add --device cpu (of a run that is resumed, set "device" in its config.json)'
+        raise ValueError(f"there is no device {name} here: {mend}")
     use_threads(threads if name == "cpu" and count() == 1 else 1)
     # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -67,7 +68,7 @@ def make_policy(
     run needs that folder for what its adapters are added to.
     """
     from_init = config.init and (config.lora or not config.resume)
-    if is_pretrained(config.init) and not config.resume:
+    if not config.resume and is_pretrained(config.init):
         model, tokenizer = load_pretrained(config.init)
         if tokenizer.end_id < 0:
             raise ValueError(f"'{config.init}' names no token that ends an answer: no eos_token")
@@ -113,7 +114,8 @@ def load_model(folder, device="cpu", part: str = "checkpoint") -> Transformer:
         model = load_model(config["init"], device)
     else:
         model = Transformer(read_model_config(folder)).to(device)
-    model.to(WEIGHTS[config.get("weights", "fp32")])
+    with reading(Path(folder) / "config.json"):
+        model.to(WEIGHTS[config.get("weights", "fp32")])
     load_state(Path(folder) / part, model)
     return model
 

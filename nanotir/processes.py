@@ -6,8 +6,8 @@
 
 Every process runs the same program and holds the same weights. It samples its share of the prompts,
 computes the gradient of its share of the rows, and then has what all have sampled and the sum of
-the gradients. So all take the same steps. Only the first process writes and prints. On several
-machines, torchrun's own flags say how they meet, and all must see the run folder.
+the gradients. So all take the same steps. Only the first process writes to the run folder and to
+stdout. On several machines, torchrun's own flags say how they meet, and all must see the folder.
 
 One process alone makes no group, and nothing here changes anything.
 """

@@ -259,7 +259,9 @@ class Run:
         if kind is KeyboardInterrupt:
             raise Stopped(f"interrupted; {self.how_to_go_on()}") from None
         if isinstance(error, OSError):  # the disk is full, say
-            raise ValueError(f"{error.strerror or error}; {self.how_to_go_on()}") from None
+            why = error.strerror or str(error)
+            what = f"{why}: '{error.filename}'" if error.filename else why
+            raise ValueError(f"{what}; {self.how_to_go_on()}") from None
 
     def close(self):
         """Give the folder back, and end the progress bar."""
@@ -270,7 +272,7 @@ class Run:
 
     def how_to_go_on(self) -> str:
         again = f"go on with: python train.py --resume {self.out}"
-        return f"what '{self.out}' last saved stands; {again}"
+        return f"the last checkpoint in '{self.out}' is intact; {again}"
 
     def request_stop(self, number, frame):
         # Between two phases there is nothing to save, and an evaluation is long.

@@ -29,7 +29,7 @@ def reading(path):
         yield
     except Exception as error:
         kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
-        fault = f"{kind}{error}".splitlines()[0]
+        fault = (f"{kind}{error}".splitlines() or ["no reason given"])[0]
         raise ValueError(f"'{path}' cannot be used: {fault}") from None
 
 
@@ -161,7 +161,7 @@ def load_state(folder, model: Transformer) -> dict:
         raise ValueError(f"no checkpoint in '{folder}': {mend}") from None
     except OSError as error:
         raise ValueError(f"cannot read '{path}': {error.strerror}") from None
-    except Exception as error:  # damaged bytes raise nearly all there are
+    except Exception as error:  # damaged bytes can raise almost any error
         raise ValueError(f"'{path}' is {_what_is_wrong(error)}") from None
     check_finite(model, lambda what: ValueError(f"'{path}' is damaged: {what}"))
     return state

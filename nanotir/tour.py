@@ -168,7 +168,7 @@ class Walk:
     def see_losses(self):
         """The ratio is how much likelier an id is now than when it was drawn.
         The loss of an id is -ratio x advantage, but clipped: where the slope is 0, the id has moved
-        far enough, and pulls no more. For some ratios, and the advantages A = 1 and A = -1:
+        far enough, and adds no gradient. For some ratios, and the advantages A = 1 and A = -1:
         """
         ratio = torch.tensor([[0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2]] * 2, requires_grad=True)
         terms = losses.Terms(None, None, ratio, torch.tensor([[1], [-1]]), None, None)
@@ -227,7 +227,8 @@ def small_walk() -> Walk:
 
 def trained_walk(folder: str) -> Walk:
     """The policy of a run folder, which is asked held-out problems."""
-    config, model, tokenizer, format, tools = load_run(folder)
+    used = {"eval_data": str, "level": int, "reward": dict}
+    config, model, tokenizer, format, tools = load_run(folder, **used)
     settings = replace(SamplerConfig(**config["sampler"]), temperature=1.0, bf16=False)
     sampler = Sampler(model, tokenizer, tools, format, settings)
     spec, *_ = specs_of(config["eval_data"])

@@ -163,6 +163,7 @@ def test_a_config_survives_the_way_through_its_file():
         (["--preset", "tinny"], "'tiny'"),
         (["--recipe", "tappo"], "no recipe 'tappo': did you mean 'tapo'"),
         (["--format", "text", "--recipe", "autocode"], "--recipe autocode needs tags"),
+        (["--recipe", "autocode", "--tools", "search"], "add it to --tools"),
         (["--recipe", "autocode", "--rl.keep", "2"], "leave out --rl.keep and --rl.drop-void"),
         (["--recipe", "autocode", "--rl.drop-void", "true"], "--recipe autocode draws the answers"),
         (["--format", "text", "--reward.grammar", "0.1"], "--reward.grammar needs tags"),

@@ -148,6 +148,17 @@ def test_the_demonstrations_of_a_run_follow_its_settings(tokenizer, tools, taugh
     assert [t.ids for t in demonstrations(run)] == [t.ids for t in expected]
 
 
+def test_without_a_solution_the_teacher_gives_the_rationale():
+    problem = Problem("q?", "1", rationale="I see one.")
+    pieces = script(problem, Random(0), TeacherConfig(quality=1.0))
+    assert pieces == [("text", "I see one."), ("text", "The answer is \\boxed{1}.")]
+
+
+def test_in_the_grammar_only_the_last_sentence_is_the_answer():
+    pieces = [("text", "The answer is 3 dozen, so"), ("python", "3*12"), ("text", "I stop.")]
+    assert [kind for kind, _ in in_grammar(pieces)] == ["think", "python", "think"]
+
+
 def test_in_the_grammar_the_answer_sentence_is_apart_from_the_thoughts():
     sentence = ("text", "It is even. The answer is \\boxed{2}.")
     assert in_grammar([("text", "I add."), ("python", "1+1"), sentence]) == [

@@ -299,6 +299,13 @@ def test_three_runs_are_an_error(make_run, capsys):
     assert "one run or two" in error_of(capsys, folder, folder, folder)
 
 
+def test_rounds_of_expectation_maximisation_are_drawn_as_reinforcement_learning(make_run):
+    rows = [metric(step, "em") | {"accuracy": 0.5, "Q_code": 0.25 * step} for step in (1, 2)]
+    shown = page([records.read_run(make_run(metrics=rows))])
+    assert "<h3>Expectation-maximisation</h3>" in shown
+    assert 'aria-label="accuracy"' in shown and "Q_code" in shown
+
+
 @pytest.mark.parametrize("phase", ["sft", "rl"])
 def test_held_out_accuracy_is_a_curve_of_the_steps_that_have_it(make_run, phase):
     rows = [metric(step, phase) | {"held_out/accuracy": step / 4} for step in (2, 4)]

@@ -90,7 +90,7 @@ def test_a_signal_in_a_step_saves_that_step(small, number):
 
 
 def test_a_signal_between_two_phases_stops_at_once(small):
-    with pytest.raises(Stopped, match="interrupted; what .* last saved stands; .*--resume"):
+    with pytest.raises(Stopped, match="interrupted; the last checkpoint .* intact; .*--resume"):
         with small:
             signal.raise_signal(signal.SIGINT)
             pytest.fail("it went on")
@@ -145,7 +145,7 @@ def little_room():
 
 def test_without_room_for_a_checkpoint_the_last_one_stands(small, little_room):
     before = contents(small.out / "checkpoint")
-    with pytest.raises(ValueError, match="File too large; what .* last saved stands"), small:
+    with pytest.raises(ValueError, match="File too large.*; the last checkpoint .* intact"), small:
         for step in small.remaining("sft", [], 5):
             small.finish_step(step + 1, {}, [Large()], last=True)
     assert contents(small.out / "checkpoint") == before

@@ -13,6 +13,7 @@ import pytest
 import train
 from nanotir.config import RunConfig, parse
 from nanotir.policy import load_run
+from nanotir.problems import Problem
 from nanotir.run_files import new_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +75,12 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def test_held_out_problems_that_are_trained_on_are_counted(capsys):
+    a, b, c = (Problem(f"{name}?", "1") for name in "abc")
+    train.warn_of_known([a, b], {"x": [a, c], "y": [c]})
+    assert capsys.readouterr().out == "of 2 held-out problems of x, 1 are trained on as well\n"
 
 
 def test_a_run_says_where_to_look(finished):

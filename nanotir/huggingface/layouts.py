@@ -125,6 +125,8 @@ def read_rope(config: dict, layout: Layout) -> dict:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     check_known("rope_type", kind, ("default", "llama3"))
     theta = rope.get("rope_theta") or config.get("rope_theta") or layout.rope_theta
+    if kind == "default":
+        check_only(rope, {"factor": 1})
     keys = {"rope_theta": "rope_theta"} | (ROPE_KEYS if kind == "llama3" else {})
     return settings(rope | {"rope_theta": theta}, keys)
 

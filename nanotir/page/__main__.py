@@ -39,6 +39,7 @@ RL = (
     ("reward", "mean of a trajectory", "What the recipe pays for a trajectory. It should rise."),
     ("accuracy", "share", "Sampled trajectories with a right answer."),
     HELD_OUT,
+    ("Q_words Q_code code_rate", "share", "AutoCode: right by each decision; how likely is code."),
     ("calls", "per trajectory", "Tool calls, whether they help or not."),
     ("calls_by_kind", "per trajectory", "The same by kind of problem; the table above names them."),
     ("call_status", "calls", "How the calls of a step ended."),
@@ -51,6 +52,7 @@ RL = (
     ("logp_gap", "nats", "Largest gap between sampler and trainer: float noise, or a bug."),
     ("seconds_rollout seconds_update", "seconds", "Time of a step: sampling, then learning."),
 )
+TITLES = {"rl": "Reinforcement learning", "em": "Expectation-maximisation"}  # of these phases
 CSS = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 1400px; padding: 1rem; font: 16px/1.5 sans-serif;
@@ -157,8 +159,8 @@ def curves(runs: list[Recorded]) -> str:
     phases = dict.fromkeys(row["phase"] for run in runs for row in run.metrics)
     parts = []
     for phase in phases:
-        drawn = [figure(runs, phase, *row) for row in (RL if phase == "rl" else IMITATION)]
-        title = "Reinforcement learning" if phase == "rl" else f"Imitation: {safe(phase)}"
+        drawn = [figure(runs, phase, *row) for row in (RL if phase in TITLES else IMITATION)]
+        title = TITLES.get(phase, f"Imitation: {safe(phase)}")
         parts.append(f'<h3>{title}</h3><div class="charts">{"".join(drawn)}</div>')
     if not parts:
         return "<p>metrics.jsonl has no rows: no step of training was finished.</p>"
@@ -238,7 +240,7 @@ def write(folders: list[str], out: Path | None, pictures: bool) -> Path:
             write_pictures(runs[0], out or default)
         else:
             (out or default).write_text(page(runs), encoding="utf-8")
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"a record of the run has an unexpected form ({what})") from error
     return out or default

@@ -38,10 +38,7 @@ def read_run(folder: Path) -> Recorded:
     traces = read_rows(folder / "traces.jsonl", TRACE_KEYS)
     for row in traces:
         check_spans(row, folder / "traces.jsonl")
-    try:
-        evaluations = read_evaluations(folder)
-    except ValueError:
-        raise ValueError(f"'{folder}/eval.json' is not JSON: the run folder is damaged") from None
+    evaluations = read_evaluations(folder)
     there = (folder / "checkpoint" / "tokenizer.json").exists()
     reader = token_reader(folder) if there else None
     return Recorded(folder, config, metrics, traces, evaluations, reader)

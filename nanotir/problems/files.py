@@ -40,7 +40,8 @@ def read_lines(reader: Callable, path: str) -> list:
     files = [path]
     if os.path.isdir(path):
         found = [file for file in Path(path).rglob("*") if file.suffix in (".json", ".jsonl")]
-        if {"train", "test"} <= {part for file in found for part in file.relative_to(path).parts}:
+        names = {part for file in found for part in file.relative_to(path).parts}
+        if {"train", "test"} <= {re.split(r"[-_.]", name)[0] for name in names}:  # train-00.jsonl
             raise ValueError(f"'{path}' holds problems to train and to test on: name one folder")
         files = [str(file) for file in sorted(found, key=lambda file: (file.name, file.parent))]
     rows = [row for file in files for row in _read_file(reader, file)]
@@ -120,6 +121,11 @@ def text_field(record: dict, field: str) -> str:
     return str(value)
 
 
+def optional(record: dict, field: str) -> str:
+    """The field as text, which is empty where it is missing or null."""
+    return "" if record.get(field) is None else str(record[field])
+
+
 def _is_finite(text: str) -> bool:
     """False for what Python writes where a number is missing or too large, as "nan"."""
     try:
@@ -190,7 +196,7 @@ def _calls_for_marks(worked: str):
 
 def math(record: dict) -> Problem:
     """{"problem", "solution"}, optionally "answer": by default all that the solution boxes."""
-    solution = str(record.get("solution", ""))
+    solution = optional(record, "solution")
     answer = text_field(record, "answer") if "answer" in record else boxed(solution)
     if not answer:
         raise ValueError("neither an 'answer' nor a \\boxed{} in the 'solution'")
@@ -207,8 +213,8 @@ def jsonl(record: dict) -> Problem:
     return Problem(
         question=text_field(record, "question"),
         answer=answer,
-        family=str(record.get("family", "file")),
-        rationale=str(record.get("rationale", "")),
+        family=optional(record, "family") or "file",
+        rationale=optional(record, "rationale"),
     )
 
 

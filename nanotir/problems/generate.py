@@ -49,7 +49,7 @@ def generate(
     names = [name.strip() for name in families or FAMILIES]
     for name in names:
         one_of("family", name, FAMILIES)
-        one_of("kind of problem", FAMILIES[name][0], ROUND)
+        one_of("kind of problem", FAMILIES[name][0], tuple(ROUND))
     if longer:
         names = [name for name in names if _has_numbers(name, level)]
         n = n if names else 0

@@ -30,10 +30,10 @@ def load(
 ) -> list[Problem]:
     """Load the problems that `spec` names.
 
-    `spec` is "generated", "generated:lin,mul" (these families only), "gsm8k:PATH", "math:PATH" or
-    "jsonl:PATH", or another of GENERATED in place of "generated". Generated problems: n of them,
-    1000 by default. `level` is a ceiling on their difficulty ("generated@2" has its own), and the
-    two splits share no question.
+    `spec` is "generated", "generated:lin,mul" (these families only), "gsm8k:PATH", "math:PATH",
+    "svamp:PATH" or "jsonl:PATH", or another of GENERATED in place of "generated". Generated
+    problems: n of them, 1000 by default. `level` is a ceiling on their difficulty ("generated@2"
+    has its own), and the two splits share no question.
     Files: the first n problems, all by default; a file holds one split, so `split`, `seed` and
     `level` are ignored. Raises a ValueError of one line.
     """

@@ -83,7 +83,9 @@ class AutoCodeConfig:
 
 
 def check(config):
-    """ValueError for settings of a RunConfig that rl.py's own loop alone follows."""
+    """ValueError for settings of a RunConfig that this recipe cannot follow."""
+    if config.recipe == "autocode" and "python" not in config.tools:
+        raise ValueError("--recipe autocode decides whether to call python: add it to --tools")
     if config.recipe == "autocode" and (config.rl.keep or config.rl.drop_void):
         drawn = "--recipe autocode draws the answers that it learns from by s*"
         raise ValueError(f"{drawn}: leave out --rl.keep and --rl.drop-void")
@@ -119,11 +121,11 @@ def in_words(problem: Problem) -> list[tuple[str, str]]:
 
 
 def in_code(problem: Problem) -> list[tuple[str, str]]:
-    """The program. Where none helps, a hasty coder prints the question's last word instead."""
+    """The program; if there is none, one that prints the question's last word."""
     programs = [text for kind, text in problem.solution if kind == "python"]
     if programs:
         return [("python", programs[0]), ("text", answer_sentence(problem.answer))]
-    word = problem.question.rstrip("?.").split()[-1]
+    word = (problem.question.rstrip("?.").split() or ["?"])[-1]
     return [("python", repr(word)), ("text", answer_sentence(word))]
 
 

@@ -27,14 +27,14 @@ from pathlib import Path
 
 from nanotir import sft
 from nanotir.checks import Part, Whole, check_settings
-from nanotir.demonstrate import act_out, answer_sentence, demonstrate, ways_to_write
+from nanotir.demonstrate import act_out, answer_sentence, demonstrate, ways_to_write, within
 from nanotir.lora import load_weights, weights_of
 from nanotir.problems import Problem
 from nanotir.processes import is_main, once
 from nanotir.rewards import is_correct
 from nanotir.rl import make_sampler
 from nanotir.room import demonstrations_with_room
-from nanotir.run_files import write_lines
+from nanotir.run_files import reading, write_lines
 from nanotir.trajectory import Span, Trajectory
 
 SETTINGS = {"rl.steps": 0, "teacher.quality": 1.0, "sft.steps": 300}
@@ -76,6 +76,7 @@ def retrain(run, shown: list[Trajectory]):
     if run.state["phase"] != "retrain":
         load_weights(run.model, run.state["base"])
         run.state.pop("peak", None)  # that held-out accuracy falls now is no collapse
+        run.state.pop("warned", None)
     sft.train(run, shown, phase="retrain")
 
 
@@ -120,7 +121,7 @@ def correct(wrong: list[tuple], run) -> dict[Problem, list[Trajectory]]:
     """
     given = (run.tokenizer, run.format, run.tools_by_name)
     wrong_problems = [problem for problem, _ in wrong]
-    solutions = [list(problem.solution) for problem in wrong_problems]
+    solutions = [within(problem.solution, run.tools_by_name) for problem in wrong_problems]
     model_answers = act_out(wrong_problems, solutions, *given)
     problems, scripts, starts = [], [], []
     for (problem, trajectory), model_answer in zip(wrong, model_answers):
@@ -144,7 +145,7 @@ def good_prefix(problem: Problem, trajectory: Trajectory, good: int, run) -> tup
     `good` calls are, and the ids of the next program, as far as they begin one of the teacher's. It
     is written anew with the same ids, and then goes on as the teacher's.
     """
-    rest = after_calls(problem.solution, good)
+    rest = after_calls(within(problem.solution, run.tools_by_name), good)
     calls = [i for i, span in enumerate(trajectory.spans) if span.kind in run.tools_by_name]
     kind, code = next((piece for piece in rest if piece[0] != "text"), ("", ""))
     if kind == "python" and len(calls) > good:
@@ -192,5 +193,6 @@ def remembered(path: Path, make) -> list[Trajectory]:
         made = make()
         if is_main():
             write_lines(path, [{**asdict(trajectory), "calls": []} for trajectory in made])
-    rows = [json.loads(line) for line in once(path.read_text).splitlines()]
-    return [Trajectory(**row | {"spans": [Span(**s) for s in row["spans"]]}) for row in rows]
+    with reading(path):
+        rows = [json.loads(line) for line in once(path.read_text).splitlines()]
+        return [Trajectory(**row | {"spans": [Span(**s) for s in row["spans"]]}) for row in rows]

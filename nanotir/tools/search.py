@@ -188,6 +188,8 @@ def read_documents(path: str | Path) -> list[str]:
     except UnicodeDecodeError:
         raise ValueError(f"cannot read documents: '{path}' is not UTF-8 text") from None
     lines = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not lines:
+        raise ValueError(f"no documents in '{path}'")
     if Path(path).suffix == ".jsonl":
         return [read_record(line, f"{path}:{number}") for number, line in lines]
     return [line for _, line in lines]
@@ -197,7 +199,7 @@ def read_record(line: str, where: str) -> str:
     """The text of a JSON object, after its title if it has one."""
     try:
         record = json.loads(line)
-        parts = [record["title"]] if "title" in record else []
-        return ". ".join(str(part) for part in [*parts, record["text"]])
+        parts = [record["title"]] if record.get("title") else []
+        return ". ".join([*parts, record["text"]])
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f'{where}: not a JSON object with a "text"') from None

@@ -94,7 +94,7 @@ class Tool:
         """Forget a session's state. A tool without state has nothing to forget."""
 
     def close(self):
-        """Wait for what is running and end. A later call starts the tool again."""
+        """Wait for what is running, or end it. A later call starts the tool again."""
         with self._pool_lock:
             pool, self._pool = self._pool, None
         if pool:

@@ -61,6 +61,7 @@ REFUSED = {  # the words of the message, the layout, and what its config says
         "qwen3",
         {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.25}},
     ),
+    "'factor': 8.0": ("qwen3", {"rope_parameters": {"rope_theta": 1e4, "factor": 8.0}}),
     "decoder_sparse_step": ("qwen3_moe", {"decoder_sparse_step": 2}),
     "mlp_only_layers": ("qwen3_moe", {"mlp_only_layers": [0]}),
     "attn_logit_softcapping": ("llama", {"attn_logit_softcapping": 50.0}),

@@ -303,6 +303,19 @@ def test_a_folder_with_both_splits_is_refused_and_either_is_read(tmp_path, below
     assert [p.question for p in load(f"math:{tmp_path}/test")] == ["test?"]
 
 
+def test_so_is_a_folder_with_a_file_of_each_split(tmp_path):
+    for name in ("train-00.jsonl", "test.jsonl"):
+        write(tmp_path / name, '{"question": "q?", "answer": "1"}')
+    with pytest.raises(ValueError, match="holds problems to train and to test on"):
+        load(f"jsonl:{tmp_path}")
+
+
+def test_null_is_a_field_that_is_missing(tmp_path):
+    row = '{"question": "q?", "answer": "1", "family": null, "rationale": null}'
+    (problem,) = load(f"jsonl:{write(tmp_path / 'a.jsonl', row)}")
+    assert (problem.family, problem.rationale) == ("file", "")
+
+
 def test_other_files_of_a_folder_are_left_alone(tmp_path):
     write(tmp_path / "1.json", json.dumps(PLAIN))
     write(tmp_path / "1.json~", "no JSON")

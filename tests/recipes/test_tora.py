@@ -62,6 +62,16 @@ def test_a_wrong_answer_is_completed_from_its_longest_good_prefix(desk):
     assert is_correct(completed.completion(desk.tokenizer), HOME.answer)
 
 
+def test_an_answer_is_completed_by_calls_of_the_run_s_own_tools_alone(desk):
+    wool = HOME.solution[:2]
+    problem = replace(HOME, solution=(("text", "I add."), ("python", "1+1"), *wool, *MUL.solution))
+    del desk.tools_by_name["search"]
+    wrong = demonstration(desk, problem, [("text", "I add."), ("python", "1+1"), ("text", "So 3.")])
+    (completed,) = tora.correct([(problem, wrong)], desk)[problem]
+    calls = [span.kind for span in completed.spans if span.kind not in ("prompt", "text")]
+    assert calls == ["python", "output"] * 2
+
+
 def test_a_misread_result_is_completed_by_the_answer_alone(desk):
     (problem,) = load("generated:mul", n=1)
     wrong = demonstration(desk, replace(problem, answer="1"))

@@ -150,6 +150,21 @@ def test_a_bad_file_is_named_with_its_line(tmp_path):
         SearchTool(path=path)
 
 
+@pytest.mark.parametrize("line", ['{"text": null}', '{"text": ["a"]}', '{"title": 1, "text": "a"}'])
+def test_a_document_is_text(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line)
+    with pytest.raises(ValueError, match="a.jsonl:1: not a JSON object"):
+        SearchTool(path=path)
+
+
+def test_a_file_without_documents_is_named(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\n \n")
+    with pytest.raises(ValueError, match="no documents in '.*a.txt'"):
+        SearchTool(path=path)
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(ValueError, match="nowhere.txt"):
         SearchTool(path="nowhere.txt")
