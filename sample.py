@@ -22,7 +22,7 @@ from nanotir.problems.sources import is_generated
 from nanotir.run_files import latest_run, read_best, read_evaluations, reading
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import Stream, colours_wanted, paint, show
-from nanotir.trust import doubt
+from nanotir.trust import doubt, unlike_generated
 
 # What a model can do that is trained on generated problems: ten of their families.
 EXAMPLES = """\
@@ -52,15 +52,15 @@ def main(arguments=None):
         score, lowest = read_score(folder, mode, sampler.config.temperature)
         if options.best:
             score, lowest = read_best_score(folder), None  # log-probs differ from the last weights'
+        generated = is_generated(config["data"])
         if question:
-            answer(sampler, question, options, lowest)
+            answer(sampler, question, options, lowest, generated)
             say(score)
         elif sys.stdin is None:
             raise ValueError("stdin is closed: write the question behind the command")
         else:
             say(score)
-            examples = f"{EXAMPLES}\n" if is_generated(config["data"]) else ""
-            loop(sampler, options, lowest, help=examples + LEAVE)
+            loop(sampler, options, lowest, generated)
 
 
 def make_parser() -> Parser:
@@ -122,8 +122,9 @@ def say(text: str):
     print(text, file=sys.stderr)
 
 
-def loop(sampler: Sampler, options, lowest: float | None, help: str):
+def loop(sampler: Sampler, options, lowest: float | None, generated: bool):
     """Answer the user's questions. A question that is too long is one line, and it goes on."""
+    help = (f"{EXAMPLES}\n" if generated else "") + LEAVE
     prompt = ""
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
         prompt = "question> "
@@ -132,7 +133,7 @@ def loop(sampler: Sampler, options, lowest: float | None, help: str):
             importlib.import_module("readline")  # input() then has arrows and a history
     for question in questions(prompt, help):
         try:
-            answer(sampler, question, options, lowest)
+            answer(sampler, question, options, lowest, generated)
         except ValueError as error:
             say(f"sample.py: {error}")
 
@@ -154,14 +155,18 @@ def questions(prompt: str, help: str) -> Iterator[str]:
             yield question
 
 
-def answer(sampler: Sampler, question: str, options, lowest: float | None):
-    """Print the answers, a single one while it is written. Below each, why not to trust it."""
+def answer(sampler: Sampler, question: str, options, lowest: float | None, generated: bool):
+    """Print the answers, a single one while it is written. Below each, why not to trust it.
+
+    `generated` says whether the model has learned from generated problems.
+    """
     tokenizer = sampler.tokenizer
     stream = options.n == 1 and not options.json
     watch = Stream(tokenizer) if stream else None
     answers = sampler.generate([question], options.n, options.seed, watch)
     for i, trajectory in enumerate(answers, 1):
         reason = doubt(trajectory, tokenizer, lowest)
+        reason = reason or (unlike_generated(question) if generated else None)
         if options.json:
             record = {"question": question, "doubt": reason, **trajectory.record(tokenizer)}
             print(json.dumps(record))

@@ -134,8 +134,6 @@ def resolved(config: RunConfig) -> RunConfig:
         config.init = str(Path(config.init).resolve())
     if config.search.path:
         config.search.path = str(Path(config.search.path).resolve())
-    if config.answers:
-        config.answers = str(Path(config.answers).resolve())
     if config.out:
         check_free(config.out)
     check_init(config)

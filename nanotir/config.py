@@ -22,7 +22,7 @@ from nanotir.evaluate import EvalConfig
 from nanotir.huggingface import is_pretrained
 from nanotir.lora import WEIGHTS
 from nanotir.model import ModelConfig
-from nanotir.problems.sources import Level, is_generated
+from nanotir.problems.sources import Level, check_source, is_generated
 from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
@@ -83,6 +83,7 @@ class RunConfig:
         one_of("precision of --weights", self.weights, WEIGHTS)
         if self.lora and not self.init:
             raise ValueError("--lora adapts the weights of another run or model: name it by --init")
+        check_source(self.data)
         if not self.eval_data and not is_generated(self.data):
             mend = "needs held-out problems as well: name them by --eval-data"
             raise ValueError(f"--data {self.data} {mend}")

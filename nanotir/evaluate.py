@@ -146,9 +146,12 @@ def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
     if first.partition(":")[0].partition("@")[0] != "generated":
         return
     n, seed = config.eval.problems, config.seed + 1
+    plain = load(first, "test", n, seed, config.level)
     for name in ("reworded", "longer", "longest"):  # see problems/sources.py
         spec = first.replace("generated", name, 1)
         problems = load(spec, "test", n, seed, config.level)
+        if problems == plain:  # a family of the user's own, which has one phrasing
+            continue
         if problems := [problem for problem in problems if has_room(problem, run)]:
             yield name, problems
 

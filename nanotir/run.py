@@ -197,7 +197,7 @@ class Run:
         if last or stop or step % self.config.save_every == 0:
             self.save(optimizers)
         if stop:
-            raise Stopped(f"stopped after step {step} of {phase}; {self.how_to_go_on()}")
+            raise Stopped(f"stopped and saved after step {step} of {phase}; {self.again}")
 
     def save(self, optimizers):
         check_finite(self.model, self.spoiled)
@@ -270,9 +270,12 @@ class Run:
                 open_one.close()
         self.lock = self.bar = None
 
+    @property
+    def again(self) -> str:
+        return f"go on with: python train.py --resume {self.out}"
+
     def how_to_go_on(self) -> str:
-        again = f"go on with: python train.py --resume {self.out}"
-        return f"the last checkpoint in '{self.out}' is intact; {again}"
+        return f"the last checkpoint in '{self.out}' is intact; {self.again}"
 
     def request_stop(self, number, frame):
         # Between two phases there is nothing to save, and an evaluation is long.

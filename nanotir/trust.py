@@ -11,6 +11,8 @@ to 1500 held-out problems of a default run (commit 3663912):
 
 from __future__ import annotations
 
+import re
+
 from nanotir.answers import extract_answer
 from nanotir.tokenizer import Tokenizer
 from nanotir.trajectory import Trajectory
@@ -29,6 +31,13 @@ def doubt(trajectory: Trajectory, tokenizer: Tokenizer, lowest: float | None) ->
         return "the call failed"
     if lowest is not None and sum(trajectory.logps) < lowest:
         return "the model was unsure"
+    return None
+
+
+def unlike_generated(question: str) -> str | None:
+    """Why a model that has learned from generated problems cannot know; None if it might."""
+    if re.search(r"\d\.\d|\d ?%", question):
+        return "it has learned whole numbers only"
     return None
 
 

@@ -169,6 +169,7 @@ def test_a_config_survives_the_way_through_its_file():
         (["--format", "text", "--reward.grammar", "0.1"], "--reward.grammar needs tags"),
         (["--sampler.stop-string", "true"], "needs --format text"),
         (["--rl.observations", "learned"], "needs --sampler.forge true"),
+        (["--data", "gsm8"], "no data source 'gsm8': did you mean 'gsm8k'?"),
         (["--level", "3000"], "--level must be between 1 and 100"),
         (["--seed", "x"], "invalid int value"),
         (["--sampler.sessions", "maybe"], "neither true nor false"),

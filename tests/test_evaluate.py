@@ -16,6 +16,7 @@ from nanotir.evaluate import (
     variants,
 )
 from nanotir.problems import Problem, load
+from nanotir.problems.families import FAMILIES
 from nanotir.room import has_room
 from nanotir.run import Run, read_evaluations
 from nanotir.sampler import SamplerConfig
@@ -133,6 +134,15 @@ def test_at_the_end_generated_problems_are_asked_in_other_words_and_with_longer_
     run.config.eval.problems = 4
     assert [*evaluate_run(run, "after_sft")] == ["tools", "text"]
     assert [*evaluate_run(run, "final")] == ["tools", "text", *variants]
+
+
+def test_a_family_of_one_phrasing_is_not_asked_in_other_words(run, monkeypatch):
+    def spell(rng, level):
+        return Problem(f"Write {''.join(rng.choices('abcdefgh', k=6))}.", "a")
+
+    monkeypatch.setitem(FAMILIES, "same", ("B", spell))
+    run.config.eval_data = "generated:same"
+    assert [name for name, _ in variants(run)] == []
 
 
 def test_variants_are_sampled_together_and_judged_apart(run, monkeypatch):

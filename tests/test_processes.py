@@ -381,9 +381,9 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     out, resume = tmp_path / "run", ["--resume", str(tmp_path / "run")]
     first = [*TINY, *FLAGS["tapo"].split(), "--out", str(out)]
     for said in in_processes(2, tmp_path, whole_run, first, (1, 1)):
-        assert "stopped after step 2 of sft" in said
+        assert "stopped and saved after step 2 of sft" in said
     assert state_of(out)["step"] == 2
-    assert "stopped after step 3 of sft" in whole_run(resume, (0, 2))
+    assert "stopped and saved after step 3 of sft" in whole_run(resume, (0, 2))
     in_processes(4, tmp_path, whole_run, resume)
     same_run(out, alone / "tapo")
     assert logged(out, "traces.jsonl")

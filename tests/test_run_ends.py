@@ -81,7 +81,7 @@ def test_a_folder_is_free_when_its_process_was_killed(small):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_in_a_step_saves_that_step(small, number):
-    with pytest.raises(Stopped, match="stopped after step 2 of sft; .*--resume"), small:
+    with pytest.raises(Stopped, match="stopped and saved after step 2 of sft; .*--resume"), small:
         for step in small.remaining("sft", [], 5):
             if step == 1:
                 signal.raise_signal(number)

@@ -333,6 +333,14 @@ def test_one_answer_is_shown_as_each_of_several_but_for_its_number(ask):
     assert first == f"1. {alone}".rstrip("\n") and rest == alone
 
 
+def test_a_question_with_numbers_that_are_not_whole_is_doubted(ask, monkeypatch):
+    monkeypatch.setattr(sample, "doubt", lambda *given: None)
+    hint = "(not to be trusted: it has learned whole numbers only)"
+    assert hint in ask("What is 1.5+1?").splitlines()
+    monkeypatch.setattr(sample, "is_generated", lambda spec: False)
+    assert hint not in ask("What is 1.5+1?")
+
+
 @pytest.mark.parametrize("reason", [None, "the call failed"])
 def test_in_json_a_doubt_is_a_field(ask, monkeypatch, reason):
     monkeypatch.setattr(sample, "doubt", lambda *given: reason)

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from nanotir.problems import Problem
+from nanotir.problems import Problem, load
 from nanotir.scores import statistics
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Format
-from nanotir.trust import doubt, measure
+from nanotir.trust import doubt, measure, unlike_generated
 
 OK = Call("python", "1", ToolResult("1"))
 FAILED = Call("python", "(", ToolResult("SyntaxError", False, "error"))
@@ -98,3 +98,13 @@ def test_an_evaluation_of_one_answer_each_records_it(tokenizer):
 def test_an_evaluation_of_drawn_answers_does_not(tokenizer):
     group = answers(tokenizer, [-1.0, -2.0])
     assert statistics([Problem("a", "1")], [group], tokenizer, [1])["trust"] is None
+
+
+@pytest.mark.parametrize("question", ["What is 3.5 * 2?", "15% of 80", "20 % of 50"])
+def test_decimals_and_percentages_are_unlike_all_generated_problems(question):
+    assert unlike_generated(question)
+
+
+@pytest.mark.parametrize("wording", ["generated", "reworded", "unspaced", "longest"])
+def test_no_generated_problem_is_unlike_them(wording):
+    assert not any(unlike_generated(problem.question) for problem in load(wording, n=2000))

@@ -107,8 +107,9 @@ def results(runs: list[Recorded]) -> str:
     head = ("run", "evaluation", "mode", "accuracy", "95% interval", "", "problems", "calls", "ids")
     words = (
         "Accuracy on problems held out from training, before it, after imitation (after_sft) and "
-        "at the end. In mode text the model cannot call tools. Calls and ids are means of an "
-        "answer. The bar is the interval."
+        "at the end: there also in phrasings never trained on (reworded) and with numbers one and "
+        "two digits longer (longer, longest). In mode text the model cannot call tools. Calls and "
+        "ids are means per answer. The bar is the interval."
     )
     return f"<p>{words}</p>{table(head, rows)}"
 

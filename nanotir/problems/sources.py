@@ -46,8 +46,7 @@ def load(
         return generate(n, split, seed, families, level, **GENERATED[source])
     if has_level:
         raise ValueError(f"'{spec}': only generated problems have a level")
-    if source not in READERS:
-        raise ValueError(f"no data source '{source}': {_hint(source)}")
+    check_source(spec)
     return read_lines(READERS[source], rest)[:n]
 
 
@@ -58,6 +57,13 @@ def specs_of(text: str) -> list[str]:
     """
     sources = "|".join([*GENERATED, *READERS])
     return re.split(rf",(?=(?:{sources})(?:[@:,]|$))", text)
+
+
+def check_source(spec: str):
+    """ValueError if there is no such source."""
+    source = spec.partition(":")[0].partition("@")[0]
+    if source not in (*READERS, *GENERATED):
+        raise ValueError(f"no data source '{source}': {_hint(source)}")
 
 
 def is_generated(spec: str) -> bool:
