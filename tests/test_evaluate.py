@@ -140,8 +140,8 @@ def test_a_family_of_one_phrasing_is_not_asked_in_other_words(run, monkeypatch):
     def spell(rng, level):
         return Problem(f"Write {''.join(rng.choices('abcdefgh', k=6))}.", "a")
 
-    monkeypatch.setitem(FAMILIES, "same", ("B", spell))
-    run.config.eval_data = "generated:same"
+    monkeypatch.setitem(FAMILIES, "spelled", ("B", spell))
+    run.config.eval_data = "generated:spelled"
     assert [name for name, _ in variants(run)] == []
 
 
