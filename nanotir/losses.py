@@ -33,10 +33,7 @@ class LossOptions:
     ratio_level: str = "token"  # one ratio for each id, or for each row: "sequence" (GSPO)
     epsilon: float = 0.2  # the ratio is clipped below 1 - epsilon
     epsilon_high: float | None = None  # and above 1 + epsilon_high; None means epsilon
-    delta: float | None = (
-        None  # the ratio counts as at most this (dual clip); None: no bound. Above
-    )
-    # 1 + epsilon_high, where it belongs, this changes the loss where A < 0 only
+    delta: float | None = None  # bounds the unclipped ratio too (dual clip); None: no bound
     beta: float = 0.0  # weight of the KL term
     kl: str = "k3"  # its estimator, one of KL_ESTIMATORS
     entropy_coef: float = 0.0  # weight of the entropy bonus

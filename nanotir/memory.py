@@ -1,4 +1,4 @@
-"""What a run needs of memory at its peak, known before its first step, where it stops if need be.
+"""What a run needs of memory at its peak, known before its first step.
 
 `predicted_peak` are formulas over shapes, which make no tensor. On a GPU, the largest micro-batch
 runs as well, forwards and backwards. On a CPU, the prediction is compared with what Linux says is

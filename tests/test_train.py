@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from nanotir.config import RunConfig, parse
+from nanotir.config import RunConfig, build, parse
 from nanotir.policy import load_run
 from nanotir.problems import Problem
 from nanotir.run_files import new_folder
@@ -75,6 +75,12 @@ def wait_for(condition, seconds=120):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
+
+
+def test_documents_are_found_again_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = train.resolved(build({"search.path": "docs.txt"}))
+    assert config.search.path == str(tmp_path / "docs.txt")
 
 
 def test_held_out_problems_that_are_trained_on_are_counted(capsys):
