@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from nanotir.checks import Count, Seed
+from nanotir.checks import Amount, Count, Seed
 from nanotir.commands import Parser, number, one_line
 from nanotir.policy import load_run, use_device
 from nanotir.problems.sources import is_generated
@@ -72,7 +72,7 @@ def make_parser() -> Parser:
     parser.add_argument("--best", action="store_true", help="its best weights, with --eval.every")
     parser.add_argument("--n", type=number(Count), default=1, help="answers to each question")
     greedy = "0 is greedy (default: 0 for one answer, 1 for several)"
-    parser.add_argument("--temperature", type=float, help=greedy)
+    parser.add_argument("--temperature", type=number(Amount), help=greedy)
     parser.add_argument("--seed", type=number(Seed), default=0)
     parser.add_argument("--no-tools", action="store_true", help="it must answer by itself")
     parser.add_argument("--json", action="store_true", help="one JSON line per answer")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nanotir import policy, sft, workers
 from nanotir.commands import one_line
-from nanotir.config import RECIPES, RunConfig, build, parse
+from nanotir.config import RECIPES, RunConfig, parse
 from nanotir.evaluate import evaluate_run, suites_of
 from nanotir.huggingface import is_pretrained
 from nanotir.memory import check_memory
@@ -116,19 +116,16 @@ def taught(run: Run) -> list[Trajectory]:
 
 def report(run: Run):
     """What to print at the end: the evaluations, and where to look."""
-    print(table(read_evaluations(run.out)))
+    with reading(run.out / "eval.json"):
+        print(table(read_evaluations(run.out)))
     if run.config.rl.steps and nothing_learned(run.out / "metrics.jsonl"):
         print(NOTHING)
     print(where_to_look(run.out))
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The config of the run that is resumed, or this one, if its folder is free."""
+    """The config with absolute paths. ValueError if a new run cannot begin by it."""
     if config.resume:
-        folder = config.resume
-        settings = read_config(folder)
-        with reading(f"{folder}/config.json"):
-            config = build(settings | {"resume": folder, "out": folder})
         return config
     if config.lora:  # these are needed again when the run is resumed, or used
         config.init = str(Path(config.init).resolve())

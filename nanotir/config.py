@@ -27,6 +27,7 @@ from nanotir.recipes import autocode, cir, grpo, tapo, tora
 from nanotir.rewards import RewardConfig
 from nanotir.rl import RLConfig
 from nanotir.room import TOO_LONG
+from nanotir.run_files import read_config, reading
 from nanotir.sampler import SamplerConfig
 from nanotir.sft import SFTConfig
 from nanotir.tools.python import PythonConfig
@@ -59,7 +60,7 @@ class RunConfig:
     # that are trained in bf16 lose updates smaller than 1/500 of them
     gradient_checkpointing: bool = False  # keep one activation a block, and compute the rest twice
     answers: str = ""  # run on the functions in this folder of answers to the exercises
-    resume: str = ""  # go on with this run folder, by its own settings
+    resume: str = ""  # go on with this run folder, by its own settings; device, threads may differ
     save_every: Count = 25  # steps between checkpoints
     device: str = "cpu"  # cpu, cuda or mps
     threads: Threads = 2  # micro-batches that are computed at a time on a CPU, and processes that
@@ -89,19 +90,15 @@ class RunConfig:
             raise ValueError(f"--data {self.data} {mend}")
         self.eval_data = self.eval_data or self.data
         if self.rl.observations == "learned" and not self.sampler.forge:
-            raise ValueError(
-                "--rl.observations learned needs --sampler.forge true: the model must be able to "
-                "write what it learns to write"
-            )
+            why = "the model must be able to write what it learns"
+            raise ValueError(f"--rl.observations learned needs --sampler.forge true: {why}")
         check_text(self)
         autocode.check(self)
         sampling = self.sampler
         narrowed = sampling.top_p < 1 or sampling.top_k or not sampling.temperature
         if self.rl.steps and narrowed:
-            raise ValueError(
-                "RL needs sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0: it must "
-                "know the probability of what was sampled"
-            )
+            whole = "sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0"
+            raise ValueError(f"RL needs {whole}: it must know the probability of what was sampled")
 
 
 def check_text(config: RunConfig):
@@ -227,10 +224,9 @@ PATHS = {"out", "init", "answers", "resume", "eval_data", "search.path"}
 def parse(arguments=None) -> RunConfig:
     """The RunConfig of a command line: defaults, then the recipe's, the preset's, the flags.
 
-    Prints one line and exits with 2 on a mistake.
+    With --resume, that of the run. Prints one line and exits with 2 on a mistake.
     """
-    about = "Train a model that reasons with tools."
-    parser = Parser("train.py", about, may_be_empty=("tools", "rl.budgets"))
+    parser = Parser("train.py", "Train a model that reasons with tools.", ("tools", "rl.budgets"))
     for name, (kind, default, comment) in flags().items():
         parser.add_argument(
             dashed(f"--{name}"),
@@ -243,6 +239,10 @@ def parse(arguments=None) -> RunConfig:
     given = vars(parser.parse_args(arguments))
     with one_line("train.py"):
         check_given(given)
+        if folder := given.get("resume"):
+            settings = read_config(folder)
+            with reading(f"{folder}/config.json"):
+                return build(settings | given | {"out": folder})
         init = given.get("init", "")
         if is_pretrained(init) or init and (Path(init) / "checkpoint" / "turns.json").exists():
             given.setdefault("preset", "smollm2")
@@ -258,7 +258,7 @@ def check_given(given: dict):
         raise ValueError("--preset smollm2 is for a pretrained model: name its folder by --init")
     for name in PATHS & given.keys():
         check_path(dashed(f"--{name}"), given[name])
-    others = given.keys() - {"resume"}
+    others = given.keys() - {"resume", "device", "threads"}
     if "resume" in given and others:
         flag = dashed(f"--{min(others)}")
         raise ValueError(f"--resume goes on with the run's own settings: leave out {flag}")

@@ -43,8 +43,7 @@ def use_device(name: str, threads: int = 1) -> torch.device:
     }
     one_of("device", name, here)
     if not here[name]:
-        mend = 'add --device cpu (of a run that is resumed, set "device" in its config.json)'
-        raise ValueError(f"there is no device {name} here: {mend}")
+        raise ValueError(f"there is no device {name} here: add --device cpu")
     use_threads(threads if name == "cpu" and count() == 1 else 1)
     # cuDNN plans its attention anew for every shape of a batch, which takes up to half a second.
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -155,6 +155,15 @@ def test_a_config_survives_the_way_through_its_file():
     assert build(json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
+def test_a_run_goes_on_with_its_settings_on_another_device(tmp_path):
+    settings = dataclasses.asdict(parse(["--seed", "5", "--device", "cuda", "--rl.steps", "7"]))
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = parse(["--resume", str(tmp_path), "--device", "cpu", "--threads", "3"])
+    assert (config.device, config.threads, config.seed, config.rl.steps) == ("cpu", 3, 5, 7)
+    assert config.out == config.resume == str(tmp_path)
+    assert parse(["--resume", str(tmp_path)]).device == "cuda"
+
+
 @pytest.mark.parametrize(
     "arguments, hint",
     [
