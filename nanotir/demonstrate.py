@@ -149,7 +149,7 @@ def script(problem: Problem, rng: Random, config: TeacherConfig) -> list[Piece]:
     """What the teacher says and calls, without the outputs of the tools."""
     # Keep the order of the random draws: it decides which demonstrations a seed gives.
     flaw = _flaw(problem, rng, config)
-    solution = list(problem.solution) or [("text", problem.rationale)] * bool(problem.rationale)
+    solution = list(problem.solution) or [("text", f"{problem.rationale} ".lstrip())]
     if config.format == "program" and problem.kind == "E":
         solution = [in_the_answers_words(piece, problem.answer) for piece in solution]
     solution = [_restyled(piece, rng, config.styles) for piece in solution]

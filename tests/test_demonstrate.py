@@ -151,7 +151,13 @@ def test_the_demonstrations_of_a_run_follow_its_settings(tokenizer, tools, taugh
 def test_without_a_solution_the_teacher_gives_the_rationale():
     problem = Problem("q?", "1", rationale="I see one.")
     pieces = script(problem, Random(0), TeacherConfig(quality=1.0))
-    assert pieces == [("text", "I see one."), ("text", "The answer is \\boxed{1}.")]
+    assert "".join(text for _, text in pieces) == "I see one. The answer is \\boxed{1}."
+
+
+def test_without_any_reason_the_teacher_gives_the_answer_alone(tokenizer, tools):
+    given = ([Problem("q?", "1")], tokenizer, Format(), tools, TeacherConfig(quality=1.0))
+    (shown,) = demonstrate(*given)
+    assert shown.completion(tokenizer) == "The answer is \\boxed{1}."
 
 
 def test_in_the_grammar_only_the_last_sentence_is_the_answer():

@@ -67,11 +67,11 @@ def options_of(verb: str, about: str, arguments: list[str], which: str, *flags: 
 
 
 def chosen(which: str) -> list[Exercise]:
-    """The exercise of a number, or those of a lab. ValueError for anything else."""
-    if which.isdigit() and (found := exercises(int(which))):
+    """The exercise of a number (8 or C8) or a name, or those of a lab. ValueError for others."""
+    if which.isdecimal() and (found := exercises(int(which))):
         return found
     known = exercises()
-    found = [exercise for exercise in known if which.upper() == exercise.lab]
+    found = [e for e in known if which in (e.name, f"{e.lab}{e.number}") or which.upper() == e.lab]
     if not found:
         numbers = f"{known[0].number} to {known[-1].number}"
         raise ValueError(f"no exercise '{which}': there are {numbers}, and the labs A, B, C and D")

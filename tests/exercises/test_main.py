@@ -79,6 +79,12 @@ def test_start_takes_a_lab_or_goes_on_with_the_next_exercise(said):
     assert len(list(FILE.parent.glob("e*.py"))) == min(len(started) + 1, len(exercises()))
 
 
+@pytest.mark.parametrize("which", ["8", "C8", "group_advantages"])
+def test_an_exercise_is_named_by_number_or_name(said, which):
+    said("start", which)
+    assert FILE.exists()
+
+
 def test_check_says_word_sentence_case_and_where_to_read(said):
     said("start", "8")
     assert said("check", "8")[1].startswith("TO DO  8 group_advantages: not begun")
