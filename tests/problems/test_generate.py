@@ -106,10 +106,11 @@ def test_a_new_family_is_one_entry(monkeypatch):
     assert "square" in {problem.family for problem in load("generated", n=100)}
 
 
-def test_a_family_of_an_unknown_kind_is_refused(monkeypatch):
-    monkeypatch.setitem(FAMILIES, "square", ("hard", square))
-    with pytest.raises(ValueError, match="no kind of problem 'hard'"):
-        load("generated:square", n=1)
+@pytest.mark.parametrize("kind", ["hard", "", "BC"])
+def test_a_family_of_an_unknown_kind_is_refused(monkeypatch, kind):
+    monkeypatch.setitem(FAMILIES, "square", (kind, None))
+    with pytest.raises(ValueError, match=f"no kind of problem '{kind}'"):
+        generate(0, families=["square"])  # before it waits for the family's turn
 
 
 def test_a_family_with_one_question_is_refused_for_the_split_without_it(monkeypatch):

@@ -190,6 +190,15 @@ def test_the_model_is_retrained_from_its_base_not_from_the_cold_start(tmp_path):
         torch.testing.assert_close(run.model.state_dict(), start, atol=1e-6, rtol=0)
 
 
+def test_a_collapse_while_retraining_is_reported_after_an_earlier_one(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sft, "train", lambda run, shown, phase: seen.append(dict(run.state)))
+    with make_run(probe(tmp_path)) as run:
+        run.state |= {"peak": {"accuracy": 1.0}, "warned": True, "base": run.model.state_dict()}
+        tora.retrain(run, [])
+    assert not {"peak", "warned"} & seen[0].keys()
+
+
 def test_the_model_is_retrained_on_the_corpus_and_what_was_shaped(
     tmp_path, monkeypatch, always_right
 ):
