@@ -22,18 +22,18 @@ from nanotir.problems.sources import is_generated
 from nanotir.run_files import latest_run, read_best, read_evaluations, reading
 from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.show import Stream, colours_wanted, paint, show
-from nanotir.trust import doubt, unlike_generated
+from nanotir.trust import doubt
 
 # What a model can do that is trained on generated problems: ten of their families.
 EXAMPLES = """\
   What is 384 * 927?
-  What remains when 7^45 is divided by 26?
+  (12 + 30) * 7
+  How much is 15% of 80?
+  12.50 + 3.75
   Find the gcd of 462 and 1071.
   If 7x + 12 = 61, what is x?
-  Find the roots of x^2 - 5x + 6.
   Differentiate 4x^3 + 5x.
   A film lasts 135 minutes. How long is that in hours and minutes?
-  Is 48213 even or odd?
   Tell me the population of Old Mill.
   Ada Ben Cleo Dan stand in line. Who is first?"""
 LEAVE = "exit or quit to leave, help to see this again"
@@ -123,7 +123,7 @@ def say(text: str):
 
 
 def loop(sampler: Sampler, options, lowest: float | None, generated: bool):
-    """Answer the user's questions. A question that is too long is one line, and it goes on."""
+    """Answer the user's questions. One that is too long is an error of one line."""
     help = (f"{EXAMPLES}\n" if generated else "") + LEAVE
     prompt = ""
     if sys.stdin.isatty() and sys.stdout.isatty() and not options.json:
@@ -136,6 +136,10 @@ def loop(sampler: Sampler, options, lowest: float | None, generated: bool):
             answer(sampler, question, options, lowest, generated)
         except ValueError as error:
             say(f"sample.py: {error}")
+        except KeyboardInterrupt:
+            if not prompt:
+                raise
+            print()  # Ctrl-C ends a long answer, not the loop
 
 
 def questions(prompt: str, help: str) -> Iterator[str]:
@@ -165,8 +169,7 @@ def answer(sampler: Sampler, question: str, options, lowest: float | None, gener
     watch = Stream(tokenizer) if stream else None
     answers = sampler.generate([question], options.n, options.seed, watch)
     for i, trajectory in enumerate(answers, 1):
-        reason = doubt(trajectory, tokenizer, lowest)
-        reason = reason or (unlike_generated(question) if generated else None)
+        reason = doubt(trajectory, tokenizer, lowest, question if generated else None)
         if options.json:
             record = {"question": question, "doubt": reason, **trajectory.record(tokenizer)}
             print(json.dumps(record))

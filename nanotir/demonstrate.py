@@ -207,10 +207,12 @@ def ways_to_write(code: str, styles: int) -> list[str]:
 
 
 def in_the_answers_words(piece: Piece, answer: str) -> Piece:
-    """The program, with its values put into the words of the answer."""
+    """The program, with its values put into the words of the answer, if it has any."""
     kind, code = piece
+    if kind != "python" or not re.search("[a-z]", answer):
+        return piece
     words = re.sub(r"\d+", "{}", answer)
-    return (kind, f"'{words}'.format(*{code})") if kind == "python" else piece
+    return (kind, f"'{words}'.format(*{code})")
 
 
 def _with_bugs(pieces: list[Piece], rng: Random) -> list[Piece]:

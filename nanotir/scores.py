@@ -103,6 +103,7 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
     calls = [call for t in trajectories for call in t.calls]
     verdicts = [verdict for row in right for verdict in row]
     n_right = sum(verdicts)
+    one_each = len(groups[0]) == 1
     rows = zip(problems, groups, answers, right)
     lenient = [lenient_share(*row, tokenizer) for row in rows]
     kinds = [problem.kind or problem.family for problem in problems]
@@ -121,7 +122,7 @@ def statistics(problems, groups, tokenizer, ks: list[int]) -> dict:
         "finish": dict(Counter(t.finish_reason for t in trajectories)),
         **at_k(right, answers, problems, ks),
         # Of one greedy answer to each problem. Drawn answers have other log-probs.
-        "trust": measure(trajectories, verdicts, tokenizer) if len(groups[0]) == 1 else None,
+        "trust": measure(problems, trajectories, verdicts, tokenizer) if one_each else None,
     }
 
 

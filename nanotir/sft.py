@@ -23,7 +23,7 @@ from nanotir.trajectory import Trajectory
 
 @dataclass
 class SFTConfig:
-    steps: Whole = 1000  # optimiser steps; 0 skips imitation
+    steps: Whole = 1200  # optimiser steps; 0 skips imitation
     batch_size: Count = 48  # demonstrations a step
     micro_batch_tokens: Count = 1536  # tokens in one forward pass; padding counts, if there is any
     lr: Amount = 0.01  # Muon's, for the blocks' matrices

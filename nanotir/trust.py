@@ -12,36 +12,53 @@ to 1500 held-out problems of a default run (commit 3663912):
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 from nanotir.answers import extract_answer
+from nanotir.problems import Problem
 from nanotir.tokenizer import Tokenizer
-from nanotir.trajectory import Trajectory
+from nanotir.trajectory import Call, Trajectory
 
 UNSURE = 0.05  # this share of the right answers is less likely than the lowest log-prob trusted
 
 
-def doubt(trajectory: Trajectory, tokenizer: Tokenizer, lowest: float | None) -> str | None:
+def doubt(
+    trajectory: Trajectory, tokenizer: Tokenizer, lowest: float | None, question: str | None
+) -> str | None:
     """Why the answer is not to be trusted; None if nothing speaks against it.
 
     `lowest` is the lowest log-prob of an answer that is trusted. None trusts all of them.
+    `question` is that of a generated problem, which needs all of its numbers; None of others.
     """
     if extract_answer(trajectory.completion(tokenizer)) is None:
         return "it has no final answer"
     if trajectory.calls and not trajectory.calls[-1].result.ok:
         return "the call failed"
+    if question and trajectory.calls and left_out(question, trajectory.calls):
+        return "a number of the question is in no call"
     if lowest is not None and sum(trajectory.logps) < lowest:
         return "the model was unsure"
     return None
 
 
-def unlike_generated(question: str) -> str | None:
-    """Why a model that has learned from generated problems cannot know; None if it might."""
-    if re.search(r"\d\.\d|\d ?%", question):
-        return "it has learned whole numbers only"
-    return None
+def left_out(question: str, calls: list[Call]) -> bool:
+    """Whether a number of the question is in no call, because it was copied wrongly, say."""
+    called = numbers(" ".join(call.code for call in calls))
+    # A comma separates two numbers, or the digits of one.
+    return not any(numbers(q) <= called for q in (question, question.replace(",", "")))
 
 
-def measure(trajectories: list[Trajectory], right: list[bool], tokenizer: Tokenizer) -> dict:
+def numbers(text: str) -> set[Decimal]:
+    """Its numbers but 0, which programs leave out of "x^2 - 1 = 0"."""
+    return {Decimal(n) for n in re.findall(r"\d+(?:\.\d+)?", text, re.ASCII)} - {0}
+
+
+def measure(
+    problems: list[Problem],
+    trajectories: list[Trajectory],
+    right: list[bool],
+    tokenizer: Tokenizer,
+) -> dict:
     """The lowest log-prob to trust, and the shares of wrong and of right answers then flagged.
 
     The shares are measured on other problems than `lowest` was: each half of the problems is
@@ -53,7 +70,9 @@ def measure(trajectories: list[Trajectory], right: list[bool], tokenizer: Tokeni
     flagged = []
     for half, other in ((first, second), (second, first)):
         lowest = lowest_trusted(trajectories[other], right[other])
-        flagged += [doubt(t, tokenizer, lowest) is not None for t in trajectories[half]]
+        for problem, trajectory in zip(problems[half], trajectories[half]):
+            question = problem.question if problem.kind else None
+            flagged.append(doubt(trajectory, tokenizer, lowest, question) is not None)
     return {
         "lowest": lowest_trusted(trajectories, right),
         "wrong_flagged": share([flag for flag, is_right in zip(flagged, right) if not is_right]),

@@ -24,17 +24,23 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def test_the_example_of_a_tool_and_a_family_trains(tmp_path):
+def test_the_example_of_a_tool_and_a_family_trains_and_can_be_asked(tmp_path):
     (tmp_path / "mine.py").write_text(TOOL_AND_FAMILY)
-    flags = "--tools reverse --data generated:backwards --preset probe --out run --rl.steps 0"
-    result = subprocess.run(
-        [sys.executable, "mine.py", *flags.split()],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    flags = "mine.py --tools reverse --data generated:backwards --preset probe --out run"
+    (ask,) = re.findall(r"`python -c \"(import mine, .*?)\"", README)
+    for arguments in (
+        [*flags.split(), "--rl.steps", "0"],
+        ["-c", ask, "--run", "run", "Write cab backwards."],
+    ):
+        result = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
     tokenizer = json.loads((tmp_path / "run/checkpoint/tokenizer.json").read_text())
     assert "<reverse>" in [token["content"] for token in tokenizer["added_tokens"]]
     row = json.loads((tmp_path / "run/traces.jsonl").read_text().splitlines()[0])

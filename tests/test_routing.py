@@ -13,6 +13,7 @@ from nanotir.routing import (
     router_loss,
     router_z_loss,
 )
+from nanotir.trajectory import Format
 
 V, E, K = 50, 4, 2
 
@@ -128,6 +129,9 @@ def router_losses(model, batch, real):
 
 def test_padding_changes_neither_loss(tokenizer, demonstrations):
     model = moe_model(len(tokenizer))
+    question = "What is 20 plus 30 plus 20 plus 30?"
+    longer = Format().trajectory(tokenizer, question, [("text", "It is 100.")] * 3)
+    demonstrations = [demonstrations[0], longer]
     padded = collate(demonstrations, tokenizer.pad_id, [0, 1])
     alone = collate(demonstrations, tokenizer.pad_id, [0])
     assert not padded.real[0].all() and alone.real.all()

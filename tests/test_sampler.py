@@ -249,7 +249,7 @@ def test_the_trainer_finds_the_samplers_log_probs(tokenizer, temperature):
 
 def random_policy(tokenizer):
     """A model that calls often, ends sometimes and depends on everything it has read."""
-    boosts = {"<python>": 5.0, "</python>": 7.0, "<|end|>": 4.0}
+    boosts = {"<python>": 6.0, "</python>": 7.0, "<|end|>": 4.0}
 
     def logits_of(ids):
         normal = np.random.default_rng(list(ids)).normal(size=len(tokenizer))

@@ -8,7 +8,7 @@ from nanotir.problems import Problem, load
 from nanotir.scores import statistics
 from nanotir.tools import ToolResult
 from nanotir.trajectory import Call, Format
-from nanotir.trust import doubt, measure, unlike_generated
+from nanotir.trust import doubt, left_out, measure
 
 OK = Call("python", "1", ToolResult("1"))
 FAILED = Call("python", "(", ToolResult("SyntaxError", False, "error"))
@@ -35,30 +35,34 @@ def answer(tokenizer, logp: float = 0.0, text: str = "\\boxed{1}", calls=()):
     ],
 )
 def test_an_answer_is_flagged_for_what_it_lacks(tokenizer, text, calls, reason):
-    assert doubt(answer(tokenizer, 0.0, text, calls), tokenizer, lowest=-1.0) == reason
+    assert doubt(answer(tokenizer, 0.0, text, calls), tokenizer, -1.0, None) == reason
 
 
 @pytest.mark.parametrize("logp, flagged", [(-1.5, True), (-1.0, False), (-0.5, False)])
 def test_an_answer_is_flagged_if_all_its_ids_together_are_less_likely_than_the_lowest(
     tokenizer, logp, flagged
 ):
-    assert doubt(answer(tokenizer, logp), tokenizer, lowest=-1.0) == (
+    assert doubt(answer(tokenizer, logp), tokenizer, -1.0, None) == (
         "the model was unsure" if flagged else None
     )
 
 
 def test_without_a_lowest_log_prob_no_answer_is_too_unlikely(tokenizer):
-    assert doubt(answer(tokenizer, -100.0), tokenizer, lowest=None) is None
+    assert doubt(answer(tokenizer, -100.0), tokenizer, None, None) is None
 
 
 def answers(tokenizer, logps):
     return [answer(tokenizer, logp) for logp in logps]
 
 
+def measured(trajectories, right, tokenizer):
+    return measure([Problem("q", "1")] * len(right), trajectories, right, tokenizer)
+
+
 @pytest.mark.parametrize("n, below", [(1, 0), (19, 0), (20, 1), (100, 5)])
 def test_five_percent_of_the_right_answers_are_below_the_lowest(tokenizer, n, below):
     logps = [-float(i) for i in range(n)]
-    found = measure(answers(tokenizer, [-500.0, *logps]), [False] + [True] * n, tokenizer)
+    found = measured(answers(tokenizer, [-500.0, *logps]), [False] + [True] * n, tokenizer)
     assert sum(logp < found["lowest"] for logp in logps) == below
 
 
@@ -68,19 +72,19 @@ def test_each_half_is_flagged_by_the_lowest_of_the_other(tokenizer):
     By that of all, -5, one wrong answer would be.
     """
     logps, right = [-1, -1, -4, -5, -5, -6], [True, True, False, True, True, False]
-    found = measure(answers(tokenizer, logps), right, tokenizer)
+    found = measured(answers(tokenizer, logps), right, tokenizer)
     assert found == {"lowest": -5, "wrong_flagged": 0.5, "right_flagged": 0.5}
 
 
 def test_the_shares_are_those_of_the_whole_rule(tokenizer):
     given = [answer(tokenizer), answer(tokenizer, text="none"), answer(tokenizer, calls=[FAILED])]
-    found = measure(given, [True, False, False], tokenizer)
+    found = measured(given, [True, False, False], tokenizer)
     assert (found["wrong_flagged"], found["right_flagged"]) == (1, 0)
 
 
 @pytest.mark.parametrize("right, unknown", [(True, ["wrong_flagged"]), (False, ["right_flagged"])])
 def test_what_cannot_be_measured_is_none(tokenizer, right, unknown):
-    found = measure(answers(tokenizer, [-1.0] * 4), [right] * 4, tokenizer)
+    found = measured(answers(tokenizer, [-1.0] * 4), [right] * 4, tokenizer)
     assert (found["lowest"] is None) == (not right)
     assert [name for name in ("wrong_flagged", "right_flagged") if found[name] is None] == unknown
 
@@ -100,11 +104,52 @@ def test_an_evaluation_of_drawn_answers_does_not(tokenizer):
     assert statistics([Problem("a", "1")], [group], tokenizer, [1])["trust"] is None
 
 
-@pytest.mark.parametrize("question", ["What is 3.5 * 2?", "15% of 80", "20 % of 50"])
-def test_decimals_and_percentages_are_unlike_all_generated_problems(question):
-    assert unlike_generated(question)
+def called(*programs: str) -> list[Call]:
+    return [Call("python", program, ToolResult("1")) for program in programs]
 
 
-@pytest.mark.parametrize("wording", ["generated", "reworded", "unspaced", "longest"])
-def test_no_generated_problem_is_unlike_them(wording):
-    assert not any(unlike_generated(problem.question) for problem in load(wording, n=2000))
+@pytest.mark.parametrize(
+    "question, programs, out",
+    [
+        ("What is 12 + 30?", ["12+30"], False),
+        ("What is 12 + 30?", ["12+3"], True),
+        ("What is 12 + 30 + 5?", ["12+30"], True),
+        ("What is 12 + 30 + 5?", ["12+30", "42+5"], False),
+        ("What is 2.50 * 3?", ["2.5*3"], False),
+        ("What is 2.5 * 3?", ["25*3"], True),
+        ("What is 1,234 * 5?", ["1234*5"], False),
+        ("What is 1,234 * 5?", ["1*5"], True),
+        ("gcd(12,345)", ["math.gcd(12,345)"], False),
+        ("Solve x^2 - 4 = 0.", ["solve(x**2-4,x)"], False),  # a 0 is no loss
+        ("What is ² + 3?", ["3"], False),
+    ],
+)
+def test_a_number_of_the_question_that_is_in_no_call_is_left_out(question, programs, out):
+    assert left_out(question, called(*programs)) == out
+
+
+@pytest.mark.parametrize("wording", ["generated", "reworded", "unspaced", "grouped", "longest"])
+def test_no_taught_solution_leaves_out_a_number(wording):
+    for problem in load(wording, n=2000):
+        calls = [Call(tool, text, OK.result) for tool, text in problem.solution if tool != "text"]
+        assert not calls or not left_out(problem.question, calls), problem
+
+
+@pytest.mark.parametrize(
+    "question, calls, reason",
+    [
+        ("What is 1 + 2?", [OK], "a number of the question is in no call"),
+        ("What is 1 + 1?", [OK], None),
+        ("What is 1 + 2?", [], None),  # without calls, it may have used them all
+        (None, [OK], None),
+    ],
+)
+def test_an_answer_is_flagged_if_its_calls_lack_a_number(tokenizer, question, calls, reason):
+    assert doubt(answer(tokenizer, calls=calls), tokenizer, None, question) == reason
+
+
+def test_only_generated_problems_are_said_to_need_all_of_their_numbers(tokenizer):
+    given = [answer(tokenizer, calls=[OK])] * 2
+    for kind, flagged in (("A", 1.0), ("", 0.0)):
+        problems = [Problem("What is 1 + 2?", "1", kind=kind)] * 2
+        assert measure(problems, given, [True, True], tokenizer)["right_flagged"] == flagged

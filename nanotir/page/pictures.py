@@ -32,7 +32,7 @@ KINDS = {
     "B": "B: code cannot help",
     "C": "C: easy by head",
     "D": "D: to be looked up",
-    "E": "E: result into words",
+    "E": "E: result to rewrite",
 }
 COLOURS = {
     "Core modules": "c0",

@@ -1,4 +1,4 @@
-"""The families of generated problems.
+"""The families of generated problems. Those about a number or two are in arithmetic.py.
 
 A family is a function of a random generator and a level. It returns one problem, with its answer, a
 solution that uses tools, and a rationale in words. The level is a ceiling on its numbers. To add a
@@ -12,59 +12,35 @@ import math
 from fractions import Fraction
 from random import Random
 
+from nanotir.problems.arithmetic import (
+    add,
+    cancel,
+    clock,
+    decimal,
+    div,
+    first,
+    gcd,
+    itself,
+    last,
+    mixed,
+    mul,
+    parity,
+    percent,
+    power,
+    quot,
+    raised,
+    root,
+    sub,
+)
 from nanotir.problems.numbers import integer, number, signed
-from nanotir.problems.problem import Problem
+from nanotir.problems.problem import Problem, program
 from nanotir.problems.world import NAMES, cost, fact, gap, home
 
 SYMPY = "from sympy import *\n"
 SYMPY_X = SYMPY + "x=symbols('x')\n"
 
 
-def program(thought: str, code: str) -> tuple[tuple[str, str], ...]:
-    """The solution that consists of a thought and a program."""
-    return (("text", thought), ("python", code))
-
-
 # Kind A: calculations.
-
-
-def mul(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 4, 0)
-    b = number(rng, level + 4, 0)
-    ones = b % 10
-    tens = b - ones
-    return Problem(
-        question=f"What is {a} * {b}?",
-        answer=str(a * b),
-        solution=program("I multiply.", f"{a}*{b}"),
-        rationale=f"{a} * {tens} = {a * tens} and {a} * {ones} = {a * ones}, together {a * b}.",
-    )
-
-
-def power(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 4)
-    e = number(rng, level + 4)
-    m = number(rng, level + 4, 2)
-    powers = [str(pow(a, i, m)) for i in range(1, min(e, 5) + 1)]
-    return Problem(
-        question=f"What is {a}^{e} mod {m}?",
-        answer=str(pow(a, e, m)),
-        solution=program("I take the power.", f"pow({a},{e},{m})"),
-        rationale=f"The powers mod {m} go {', '.join(powers)}.",
-    )
-
-
-def gcd(rng: Random, level: int) -> Problem:
-    name = rng.choice(("gcd", "lcm"))
-    common = rng.randrange(2, 13)
-    numbers = (number(rng, level + 4, common) for _ in range(2))
-    a, b = (n - n % common for n in numbers)
-    return Problem(
-        question=f"What is the {name} of {a} and {b}?",
-        answer=str(getattr(math, name)(a, b)),
-        solution=program(f"I find the {name}.", f"import math\nmath.{name}({a},{b})"),
-        rationale=f"{a} = {common} * {a // common} and {b} = {common} * {b // common}.",
-    )
 
 
 def lin(rng: Random, level: int) -> Problem:
@@ -234,87 +210,19 @@ def same(rng: Random, level: int) -> Problem:
     )
 
 
-# Kind C: easy without a tool, although a program would work.
-
-
-def parity(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 4, 0)
-    return Problem(
-        question=f"Is {n} even or odd?",
-        answer="odd" if n % 2 else "even",
-        solution=program("I divide by 2.", f"'odd' if {n}%2 else 'even'"),
-        rationale=f"It ends in {n % 10}.",
-    )
-
-
-def first(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 4)
-    digit = str(n)[0]
-    return Problem(
-        question=f"What is the first digit of {n}?",
-        answer=digit,
-        solution=program("I write it out.", f"str({n})[0]"),
-        rationale=f"It starts with {digit}.",
-    )
-
-
-def last(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 4)
-    return Problem(
-        question=f"What is the last digit of {n}?",
-        answer=str(n % 10),
-        solution=program("I divide by 10.", f"{n}%10"),
-        rationale=f"It ends in {n % 10}.",
-    )
-
-
-def itself(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 4)
-    solution = program("I divide.", f"{n}//{n}")
-    return Problem(f"What is {n} / {n}?", "1", solution=solution, rationale="Both are the same.")
-
-
-def cancel(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 4)
-    solution = program("I subtract.", f"{n}-{n}")
-    return Problem(f"What is {n} - {n}?", "0", solution=solution, rationale="Both are the same.")
-
-
-# Kind E: the output of the program is not yet the answer.
-
-
-def quot(rng: Random, level: int) -> Problem:
-    b, a = sorted((number(rng, level + 4), number(rng, level + 3, 2)))
-    return Problem(
-        question=f"Divide {a} by {b}, with remainder.",
-        answer=f"quotient {a // b} remainder {a % b}",
-        solution=program("I divide.", f"divmod({a},{b})"),
-        rationale=f"{b} * {a // b} = {a // b * b}.",
-    )
-
-
-def clock(rng: Random, level: int) -> Problem:
-    n = number(rng, level + 4)
-    if n <= 60:
-        n += 60
-    return Problem(
-        question=f"How long is {n} minutes in hours and minutes?",
-        answer=f"{n // 60} hours {n % 60} minutes",
-        solution=program("I divide by 60.", f"divmod({n},60)"),
-        rationale=f"{n // 60} * 60 = {n // 60 * 60}.",
-    )
-
-
 KINDS = {
     # A calculation that is hard without a program.
-    "A": (mul, power, gcd, lin, quad, system, deriv, integ, det, choose, chance, dist),
+    "A": (
+        *(add, sub, mul, mixed, raised, power, gcd),
+        *(lin, quad, system, deriv, integ, det, choose, chance, dist),
+    ),
     # A question that no tool can answer.
     "B": (queue, same),
     # A question that is easy without a tool: a call would be a waste.
     "C": (parity, first, last, itself, cancel),
     # A question about the made-up world, whose facts must be looked up.
     "D": (fact, cost, home, gap),
-    # A calculation whose output still has to be put into words.
-    "E": (quot, clock),
+    # A calculation whose output is not yet the answer: divmod's pair, or 52.0 for 52.
+    "E": (quot, clock, div, percent, decimal, root),
 }
 FAMILIES = {make.__name__: (kind, make) for kind, makes in KINDS.items() for make in makes}

@@ -18,6 +18,15 @@ def number(rng: Random, most: int, least: int = 1) -> int:
     return max(rng.randrange(smallest, 10**digits), least)
 
 
+def everyday(rng: Random, most: int, least: int = 1) -> int:
+    """Such a number and, one time in four, a round one: 4000 in place of 4321."""
+    n = number(rng, most, least)
+    if rng.random() < 1 / 4:
+        zeros = rng.randrange(len(str(n)))
+        n -= n % 10**zeros
+    return max(n, least)
+
+
 def integer(rng: Random, most: int) -> int:
     """Such a number and, one time in three, its negative. Never 0."""
     n = number(rng, most)

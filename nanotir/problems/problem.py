@@ -30,3 +30,8 @@ class Problem:
     def summary(self) -> dict[str, str]:
         """What a trace says of the problem."""
         return {"question": self.question, "answer": self.answer, "family": self.family}
+
+
+def program(thought: str, code: str) -> tuple[tuple[str, str], ...]:
+    """The solution that consists of a thought and a program."""
+    return (("text", thought), ("python", code))

@@ -19,6 +19,7 @@ GENERATED = {
     "reworded": {"wording": "reworded"},  # in phrasings that are never trained on
     "longer": {"longer": 1},  # every number has one digit more than the longest of the level
     "longest": {"longer": 2},  # two digits more
+    "grouped": {"wording": "grouped"},  # with commas in numbers from 1,000 on
     "unmarked": {"wording": "unmarked"},  # without the last mark
     "lowercase": {"wording": "lowercase"},
     "unspaced": {"wording": "unspaced"},  # without spaces around operators

@@ -16,7 +16,7 @@ from typing import NamedTuple
 PHRASINGS = Path(__file__).with_name("phrasings.txt")
 HELD_OUT = "held out: "
 POLITE_SHARE = 0.1  # of the questions have polite words around them
-FORM_SHARES = {"unmarked": 0.25, "lowercase": 0.5, "unspaced": 0.25}  # of all questions
+FORM_SHARES = {"grouped": 0.1, "unmarked": 0.25, "lowercase": 0.5, "unspaced": 0.25}  # of questions
 
 
 class Phrasings(NamedTuple):
@@ -79,6 +79,13 @@ def _choice(section: str, rng: Random, held_out: bool) -> str:
     return rng.choice(never if held_out else trained)
 
 
+def grouped(question: str) -> str:
+    """With commas in numbers from 1,000 on, unless it has commas of its own."""
+    if "," in question:
+        return question
+    return re.sub(r"(?<![\w.^])\d{4,}(?!\w|\.\d)", lambda n: f"{int(n[0]):,}", question)
+
+
 def unmarked(question: str) -> str:
     """Without its last mark."""
     return question.rstrip("?.!")
@@ -97,6 +104,7 @@ def unspaced(question: str) -> str:
 
 
 FORMS: dict[str, Callable[[str], str]] = {
+    "grouped": grouped,
     "unmarked": unmarked,
     "lowercase": lowercase,
     "unspaced": unspaced,

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from conftest import SHARED
@@ -344,3 +345,8 @@ def test_a_damaged_array_is_one_line(tmp_path, text):
     path = write(tmp_path / "a.json", text)
     with pytest.raises(ValueError, match="a.json: not a JSON array"):
         load(f"jsonl:{path}")
+
+
+def test_the_questions_that_people_type_are_a_file_of_120():
+    typed = Path(files.__file__).with_name("typed.jsonl")
+    assert len({problem.question for problem in load(f"jsonl:{typed}")}) == 120

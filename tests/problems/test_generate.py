@@ -40,7 +40,7 @@ def longest(problem):
 
 
 DIRECT = ["mul", "power", "gcd", "det", "choose", "chance", "dist", "parity", "first", "last"]
-DIRECT += ["itself", "cancel", "quot", "clock", "cost"]
+DIRECT += ["itself", "cancel", "quot", "clock", "cost", "add", "sub", "percent", "mixed"]
 
 
 @pytest.mark.parametrize("name", DIRECT)
@@ -51,7 +51,9 @@ def test_longer_numbers_have_so_many_digits_more_than_any_in_training(name, long
     assert {longest(problem) for problem in tested} == {seen + longer}
 
 
-@pytest.mark.parametrize("name", ["lin", "quad", "system", "deriv", "integ"])
+@pytest.mark.parametrize(
+    "name", ["lin", "quad", "system", "deriv", "integ", "div", "decimal", "raised", "root"]
+)
 def test_numbers_that_follow_from_longer_ones_are_longer_too(name):
     seen = generate(200, families=[name], wording="plain")
     tested = generate(200, families=[name], wording="plain", longer=1)

@@ -5,7 +5,15 @@ import pytest
 
 from nanotir.problems.families import FAMILIES
 from nanotir.problems.generate import generate
-from nanotir.problems.wording import FORMS, lowercase, phrasings, reword, unmarked, unspaced
+from nanotir.problems.wording import (
+    FORMS,
+    grouped,
+    lowercase,
+    phrasings,
+    reword,
+    unmarked,
+    unspaced,
+)
 
 SECTIONS = [*FAMILIES, "polite"]
 
@@ -46,7 +54,7 @@ def test_the_first_phrasing_is_how_the_family_asks(name, level):
 
 def bare(question):
     """What all forms of a question have in common."""
-    return re.sub(r"[\s?.!]", "", question.lower())
+    return re.sub(r"[\s?.!,]", "", question.lower())
 
 
 def asked(name, wording):
@@ -85,6 +93,11 @@ def test_a_family_without_phrasings_asks_in_its_own_words():
 @pytest.mark.parametrize(
     "form, question, typed",
     [
+        (grouped, "What is 1234567 * 999?", "What is 1,234,567 * 999?"),
+        (grouped, "Differentiate 1234x^2.", "Differentiate 1234x^2."),
+        (grouped, "What is 1234.5 + 4000?", "What is 1234.5 + 4,000?"),
+        (grouped, "Is 1234 even or odd.", "Is 1,234 even or odd."),
+        (grouped, "What is the gcd of (1234, 5678)?", "What is the gcd of (1234, 5678)?"),
         (unmarked, "What is 3 * 4?", "What is 3 * 4"),
         (unmarked, "Solve 3x = 6.", "Solve 3x = 6"),
         (unmarked, "3 * 4 =", "3 * 4 ="),
@@ -106,5 +119,6 @@ def test_a_form_changes_what_it_names_and_nothing_else(form, question, typed):
 @pytest.mark.parametrize("form", FORMS.values())
 def test_no_form_changes_a_number(form, name):
     for problem in asked(name, "plain"):
-        numbers = re.findall(r"\d+", problem.question)
-        assert re.findall(r"\d+", form(problem.question)) == numbers
+        typed = form(problem.question)
+        typed = typed.replace(",", "") if form is grouped else typed
+        assert re.findall(r"\d+", typed) == re.findall(r"\d+", problem.question)

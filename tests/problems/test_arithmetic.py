@@ -1,0 +1,80 @@
+"""The answers of arithmetic, worked out again from the questions in exact fractions."""
+
+import operator
+import re
+from fractions import Fraction
+
+import pytest
+import sympy
+
+from nanotir.problems.generate import generate
+
+CALCULATIONS = {
+    "+": operator.add,
+    "plus": operator.add,
+    "-": operator.sub,
+    "minus": operator.sub,
+    "*": operator.mul,
+    "times": operator.mul,
+    "/": operator.truediv,
+    "% of": lambda p, n: p * n / 100,
+    "^": operator.pow,
+}
+NUMBER = r"\d+(?:\.\d+)?"
+ASKED = re.compile(rf"What is ({NUMBER}) ?([^\d?]+?) ?({NUMBER})\?")
+FAMILIES = ["add", "sub", "mul", "div", "percent", "decimal", "raised", "itself", "cancel"]
+
+
+def problems_of(name, n, **how):
+    return generate(n, families=[name], wording="plain", **how)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("how", [{}, {"level": 3}, {"longer": 2}, {"level": 9, "longer": 1}])
+def test_the_answer_is_the_exact_result(name, how):
+    for problem in problems_of(name, 100, **how):
+        a, sign, b = ASKED.fullmatch(problem.question).groups()
+        exact = CALCULATIONS[sign](Fraction(a), Fraction(b))
+        assert Fraction(problem.answer) == exact, problem
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_whole_answer_has_no_decimals(name):
+    for problem in problems_of(name, 200):
+        assert Fraction(problem.answer).denominator > 1 or problem.answer.lstrip("-").isdigit()
+
+
+@pytest.mark.parametrize("name", ["sub", "div"])
+def test_a_number_is_not_asked_about_itself(name):
+    """Such a question would need no tool, and belongs to a family of its own."""
+    for problem in problems_of(name, 3000):
+        a, _, b = ASKED.fullmatch(problem.question).groups()
+        assert a != b
+
+
+def test_products_come_before_sums_but_for_parentheses():
+    shapes = set()
+    for problem in problems_of("mixed", 300):
+        expression = problem.question.removeprefix("What is ").rstrip("?")
+        shapes.add(re.sub(r"\d+", "n", expression))
+        assert problem.answer == str(sympy.sympify(expression))
+    assert len(shapes) == 27
+
+
+def test_a_square_root_is_one():
+    for problem in problems_of("root", 200, level=3, longer=2):
+        square = int(problem.question.removeprefix("What is the square root of ").rstrip("?"))
+        assert int(problem.answer) ** 2 == square
+
+
+def test_divisions_have_whole_results_and_decimals():
+    answers = [problem.answer for problem in problems_of("div", 200)]
+    assert 40 < sum("." in answer for answer in answers) < 120
+
+
+@pytest.mark.parametrize("name", ["decimal", "div", "percent", "root"])
+@pytest.mark.parametrize("how", [{}, {"level": 3, "longer": 2}])
+def test_a_program_of_decimals_has_no_noise_of_floats(name, how, python):
+    for problem in problems_of(name, 40, **how):
+        output = python.run(problem.solution[-1][1]).output
+        assert output.removesuffix(".0") == problem.answer
