@@ -7,6 +7,9 @@ to 1500 held-out problems of a default run (commit 3663912):
 
     sum over all ids      57%    mean over the last text span    37%
     mean over all ids     37%    mean over the boxed answer      33%
+
+A number of the question that is in no call is another sign: of 4,500 answers of three default runs
+(commit 01106cd), 62 of the 161 wrong ones had it, and one of the right ones.
 """
 
 from __future__ import annotations

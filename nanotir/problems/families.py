@@ -1,4 +1,4 @@
-"""The families of generated problems. Those about a number or two are in arithmetic.py.
+"""The families of generated problems; the others are in arithmetic.py and world.py.
 
 A family is a function of a random generator and a level. It returns one problem, with its answer, a
 solution that uses tools, and a rationale in words. The level is a ceiling on its numbers. To add a

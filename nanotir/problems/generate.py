@@ -1,8 +1,8 @@
 """Generated problems: any number of them, at a chosen difficulty, with answers that are known.
 
-The families of problems are in families.py, the ways to ask them in phrasings.txt. A problem
-belongs to the training split or to the test split by a checksum of its plain question, that of
-families.py. So the two splits share no problem, however it is put.
+families.py names the families of problems, phrasings.txt the ways to ask them. A problem belongs
+to the training split or to the test split by a checksum of its plain question, that of its family.
+So the two splits share no problem, however it is put.
 """
 
 from __future__ import annotations
