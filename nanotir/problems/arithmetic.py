@@ -11,7 +11,7 @@ from nanotir.problems.problem import Problem, program
 DECIMALS = 4  # to which programs round, since 0.1+0.2 is not quite 0.3
 # Numbers of so many digits, and of two more (see Longer), have results that a float holds exactly.
 EXACT = 10
-SIGNS = {"+": "+", "-": "-", "*": "*", "plus": "+", "minus": "-", "times": "*"}  # in programs
+WORDS = {"+": "plus", "-": "minus", "*": "times"}
 
 
 def without_point(x: float) -> str:
@@ -216,11 +216,13 @@ def decimal(rng: Random, level: int) -> Problem:
     pair = [with_point, without_point(everyday(rng, digits) / rng.choice((1, 10, 100)))]
     rng.shuffle(pair)
     a, b = pair
-    word, sign = rng.choice(list(SIGNS.items()))
+    sign = rng.choice(list(WORDS))
+    # Not by chance: a problem asked in both ways could be in both splits.
+    asked = WORDS[sign] if a > b else sign
     code = f"round({a}{sign}{b},{DECIMALS})"
     result = without_point(eval(code))
     return Problem(
-        question=f"What is {a} {word} {b}?",
+        question=f"What is {a} {asked} {b}?",
         answer=result,
         solution=program("I calculate.", code),
         rationale=f"{a} {sign} {b} = {result}.",

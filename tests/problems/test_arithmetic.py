@@ -3,11 +3,13 @@
 import operator
 import re
 from fractions import Fraction
+from random import Random
 
 import pytest
 import sympy
 
 from nanotir.problems.generate import generate
+from nanotir.problems.numbers import everyday
 
 CALCULATIONS = {
     "+": operator.add,
@@ -78,3 +80,20 @@ def test_a_program_of_decimals_has_no_noise_of_floats(name, how, python):
     for problem in problems_of(name, 40, **how):
         output = python.run(problem.solution[-1][1]).output
         assert output.removesuffix(".0") == problem.answer
+
+
+def test_no_sum_of_decimals_is_asked_in_two_ways():
+    asked = {}
+    for problem in problems_of("decimal", 3000):
+        a, sign, b = ASKED.fullmatch(problem.question).groups()
+        asked.setdefault((a, CALCULATIONS[sign], b), set()).add(sign)
+    assert {len(signs) for signs in asked.values()} == {1}
+    assert len(set.union(*asked.values())) == 6
+
+
+def test_many_everyday_numbers_are_round_but_none_is_below_the_least():
+    numbers = [everyday(Random(i), 3, 25) for i in range(2000)]
+    hundreds = sum(n % 100 == 0 for n in numbers)
+    assert min(numbers) == 25
+    # A third has three digits, a quarter is rounded, a third of those to hundreds.
+    assert hundreds == pytest.approx(2000 / 36, abs=20)

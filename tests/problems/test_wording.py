@@ -96,6 +96,7 @@ def test_a_family_without_phrasings_asks_in_its_own_words():
         (grouped, "What is 1234567 * 999?", "What is 1,234,567 * 999?"),
         (grouped, "Differentiate 1234x^2.", "Differentiate 1234x^2."),
         (grouped, "What is 1234.5 + 4000?", "What is 1234.5 + 4,000?"),
+        (grouped, "What is 0.12345 + 1?", "What is 0.12345 + 1?"),
         (grouped, "Is 1234 even or odd.", "Is 1,234 even or odd."),
         (grouped, "What is the gcd of (1234, 5678)?", "What is the gcd of (1234, 5678)?"),
         (unmarked, "What is 3 * 4?", "What is 3 * 4"),
