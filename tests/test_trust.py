@@ -122,6 +122,8 @@ def called(*programs: str) -> list[Call]:
         ("gcd(12,345)", ["math.gcd(12,345)"], False),
         ("Solve x^2 - 4 = 0.", ["solve(x**2-4,x)"], False),  # a 0 is no loss
         ("What is ² + 3?", ["3"], False),
+        ("What is .5 * 4?", ["0.5*4"], False),
+        ("What is .5 * 4?", ["5*4"], True),
     ],
 )
 def test_a_number_of_the_question_that_is_in_no_call_is_left_out(question, programs, out):

@@ -30,7 +30,7 @@ STATES = {
 KINDS = {
     "A": "A: hard to compute",
     "B": "B: code cannot help",
-    "C": "C: easy by head",
+    "C": "C: easy without a tool",
     "D": "D: to be looked up",
     "E": "E: result to rewrite",
 }

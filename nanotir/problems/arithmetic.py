@@ -211,14 +211,14 @@ def percent(rng: Random, level: int) -> Problem:
 
 
 def decimal(rng: Random, level: int) -> Problem:
-    digits = min(level + 3, EXACT // 2)
-    with_point = str(everyday(rng, digits) / rng.choice((10, 100)))
-    pair = [with_point, without_point(everyday(rng, digits) / rng.choice((1, 10, 100)))]
+    # Four digits at any level: of longer ones, a float does not hold the product exactly.
+    with_point = str(everyday(rng, 4) / rng.choice((10, 100)))
+    pair = [with_point, without_point(everyday(rng, 4) / rng.choice((1, 10, 100)))]
     rng.shuffle(pair)
     a, b = pair
     sign = rng.choice(list(WORDS))
-    # Not by chance: a problem asked in both ways could be in both splits.
-    asked = WORDS[sign] if a > b else sign
+    # Not drawn: a problem that is asked in both ways could be in both splits.
+    asked = sign if a[-1] in "13579" else WORDS[sign]
     code = f"round({a}{sign}{b},{DECIMALS})"
     result = without_point(eval(code))
     return Problem(

@@ -1,4 +1,6 @@
-"""The families of generated problems; the others are in arithmetic.py and world.py.
+"""The families of generated problems: algebra, chance, names, and the table of all, KINDS.
+
+Arithmetic is in arithmetic.py, the made-up world in world.py.
 
 A family is a function of a random generator and a level. It returns one problem, with its answer, a
 solution that uses tools, and a rationale in words. The level is a ceiling on its numbers. To add a
@@ -222,7 +224,7 @@ KINDS = {
     "C": (parity, first, last, itself, cancel),
     # A question about the made-up world, whose facts must be looked up.
     "D": (fact, cost, home, gap),
-    # A calculation whose output is not yet the answer: divmod's pair, or 52.0 for 52.
+    # A calculation whose output may not yet be the answer: divmod's pair, or 52.0 for 52.
     "E": (quot, clock, div, percent, decimal, root),
 }
 FAMILIES = {make.__name__: (kind, make) for kind, makes in KINDS.items() for make in makes}

@@ -41,10 +41,10 @@ def generate(
 ) -> list[Problem]:
     """Generate n problems of one split, from the named families (by default, all of them).
 
-    `wording` is one of WORDINGS. With `longer`, every number of a question has so many digits more
-    than the longest of this level, and families without numbers are left out. Problem i depends
-    only on the arguments but n, and on i. So a smaller n gives the first of the same problems, and
-    another wording gives the same problems in other words.
+    `wording` is one of WORDINGS. With `longer`, the numbers that grow with the level have so many
+    digits more than the longest of this level, and families without numbers are left out. Problem
+    i depends only on the arguments but n, and on i. So a smaller n gives the first of the same
+    problems, and another wording gives the same problems in other words.
     """
     names = [name.strip() for name in families or FAMILIES]
     for name in names:

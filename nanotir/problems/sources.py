@@ -17,7 +17,7 @@ GENERATED = {
     "generated": {},  # in the phrasings to train on
     "plain": {"wording": "plain"},  # in one phrasing for each family
     "reworded": {"wording": "reworded"},  # in phrasings that are never trained on
-    "longer": {"longer": 1},  # every number has one digit more than the longest of the level
+    "longer": {"longer": 1},  # numbers have one digit more than the longest of the level
     "longest": {"longer": 2},  # two digits more
     "grouped": {"wording": "grouped"},  # with commas in numbers from 1,000 on
     "unmarked": {"wording": "unmarked"},  # without the last mark

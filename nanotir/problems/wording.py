@@ -83,7 +83,7 @@ def grouped(question: str) -> str:
     """With commas in numbers from 1,000 on, unless it has commas of its own."""
     if "," in question:
         return question
-    return re.sub(r"(?<![\w.^])\d{4,}(?!\w|\.\d)", lambda n: f"{int(n[0]):,}", question)
+    return re.sub(r"(?<![\w.^])(?<!\*\*)\d{4,}(?!\w|\.\d)", lambda n: f"{int(n[0]):,}", question)
 
 
 def unmarked(question: str) -> str:

@@ -25,8 +25,8 @@ def contains(text, part):
     return re.search(rf"(?<!\d){re.escape(part)}(?!\d)", text) is not None
 
 
-def test_there_are_fourteen_families_of_five_kinds():
-    assert len(FAMILIES) >= 14
+def test_there_are_33_families_of_five_kinds():
+    assert len(FAMILIES) == 33
     assert {kind for kind, _ in FAMILIES.values()} == set("ABCDE")
 
 
@@ -38,14 +38,14 @@ def test_a_family_is_named_after_its_function(name):
 
 @pytest.mark.parametrize("name, level", SEVERAL)
 def test_the_taught_solution_leads_to_the_gold_answer(name, level, python, search):
-    """The last output contains the answer; for kind E, each number of the answer."""
+    """The last output contains the answer; for answers in words, each number of it."""
     for problem in generate(4, "train", 7, [name], level):
         found = outputs(problem, {"python": python, "search": search})
         if problem.kind == "B":
             assert not found and problem.answer in problem.solution[-1][1]
             continue
         parts = [problem.answer]
-        if problem.kind == "E":
+        if problem.kind == "E" and re.search("[a-z]", problem.answer):
             parts = re.findall(r"\d+", problem.answer)
         assert all(contains(found[-1], part) for part in parts), (problem, found)
 

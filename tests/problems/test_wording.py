@@ -81,6 +81,21 @@ def test_a_reworded_question_is_one_of_the_held_out_phrasings(name):
         assert any(words in bare(reworded.question) for words in never)
 
 
+def shapes(wording):
+    """Questions of all families, but for their numbers and what is not in all forms."""
+    problems = generate(6000, "train", 0, wording=wording)
+    return {bare(re.sub(r"\d+(\.\d+)?", "0", problem.question)) for problem in problems}
+
+
+def test_no_phrasing_that_is_held_out_is_one_of_another_family():
+    assert not shapes("reworded") & shapes("trained")
+
+
+def test_some_questions_to_train_on_have_commas_in_their_numbers():
+    asked = generate(300, families=["mul"])
+    assert 20 < sum("," in problem.question for problem in asked) < 60
+
+
 def test_all_phrasings_are_asked():
     found = {reword("What is 3 * 4?", "mul", Random(i)) for i in range(2000)}
     assert {phrasing.format(a=3, b=4) for phrasing in phrasings()["mul"].trained} <= found
@@ -97,6 +112,8 @@ def test_a_family_without_phrasings_asks_in_its_own_words():
         (grouped, "Differentiate 1234x^2.", "Differentiate 1234x^2."),
         (grouped, "What is 1234.5 + 4000?", "What is 1234.5 + 4,000?"),
         (grouped, "What is 0.12345 + 1?", "What is 0.12345 + 1?"),
+        (grouped, "What is 7^1234 mod 9?", "What is 7^1234 mod 9?"),
+        (grouped, "Calculate 1234**5678 mod 9.", "Calculate 1,234**5678 mod 9."),
         (grouped, "Is 1234 even or odd.", "Is 1,234 even or odd."),
         (grouped, "What is the gcd of (1234, 5678)?", "What is the gcd of (1234, 5678)?"),
         (unmarked, "What is 3 * 4?", "What is 3 * 4"),
