@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanotir.answers.compare import same
 from nanotir.answers.parser import parse
-from nanotir.answers.text import normalise
+from nanotir.answers.text import UNITS, normalise
 from nanotir.answers.trees import Unreadable
 from nanotir.answers.values import LEFT, TooMuch
 
@@ -49,11 +49,17 @@ def decide(prediction: str, gold: str, work: float = math.inf) -> bool | None:
     except TooMuch:
         return None
     except Unreadable:
-        left, right = (" ".join(text.replace('"', " ").split()) for text in (p, g))
+        left, right = map(in_plain_words, (p, g))
         is_words = left.replace(" ", "").isalnum()  # they may differ in capitals
         return left == right != "" or is_words and left.casefold() == right.casefold()
     except (ArithmeticError, RecursionError, MemoryError, ValueError):  # also of too many digits
         return False
+
+
+def in_plain_words(text: str) -> str:
+    """What cannot be read, one way to write measures: 1 hour 30 minute for 1 hour and 30 min."""
+    text = re.sub(r"(?<=[a-z]{2})(,| and)(?= \d)", "", text.replace('"', " "))
+    return " ".join(UNITS.get(word.lower(), word) for word in text.split())
 
 
 def decide_in_time(prediction: str, gold: str, deadline: float) -> bool:

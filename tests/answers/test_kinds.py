@@ -40,6 +40,20 @@ def test_words_after_a_number_are_a_unit_only_if_they_are_one(words):
     assert not equivalent(f"5 {words}", "5") and not equivalent(f"5 \\text{{ {words}}}", "5")
 
 
+@pytest.mark.parametrize(
+    "prediction", ["1 hour 30 minutes", "1 hour, 30 min", "1 hr and 30 minutes", "1 Hours 30 Mins"]
+)
+def test_a_measure_in_two_units_may_be_written_in_several_ways(prediction):
+    assert equivalent(prediction, "1 hours 30 minutes")
+
+
+@pytest.mark.parametrize(
+    "prediction", ["1 hour 30 seconds", "1 hour 3 minutes", "30 hours 1 minute", "1 hour and 30"]
+)
+def test_a_measure_in_two_units_needs_both_of_its_numbers_and_units(prediction):
+    assert not equivalent(prediction, "1 hours 30 minutes")
+
+
 def test_percent_degrees_and_units_differ():
     assert not equivalent("25 km", "25\\%") and not equivalent("20\\%", "20^\\circ")
     assert not equivalent("25 km", "25_6") and not equivalent("20\\%", "\\$20")
