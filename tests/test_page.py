@@ -365,6 +365,27 @@ def test_ticks_are_round_and_cover_the_values():
     assert svg.ticks(3.0, 3.0) == [3.0, 4.0]
 
 
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [
+        (0.3, 25, [0.2, 0.5, 1, 2, 5, 10, 20, 50]),
+        (1, 1, [1, 2]),
+        (0.06, 0.09, [0.05, 0.1]),
+        (9.999999999999999e-6, 1e-5, [5e-6, 1e-5]),
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_cover_the_values(low, high, ticks):
+    assert svg.log_ticks(low, high) == ticks
+
+
+def test_equal_ratios_are_equal_distances_on_a_logarithmic_axis():
+    points = [(0.0, 0.2), (1.0, 2.0), (2.0, 20.0)]
+    marks, _ = svg.chart([svg.Line("only", points)], "title", "unit", log=True)
+    (drawn,) = re.findall(r'<polyline[^>]* points="([^"]*)"', marks)
+    heights = [float(point.split(",")[1]) for point in drawn.split()]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.11)
+
+
 def test_a_chart_of_one_point_shows_it():
     marks, _ = svg.chart([svg.Line("only", [(1.0, 2.0)])], "title", "unit")
     assert marks.count("<circle") == 1

@@ -31,7 +31,7 @@ NOTE = (
 # (metrics of one chart, their unit, what they say)
 HELD_OUT = ("held_out/accuracy", "share", "Right greedy answers to at most 64 held-out problems.")
 IMITATION = (
-    ("loss", "nats per id", "How unlikely the model finds the teacher's ids. It should fall."),
+    ("loss", "nats per id", "How unlikely the model finds the teacher's ids (axis: logarithmic)."),
     ("grad_norm", "norm", "Length of the gradient before it is clipped."),
     HELD_OUT,
 )
@@ -174,7 +174,9 @@ def figure(runs: list[Recorded], phase: str, names: str, unit: str, words: str) 
     if not lines:
         return ""
     title = names.replace(" ", ", ")
-    marks, height = chart(lines, title, unit)
+    # The loss falls fast and then slowly. A damaged run may have any values.
+    log = names == "loss" and all(y > 0 for line in lines for _, y in line.points)
+    marks, height = chart(lines, title, unit, log=log)
     image = f'<svg viewBox="0 0 390 {height:.0f}" role="img" aria-label="{title}">{marks}</svg>'
     return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
 

@@ -80,22 +80,43 @@ def ticks(low: float, high: float, n: int = 4) -> list[float]:
     return [float(f"{i * step:.6g}") for i in range(first, last + 1)]
 
 
-def scale(low: float, high: float, start: float, end: float):
-    """The function that maps [low, high] to [start, end]."""
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten; the first is at most `low` and the last at least `high`."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    found = [float(f"{m}e{k}") for k in powers for m in (1, 2, 5)]
+    first = max(i for i, tick in enumerate(found) if tick <= low)
+    last = min(i for i, tick in enumerate(found) if tick >= high)
+    return found[first : max(first + 1, last) + 1]
+
+
+def scale(low: float, high: float, start: float, end: float, measure=float):
+    """The function that maps [low, high] to [start, end], linear in `measure` of a value."""
+    low, high = measure(low), measure(high)
 
     def place(value: float) -> float:
-        return start + (end - start) * (value - low) / (high - low or 1.0)
+        return start + (end - start) * (measure(value) - low) / (high - low or 1.0)
 
     return place
 
 
-def chart(lines: list[Line], title: str, unit: str, x_label: str = "step", width: int = 390):
-    """(marks, height) of a line chart: title, unit, axes, curves and, for several, a legend."""
+def chart(
+    lines: list[Line],
+    title: str,
+    unit: str,
+    x_label: str = "step",
+    width: int = 390,
+    log: bool = False,
+):
+    """(marks, height) of a line chart: title, unit, axes, curves and, for several, a legend.
+
+    With `log`, the values, all above 0, are on a logarithmic axis.
+    """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
+    x_ticks = ticks(min(xs), max(xs))
+    y_ticks = (log_ticks if log else ticks)(min(ys), max(ys))
     at_x = scale(min(xs), max(xs), LEFT, width - 14)
-    at_y = scale(y_ticks[0], y_ticks[-1], BOTTOM, 48)
+    at_y = scale(y_ticks[0], y_ticks[-1], BOTTOM, 48, math.log10 if log else float)
     marks = [text(0, 16, title, "bold"), text(0, 34, unit, "soft")]
     for y in y_ticks:
         marks.append(f'<path class="rule" d="M{LEFT} {at_y(y):.1f}H{width - 14}"/>')
