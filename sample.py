@@ -132,6 +132,8 @@ def loop(sampler: Sampler, options, lowest: float | None, generated: bool):
         with suppress(ImportError):  # it is not everywhere
             importlib.import_module("readline")  # input() then has arrows and a history
     for question in questions(prompt, help):
+        if not prompt and not options.json:
+            print(f"question> {question}")  # of a pipe, which shows nothing itself
         try:
             answer(sampler, question, options, lowest, generated)
         except ValueError as error:
@@ -151,7 +153,7 @@ def questions(prompt: str, help: str) -> Iterator[str]:
             if prompt:
                 print()
             return
-        if question.lower() in ("exit", "quit"):
+        if question.lower() in ("exit", "quit", "q", "exit()", "quit()"):
             return
         if question.lower() in ("help", "?"):
             say(help)

@@ -18,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -272,7 +273,10 @@ class Run:
 
     @property
     def again(self) -> str:
-        return f"go on with: python train.py --resume {self.out}"
+        script = Path(sys.argv[0]).name  # that of a user may have tools of its own
+        if script == "__main__.py" or not script.endswith(".py"):
+            script = "train.py"
+        return f"go on with: python {script} --resume {self.out}"
 
     def how_to_go_on(self) -> str:
         return f"the last checkpoint in '{self.out}' is intact; {self.again}"

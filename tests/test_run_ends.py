@@ -52,6 +52,15 @@ def test_a_folder_that_is_being_written_to_is_left_alone(small):
     assert contents(small.out) == before
 
 
+@pytest.mark.parametrize(
+    "started, told",
+    [("train.py", "train.py"), ("/home/me/mine.py", "mine.py"), ("lab/__main__.py", "train.py")],
+)
+def test_a_run_goes_on_with_the_script_that_has_started_it(small, monkeypatch, started, told):
+    monkeypatch.setattr("sys.argv", [started, "--seed", "1"])
+    assert f"go on with: python {told} --resume {small.out}" in small.how_to_go_on()
+
+
 def test_a_folder_is_free_when_its_run_has_ended(small):
     with small:
         pass

@@ -105,19 +105,23 @@ def test_a_word_that_begins_with_a_minus_is_part_of_a_question(ask, word):
     assert ask("x^2", word, "+", "6") == ask(f"x^2 {word} + 6")
 
 
+QUESTIONS = ["What is 1+1?", "What is 2+2?"]
+
+
 def piped(monkeypatch, text: str):
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
 
 
 def test_without_a_question_it_asks_until_there_is_no_more(ask, monkeypatch):
-    piped(monkeypatch, "What is 1+1?\n\nWhat is 2+2?\n")
-    assert ask() == ask("What is 1+1?") + ask("What is 2+2?")
+    piped(monkeypatch, "\n\n".join(QUESTIONS))
+    answers = [f"question> {question}\n{ask(question)}" for question in QUESTIONS]
+    assert ask() == "".join(answers)
 
 
-@pytest.mark.parametrize("word", ["exit", "quit", " EXIT "])
+@pytest.mark.parametrize("word", ["exit", "quit", "q", "quit()", " EXIT "])
 def test_exit_and_quit_leave_the_loop(ask, monkeypatch, word):
-    piped(monkeypatch, f"What is 1+1?\n{word}\nWhat is 2+2?\n")
-    assert ask() == ask("What is 1+1?")
+    piped(monkeypatch, f"{QUESTIONS[0]}\n{word}\n{QUESTIONS[1]}\n")
+    assert ask().count("question> ") == 1
 
 
 @pytest.mark.parametrize("word", ["help", "?", "Help"])
@@ -130,9 +134,9 @@ def test_help_in_the_loop_shows_the_examples_and_asks_nothing(folder, monkeypatc
 
 
 def test_every_line_of_json_from_a_pipe_is_json(ask, monkeypatch):
-    piped(monkeypatch, "What is 1+1?\nWhat is 2+2?\n")
+    piped(monkeypatch, "\n".join(QUESTIONS))
     rows = [json.loads(line) for line in ask("--json").splitlines()]
-    assert [row["question"] for row in rows] == ["What is 1+1?", "What is 2+2?"]
+    assert [row["question"] for row in rows] == QUESTIONS
 
 
 def test_a_question_that_is_too_long_does_not_end_the_loop(folder, monkeypatch, capsys):
