@@ -11,6 +11,7 @@ from nanotir.problems.problem import Problem, program
 DECIMALS = 4  # to which programs round, since 0.1+0.2 is not quite 0.3
 # Numbers of so many digits, and of two more (see Longer), have results that a float holds exactly.
 EXACT = 10
+SIGNS = (-1, *9 * [1])  # one first number in ten is negative
 WORDS = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -23,7 +24,7 @@ def without_point(x: float) -> str:
 
 
 def add(rng: Random, level: int) -> Problem:
-    a = everyday(rng, level + 4, 0)
+    a = rng.choice(SIGNS) * everyday(rng, level + 4, 0)
     b = everyday(rng, level + 4, 0)
     return Problem(
         question=f"What is {a} + {b}?",
@@ -34,7 +35,7 @@ def add(rng: Random, level: int) -> Problem:
 
 
 def sub(rng: Random, level: int) -> Problem:
-    a = everyday(rng, level + 4, 0)
+    a = rng.choice(SIGNS) * everyday(rng, level + 4, 0)
     b = everyday(rng, level + 4, 0)
     if a == b:  # a question of the family cancel
         a += 1
@@ -81,6 +82,16 @@ def raised(rng: Random, level: int) -> Problem:
         answer=str(a**n),
         solution=program("I take the power.", f"{a}**{n}"),
         rationale=f"{a} * {a} = {a * a}.",
+    )
+
+
+def mod(rng: Random, level: int) -> Problem:
+    b, a = sorted((everyday(rng, level + 3, 2), everyday(rng, level + 4, 2)))
+    return Problem(
+        question=f"What is {a} mod {b}?",
+        answer=str(a % b),
+        solution=program("I take the remainder.", f"{a}%{b}"),
+        rationale=f"{b} * {a // b} = {a // b * b}.",
     )
 
 
@@ -196,6 +207,30 @@ def div(rng: Random, level: int) -> Problem:
         answer=without_point(a / b),
         solution=program("I divide.", f"round({a}/{b},{DECIMALS})"),
         rationale=f"{a} = {a // b} * {b} + {a % b}.",
+    )
+
+
+def over(rng: Random, level: int) -> Problem:
+    """Two operations, one of them a division whose result is a whole number."""
+    a, b = (everyday(rng, min(level + 2, EXACT // 2)) for _ in range(2))
+    c = everyday(rng, min(level + 1, EXACT // 2), 2)
+    sign = rng.choice("+-*")
+    expression = rng.choice(
+        (
+            f"{a * c} / {c} {sign} {b}",
+            f"{b} {sign} {a * c} / {c}",
+            f"({a * c} + {b * c}) / {c}",
+            f"({a * c} - {b * c}) / {c}",
+            f"{a * (b + c)} / ({b} + {c})",
+            f"{a * b} / ({b + c} - {c})",
+        )
+    )
+    result = without_point(eval(expression))
+    return Problem(
+        question=f"What is {expression}?",
+        answer=result,
+        solution=program("I calculate.", f"round({expression.replace(' ', '')},{DECIMALS})"),
+        rationale=f"{expression} = {result}.",
     )
 
 

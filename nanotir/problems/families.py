@@ -11,6 +11,7 @@ function's name. Other ways to ask are lines of phrasings.txt.
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from random import Random
 
@@ -25,7 +26,9 @@ from nanotir.problems.arithmetic import (
     itself,
     last,
     mixed,
+    mod,
     mul,
+    over,
     parity,
     percent,
     power,
@@ -34,7 +37,7 @@ from nanotir.problems.arithmetic import (
     root,
     sub,
 )
-from nanotir.problems.numbers import integer, number, signed
+from nanotir.problems.numbers import coefficient, integer, number, signed, total
 from nanotir.problems.problem import Problem, program
 from nanotir.problems.world import NAMES, cost, fact, gap, home
 
@@ -46,15 +49,23 @@ SYMPY_X = SYMPY + "x=symbols('x')\n"
 
 
 def lin(rng: Random, level: int) -> Problem:
-    a = number(rng, level + 2, 2)
+    a = coefficient(rng, level + 2)
     x = integer(rng, level + 3)
-    b = integer(rng, level + 4)
+    b = rng.choice((0, 1, 1, 1)) * integer(rng, level + 4)
     c = a * x + b
+    left, right = total([(a, "x"), (b, "")]), str(c)
+    shape = rng.random()
+    if shape < 1 / 6 and c > 0:  # 61 - 7x = 12
+        left, right = total([(c, ""), (-a, "x")]), str(b)
+    elif shape > 5 / 6:  # 7x + 12 = 3x + 40
+        d = a + integer(rng, level + 1)
+        right = total([(d, "x"), (c - d * x, "")])
+    code = f"solve({in_python(left)}-({in_python(right)}),x)".replace(" ", "")
     return Problem(
-        question=f"Solve {a}x{signed(b)} = {c}.",
+        question=f"Solve {left} = {right}.",
         answer=str(x),
-        solution=program("I solve for x.", SYMPY_X + f"solve({a}*x{b:+}-({c}),x)"),
-        rationale=f"{a}x = {c}{signed(-b)} = {c - b}, so x = {c - b} / {a}.",
+        solution=program("I solve for x.", SYMPY_X + code),
+        rationale=f"{total([(a, 'x')])} = {c}{signed(-b)} = {c - b}, so x = {c - b} / {a}.",
     )
 
 
@@ -92,43 +103,54 @@ def system(rng: Random, level: int) -> Problem:
     )
 
 
-def monomial(a: int, n: int) -> str:
-    """a x^n, as it is written in a question."""
-    return f"{a}x^{n}" if n > 1 else f"{a}x" if n else str(a)
-
-
 def in_python(written: str) -> str:
-    return written.replace("x", "*x").replace("^", "**")
+    """A sum of terms as Python has it: 3*x**2 + 5 for 3x^2 + 5."""
+    return re.sub(r"(\d)x", r"\1*x", written).replace("^", "**")
 
 
-def polynomial(rng: Random, level: int) -> tuple[list[tuple[int, int]], str, str]:
-    """Two random terms (coefficient, exponent), as they are written in a sum and in a program."""
-    exponents = sorted(rng.sample(range(1, 3 + level), 2), reverse=True)
-    terms = [(number(rng, level + 4, 2), n) for n in exponents]
-    written = " + ".join(monomial(a, n) for a, n in terms)
-    return terms, written, in_python(written.replace(" ", ""))
+def power_of_x(n: int) -> str:
+    return f"x^{n}" if n > 1 else "x" * n
+
+
+def polynomial(rng: Random, level: int) -> list[tuple[int, int]]:
+    """One to three random terms (coefficient, exponent). The first is positive, and has an x."""
+    exponents = sorted(rng.sample(range(3 + level), rng.randint(1, 3)), reverse=True)
+    terms = [(coefficient(rng, level + 4) * rng.choice((1, 1, -1)), n) for n in exponents]
+    a, n = terms[0]
+    return [(abs(a), max(n, 1)), *terms[1:]]
+
+
+def as_sum(terms: list[tuple[int, int]]) -> str:
+    return total([(a, power_of_x(n)) for a, n in terms])
 
 
 def deriv(rng: Random, level: int) -> Problem:
-    terms, written, code = polynomial(rng, level)
-    steps = [f"{a}x^{n} gives {a * n}x^{n - 1}" for a, n in terms]
+    terms = polynomial(rng, level)
+    written = as_sum(terms)
+    result = as_sum([(a * n, n - 1) for a, n in terms if n])
+    steps = [f"{as_sum([(a, n)])} gives {as_sum([(a * n, n - 1)])}" for a, n in terms if n]
+    code = f"diff({in_python(written)},x)".replace(" ", "")
     return Problem(
         question=f"What is the derivative of {written}?",
-        answer=in_python(" + ".join(monomial(a * n, n - 1) for a, n in terms)),
-        solution=program("I differentiate.", SYMPY_X + f"diff({code},x)"),
+        answer=in_python(result),
+        solution=program("I differentiate.", SYMPY_X + code),
         rationale=f"{' and '.join(steps)}.",
     )
 
 
 def integ(rng: Random, level: int) -> Problem:
-    terms, written, code = polynomial(rng, level)
-    top = rng.randrange(1, 3 + level)
-    steps = [f"{a}x^{n} gives {a}/{n + 1} x^{n + 1}" for a, n in terms]
+    terms = polynomial(rng, level)
+    written = as_sum(terms)
+    high = rng.randrange(1, 3 + level)
+    low = rng.choice((0, rng.randrange(high)))
+    parts = [Fraction(a * (high ** (n + 1) - low ** (n + 1)), n + 1) for a, n in terms]
+    steps = [f"{as_sum([(a, n)])} gives {part}" for (a, n), part in zip(terms, parts)]
+    code = f"integrate({in_python(written)},(x,{low},{high}))".replace(" ", "")
     return Problem(
-        question=f"Integrate {written} from 0 to {top}.",
-        answer=str(sum(Fraction(a * top ** (n + 1), n + 1) for a, n in terms)),
-        solution=program("I integrate.", SYMPY_X + f"integrate({code},(x,0,{top}))"),
-        rationale=f"{' and '.join(steps)}, at {top}.",
+        question=f"Integrate {written} from {low} to {high}.",
+        answer=str(sum(parts)),
+        solution=program("I integrate.", SYMPY_X + code),
+        rationale=f"{' and '.join(steps)}.",
     )
 
 
@@ -215,7 +237,7 @@ def same(rng: Random, level: int) -> Problem:
 KINDS = {
     # A calculation that is hard without a program.
     "A": (
-        *(add, sub, mul, mixed, raised, power, gcd),
+        *(add, sub, mul, mixed, raised, mod, power, gcd),
         *(lin, quad, system, deriv, integ, det, choose, chance, dist),
     ),
     # A question that no tool can answer.
@@ -225,6 +247,6 @@ KINDS = {
     # A question about the made-up world, whose facts must be looked up.
     "D": (fact, cost, home, gap),
     # A calculation whose output may not yet be the answer: divmod's pair, or 52.0 for 52.
-    "E": (quot, clock, div, percent, decimal, root),
+    "E": (quot, clock, div, over, percent, decimal, root),
 }
 FAMILIES = {make.__name__: (kind, make) for kind, makes in KINDS.items() for make in makes}

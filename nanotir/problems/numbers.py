@@ -33,6 +33,11 @@ def integer(rng: Random, most: int) -> int:
     return -n if rng.random() < 1 / 3 else n
 
 
+def coefficient(rng: Random, most: int) -> int:
+    """Such a number above 1 or, one time in five, 1, which is not written."""
+    return 1 if rng.random() < 1 / 5 else number(rng, most, 2)
+
+
 def signed(n: int, symbol: str = "") -> str:
     """A term inside a sum: " + 3", " - 3x", " + x". Empty for 0 times the symbol."""
     if symbol and n == 0:
@@ -40,3 +45,11 @@ def signed(n: int, symbol: str = "") -> str:
     size = "" if symbol and abs(n) == 1 else abs(n)
     sign = "-" if n < 0 else "+"
     return f" {sign} {size}{symbol}"
+
+
+def total(terms: list[tuple[int, str]]) -> str:
+    """Terms (number, symbol) as a sum: 3x - 5. Those of 0 are left out, unless all are 0."""
+    text = "".join(signed(n, symbol) for n, symbol in terms if n)
+    if not text:
+        return "0"
+    return text[3:] if text.startswith(" + ") else f"-{text[3:]}"

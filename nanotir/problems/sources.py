@@ -19,6 +19,7 @@ GENERATED = {
     "reworded": {"wording": "reworded"},  # in phrasings that are never trained on
     "longer": {"longer": 1},  # numbers have one digit more than the longest of the level
     "longest": {"longer": 2},  # two digits more
+    "spelled": {"wording": "spelled"},  # squared for ^2
     "grouped": {"wording": "grouped"},  # with commas in numbers from 1,000 on
     "unmarked": {"wording": "unmarked"},  # without the last mark
     "lowercase": {"wording": "lowercase"},

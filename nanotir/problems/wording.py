@@ -16,7 +16,21 @@ from typing import NamedTuple
 PHRASINGS = Path(__file__).with_name("phrasings.txt")
 HELD_OUT = "held out: "
 POLITE_SHARE = 0.1  # of the questions have polite words around them
-FORM_SHARES = {"grouped": 0.1, "unmarked": 0.25, "lowercase": 0.5, "unspaced": 0.25}  # of questions
+# of questions
+FORM_SHARES = {
+    "spelled": 0.25,
+    "grouped": 0.1,
+    "unmarked": 0.25,
+    "lowercase": 0.5,
+    "unspaced": 0.25,
+}
+SPELLED = {
+    r"\bgcd\b(?!\()": "greatest common divisor",
+    r"\blcm\b(?!\()": "least common multiple",
+    r"\bmod\b": "modulo",
+    r"(?<=\w)\^2\b": " squared",
+    r"(?<=\w)\^3\b": " cubed",
+}
 
 
 class Phrasings(NamedTuple):
@@ -79,6 +93,13 @@ def _choice(section: str, rng: Random, held_out: bool) -> str:
     return rng.choice(never if held_out else trained)
 
 
+def spelled(question: str) -> str:
+    """With words in place of abbreviations and small powers."""
+    for pattern, words in SPELLED.items():
+        question = re.sub(pattern, words, question)
+    return question
+
+
 def grouped(question: str) -> str:
     """With commas in numbers from 1,000 on, unless it has commas of its own."""
     if "," in question:
@@ -104,6 +125,7 @@ def unspaced(question: str) -> str:
 
 
 FORMS: dict[str, Callable[[str], str]] = {
+    "spelled": spelled,
     "grouped": grouped,
     "unmarked": unmarked,
     "lowercase": lowercase,

@@ -19,12 +19,13 @@ CALCULATIONS = {
     "*": operator.mul,
     "times": operator.mul,
     "/": operator.truediv,
+    "mod": operator.mod,
     "% of": lambda p, n: p * n / 100,
     "^": operator.pow,
 }
 NUMBER = r"\d+(?:\.\d+)?"
-ASKED = re.compile(rf"What is ({NUMBER}) ?([^\d?]+?) ?({NUMBER})\?")
-FAMILIES = ["add", "sub", "mul", "div", "percent", "decimal", "raised", "itself", "cancel"]
+ASKED = re.compile(rf"What is (-?{NUMBER}) ?([^\d?]+?) ?({NUMBER})\?")
+FAMILIES = ["add", "sub", "mul", "mod", "div", "percent", "decimal", "raised", "itself", "cancel"]
 
 
 def problems_of(name, n, **how):
@@ -54,13 +55,15 @@ def test_a_number_is_not_asked_about_itself(name):
         assert a != b
 
 
-def test_products_come_before_sums_but_for_parentheses():
-    shapes = set()
-    for problem in problems_of("mixed", 300):
+@pytest.mark.parametrize("name, shapes", [("mixed", 27), ("over", 10)])
+@pytest.mark.parametrize("how", [{}, {"level": 9, "longer": 2}])
+def test_products_come_before_sums_but_for_parentheses(name, shapes, how):
+    seen = set()
+    for problem in problems_of(name, 300, **how):
         expression = problem.question.removeprefix("What is ").rstrip("?")
-        shapes.add(re.sub(r"\d+", "n", expression))
+        seen.add(re.sub(r"\d+", "n", expression))
         assert problem.answer == str(sympy.sympify(expression))
-    assert len(shapes) == 27
+    assert len(seen) == shapes
 
 
 def test_a_square_root_is_one():
@@ -74,7 +77,7 @@ def test_divisions_have_whole_results_and_decimals():
     assert 40 < sum("." in answer for answer in answers) < 120
 
 
-@pytest.mark.parametrize("name", ["decimal", "div", "percent", "root"])
+@pytest.mark.parametrize("name", ["decimal", "div", "over", "percent", "root"])
 @pytest.mark.parametrize("how", [{}, {"level": 3, "longer": 2}])
 def test_a_program_of_decimals_has_no_noise_of_floats(name, how, python):
     for problem in problems_of(name, 40, **how):

@@ -11,6 +11,7 @@ from nanotir.problems.wording import (
     lowercase,
     phrasings,
     reword,
+    spelled,
     unmarked,
     unspaced,
 )
@@ -61,24 +62,24 @@ def asked(name, wording):
     return generate(40, "train", 0, [name], wording=wording)
 
 
+def never_trained_on(problem):
+    """The question of the problem in its held-out phrasings, with and without abbreviations."""
+    parts = phrasings()[problem.family].parts(problem.question)
+    held_out = [phrasing.format(**parts) for phrasing in phrasings()[problem.family].held_out]
+    return [bare(form(question)) for question in held_out for form in (str, spelled)]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_question_to_train_on_is_in_words_that_are_held_out(name):
     """Whatever its form: white space, marks and capitals aside."""
-    _, held_out = phrasings()[name]
-    plain = asked(name, "plain")
-    for problem, trained in zip(plain, asked(name, "trained")):
-        parts = phrasings()[name].parts(problem.question)
-        never = [bare(phrasing.format(**parts)) for phrasing in held_out]
-        assert bare(trained.question) not in never, trained.question
+    for problem, trained in zip(asked(name, "plain"), asked(name, "trained")):
+        assert bare(trained.question) not in never_trained_on(problem), trained.question
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_reworded_question_is_one_of_the_held_out_phrasings(name):
-    held_out = phrasings()[name].held_out
     for problem, reworded in zip(asked(name, "plain"), asked(name, "reworded")):
-        parts = phrasings()[name].parts(problem.question)
-        never = [bare(phrasing.format(**parts)) for phrasing in held_out]
-        assert any(words in bare(reworded.question) for words in never)
+        assert any(words in bare(reworded.question) for words in never_trained_on(problem))
 
 
 def shapes(wording):
@@ -91,9 +92,12 @@ def test_no_phrasing_that_is_held_out_is_one_of_another_family():
     assert not shapes("reworded") & shapes("trained")
 
 
-def test_some_questions_to_train_on_have_commas_in_their_numbers():
-    asked = generate(300, families=["mul"])
-    assert 20 < sum("," in problem.question for problem in asked) < 60
+def test_one_question_in_ten_with_a_long_number_has_commas_in_it():
+    plain = generate(2000, families=["mul"], wording="plain")
+    long = [bool(re.search(r"\d{4}", problem.question)) for problem in plain]
+    commas = ["," in problem.question for problem in generate(2000, families=["mul"])]
+    assert sum(commas) / sum(long) == pytest.approx(0.1, abs=0.02)
+    assert all(is_long or not has_commas for is_long, has_commas in zip(long, commas))
 
 
 def test_all_phrasings_are_asked():
@@ -116,6 +120,11 @@ def test_a_family_without_phrasings_asks_in_its_own_words():
         (grouped, "Calculate 1234**5678 mod 9.", "Calculate 1,234**5678 mod 9."),
         (grouped, "Is 1234 even or odd.", "Is 1,234 even or odd."),
         (grouped, "What is the gcd of (1234, 5678)?", "What is the gcd of (1234, 5678)?"),
+        (spelled, "What is the gcd of 3 and 4?", "What is the greatest common divisor of 3 and 4?"),
+        (spelled, "Find the lcm of 3 and 4.", "Find the least common multiple of 3 and 4."),
+        (spelled, "Work out gcd(3, 4).", "Work out gcd(3, 4)."),
+        (spelled, "Differentiate 4x^3 + x^2.", "Differentiate 4x cubed + x squared."),
+        (spelled, "What is 3^25 mod 7?", "What is 3^25 modulo 7?"),
         (unmarked, "What is 3 * 4?", "What is 3 * 4"),
         (unmarked, "Solve 3x = 6.", "Solve 3x = 6"),
         (unmarked, "3 * 4 =", "3 * 4 ="),
@@ -139,4 +148,5 @@ def test_no_form_changes_a_number(form, name):
     for problem in asked(name, "plain"):
         typed = form(problem.question)
         typed = typed.replace(",", "") if form is grouped else typed
+        typed = typed.replace(" squared", "^2").replace(" cubed", "^3")
         assert re.findall(r"\d+", typed) == re.findall(r"\d+", problem.question)
