@@ -71,7 +71,8 @@ def chosen(which: str) -> list[Exercise]:
     if which.isdecimal() and (found := exercises(int(which))):
         return found
     known = exercises()
-    found = [e for e in known if which in (e.name, f"{e.lab}{e.number}") or which.upper() == e.lab]
+    name = which.upper()
+    found = [e for e in known if which == e.name or name in (e.lab, f"{e.lab}{e.number}")]
     if not found:
         numbers = f"{known[0].number} to {known[-1].number}"
         raise ValueError(f"no exercise '{which}': there are {numbers}, and the labs A, B, C and D")

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WORDS = ("passed", "to do", "error", "wrong", "skipped")
-RANKS = ("error", "structure", "changed", "value", "gradient")  # what is told first
+# What is told first.
+RANKS = ("error", "structure", "changed", "value", "gradient", "no error")
 UNCHANGED = Mistake("", ())
 
 
@@ -207,7 +208,9 @@ def fault_of(mine: dict, its: dict, exercise: Exercise) -> Fault | None:
     if mine_error or its_error:
         if mine_error and its_error and mine_error["kind"] == its_error["kind"]:
             return None
-        return Fault(0, error_line(mine_error) if mine_error else "it should raise an error here")
+        if not mine_error:
+            return Fault(5, f"it should raise {its_error['kind']} here")
+        return Fault(0, error_line(mine_error))
     found = difference(mine["output"], its["output"], exercise.tolerance)
     if found and found[0] == STRUCTURE:
         return Fault(1, found[1])

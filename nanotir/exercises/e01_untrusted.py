@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from tokenizers import Tokenizer
+
 from nanotir.exercises.exercise import Case, Exercise, Mistake
 
 MERGES = [["t", "h"], ["o", "n"], ["p", "y"], ["th", "on"], ["py", "thon"]]
@@ -83,6 +85,8 @@ def token(id: int, content: str, special: bool) -> dict:
 def spelled(function, state: dict, texts: list[str]) -> dict[str, list[int]]:
     """The ids that the function's tokenizer has for each text."""
     tokenizer = function(state)
+    if not isinstance(tokenizer, Tokenizer):
+        return tokenizer  # is of the wrong type, and told so
     return {text: tokenizer.encode(text).ids for text in texts}
 
 

@@ -17,6 +17,7 @@ PROGRAMS = {
     "a text as the last expression": "'a' + 'b'",
     "a value that str and repr show differently": "from fractions import Fraction\nFraction(1, 2)",
     "None as the last expression": "print('x')",
+    "a value that counts as false": "x = 3\nx - 3",
     "an expression that is not the last": "1 + 1\nx = 2",
     "prints and a last expression": "for i in range(3):\n    print(i)\ni",
     "no program": "",
@@ -106,6 +107,10 @@ EXERCISE = Exercise(
         Mistake(
             "you show a value by str, and the model cannot see what it is: take repr",
             ((SHOW, SHOW.replace("repr(value)", "value")),),
+        ),
+        Mistake(
+            "you show only values that are true: 0, False and [] are values as well",
+            (("if value is not None:", "if value:"),),
         ),
         Mistake(
             "you show None: as in a notebook, it is no value",

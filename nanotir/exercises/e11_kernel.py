@@ -68,6 +68,8 @@ class StandIn:
         self.token = token
 
     def __getattr__(self, name: str):
+        if not hasattr(torch, name):
+            raise AttributeError(f"this stand-in for tl has no {name}: see the words in hint 2")
         return getattr(torch, name)  # where, float32, int64, ...
 
     def program_id(self, axis: int) -> Tensor:
@@ -88,6 +90,15 @@ class StandIn:
 
     def zeros(self, shape, dtype) -> Tensor:
         return torch.zeros([lanes(size) for size in shape], dtype=dtype)
+
+    def full(self, shape, value, dtype) -> Tensor:
+        return torch.full([lanes(size) for size in shape], value, dtype=dtype)
+
+    def cast(self, x, dtype) -> Tensor:
+        return torch.as_tensor(x).to(dtype)
+
+    def cdiv(self, n: int, size: int) -> int:
+        return -(-n // size)
 
     def exp(self, x) -> Tensor:
         return torch.as_tensor(x).exp()
@@ -171,7 +182,8 @@ def cases(seed: int) -> list[Case]:
         case("logits whose exponential overflows", 16, add=[(slice(None), high)]),
         case("the largest logit comes late", 24, add=[(slice(20, None), high)]),
         case("the largest logits come first", 24, add=[(slice(0, 4), high)]),
-        case("very small logits", 16, add=[(slice(None), -high)]),
+        case("very small logits", 16, add=[(slice(None), -1000.0)]),
+        case("one logit in the last block", 17, add=[(slice(16, None), high)]),
         case("the first block is banned", 24, add=[(slice(0, 8), low)]),
         case("the middle block is banned", 24, add=[(slice(8, 16), low)]),
         case("logits in bfloat16", 24, gap=8, temperature=0.7, dtype=torch.bfloat16),
@@ -222,6 +234,10 @@ EXERCISE = Exercise(
             (("range(0, V, BLOCK)", "range(0, V - BLOCK + 1, BLOCK)"),),
         ),
         Mistake(
+            "you leave out the last block where it holds a single logit",
+            (("range(0, V, BLOCK)", "range(0, V - 1, BLOCK)"),),
+        ),
+        Mistake(
             "you take V for the distance of two rows: it is `stride`, because a tensor may be a "
             "part of a wider one",
             (("token * stride", "token * V"),),
@@ -237,6 +253,10 @@ EXERCISE = Exercise(
         Mistake(
             "your peak starts at -inf: where the first block is banned, -inf - -inf is nan",
             (("peak = -1e30", 'peak = float("-inf")'),),
+        ),
+        Mistake(
+            "your peak starts too high: logits may all lie far below it",
+            (("peak = -1e30", "peak = -100.0"),),
         ),
         Mistake(
             "you scale the logits in the sum, but not the id's own",

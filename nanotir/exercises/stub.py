@@ -86,6 +86,7 @@ def plug(exercise: Exercise, function: Callable) -> tuple:
         return _function(*args, **kwargs)
 
     target = inspect.unwrap(exercise.function)
+    target.__signature__ = inspect.signature(target)  # else it would be that of stand_in
     kept = target.__code__, target.__defaults__, target.__kwdefaults__
     target.__code__, target.__defaults__ = stand_in.__code__, None
     target.__kwdefaults__ = {"_function": function}

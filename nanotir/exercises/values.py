@@ -51,8 +51,12 @@ def difference(yours: list, right: list, tolerance: float, at: str = "") -> tupl
         return STRUCTURE, f"{what} is of type {yours[0]}, not {right[0]}"
     if right[0] == "tensor":
         return tensor_difference(yours, right, tolerance, what)
+    if right[0] == "float":
+        if close(yours[1], right[1], tolerance):
+            return None
+        return VALUE, f"{what} is {', not '.join(told_apart(yours[1], right[1]))}"
     if not isinstance(right[1], list):
-        same = yours[1] == right[1] or right[0] == "float" and close(yours[1], right[1], tolerance)
+        same = yours[1] == right[1]
         return None if same else (VALUE, f"{what} is {shown(yours)}, not {shown(right)}")
 
     mine, its = named(yours[1]), named(right[1])
@@ -86,7 +90,7 @@ def tensor_difference(yours: list, right: list, tolerance: float, what: str):
     for i, (a, b) in enumerate(zip(mine, its)):
         if not close(a, b, tolerance):
             at = f"[{', '.join(map(str, position(i, shape)))}]" if shape else ""
-            return VALUE, f"{what}{at} is {number(a)}, not {number(b)}"
+            return VALUE, f"{what}{at} is {', not '.join(told_apart(a, b))}"
     return None
 
 
@@ -133,6 +137,12 @@ def nested(numbers: list, shape: list[int]) -> str:
     size = len(numbers) // max(shape[0], 1)
     rows = [numbers[i * size : (i + 1) * size] for i in range(shape[0])]
     return f"[{', '.join(nested(row, shape[1:]) for row in rows)}]"
+
+
+def told_apart(a: float, b: float) -> list[str]:
+    """Two different numbers, with more digits where they look alike."""
+    alike = number(a) == number(b)
+    return [repr(x) if alike else number(x) for x in (a, b)]
 
 
 def number(value: float) -> str:

@@ -58,6 +58,17 @@ def test_a_masked_store_leaves_the_rest_alone():
     assert memory.tolist() == [1.0, 2.0, 0.0, 0.0]
 
 
+def test_the_words_beyond_those_of_the_hint_do_what_they_do_in_triton():
+    assert tl.cdiv(17, 8) == 3 and list(range(tl.cdiv(16, 8))) == [0, 1]
+    assert tl.full([4], 0.5, tl.float32).tolist() == [0.5] * 4
+    assert tl.cast(tl.program_id(0), tl.int64).dtype == torch.int64
+
+
+def test_a_word_that_the_stand_in_lacks_is_named():
+    with pytest.raises(AttributeError, match="this stand-in for tl has no dot_scaled"):
+        tl.dot_scaled(1, 2)
+
+
 def test_an_address_of_32_bits_overflows_as_it_does_in_triton():
     far = Pointer(NUMBERS, far=2**30, stride=1)
     token = tl.program_id(0)

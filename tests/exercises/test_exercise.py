@@ -40,7 +40,8 @@ def test_nothing_else_does_the_same_as_the_package_or_as_a_mistake(exercise, req
             name: outcomes(exercise, edited(exercise, change), seed)
             for name, change in changes.items()
         }
-        assert not [one for one in done[""] if "error" in one]
+        errors = {one["error"]["kind"] for one in done[""] if "error" in one}
+        assert errors <= {"ValueError"}  # raised on purpose
         for one, theirs in done.items():
             same = [other for other, its in done.items() if not compared(exercise, theirs, its)]
             assert same == [one]
@@ -51,6 +52,27 @@ def test_a_mistake_is_told_by_its_message(exercise):
     verdict = check(exercise, edited(exercise, exercise.mistakes[-1]))
     assert verdict.word == "wrong"
     assert verdict.sentence == exercise.mistakes[-1].message
+
+
+def test_an_error_that_is_missing_is_asked_for_by_its_name():
+    (exercise,) = exercises(14)
+    ours = edited(exercise, UNCHANGED)
+
+    def lenient(n, c, k):
+        return ours(n, c, k) if 0 < k <= n else 0.0
+
+    verdict = check(exercise, lenient)
+    assert (verdict.word, verdict.sentence) == ("wrong", "it should raise ValueError here")
+
+
+def test_a_tokenizer_that_is_not_returned_is_told_so():
+    (exercise,) = exercises(1)
+    ours = edited(exercise, UNCHANGED)
+
+    def forgetful(state):
+        ours(state)
+
+    assert check(exercise, forgetful).sentence == "the output is None: is a `return` missing?"
 
 
 @each

@@ -60,6 +60,11 @@ def test_a_stub_is_to_do(verdict_on):
             "wrong",
             "it calls the package's own group_advantages",
         ),
+        (
+            "import torch; r = torch.as_tensor(rewards); r *= 2; return r / 1",
+            "wrong",
+            "it changes its input rewards: work on a copy",
+        ),
         ("print('passed'); return 0.0", "wrong", "the output is of type float, not tensor"),
     ],
 )

@@ -79,7 +79,7 @@ def test_start_takes_a_lab_or_goes_on_with_the_next_exercise(said):
     assert len(list(FILE.parent.glob("e*.py"))) == min(len(started) + 1, len(exercises()))
 
 
-@pytest.mark.parametrize("which", ["8", "C8", "group_advantages"])
+@pytest.mark.parametrize("which", ["8", "C8", "c8", "group_advantages"])
 def test_an_exercise_is_named_by_number_or_name(said, which):
     said("start", which)
     assert FILE.exists()

@@ -61,6 +61,7 @@ def test_a_value_equals_itself_after_it_was_sent(value):
         ([1, 2], [1], STRUCTURE, "the output has 2 items, not 1"),
         ({"a": 1}, {"b": 1}, STRUCTURE, "the output has an item 'a', not 'b'"),
         (0.5, 0.5 + 2e-6, VALUE, "the output is 0.5, not 0.500002"),
+        (-18.00033, -18.0003, VALUE, "the output is -18.00033, not -18.0003"),
         (float("nan"), 0.0, VALUE, "the output is nan, not 0"),
         (float("inf"), 1e30, VALUE, "the output is inf, not 1e+30"),
         (1.0, float("inf"), VALUE, "the output is 1, not inf"),
