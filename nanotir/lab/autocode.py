@@ -233,7 +233,7 @@ AUTOCODE = Experiment(
     compare=(
         Compare("EM", "SFT", "clear_selection"),
         Compare("EM", "SFT + RL", "clear_selection"),
-        Compare("EM", CONTROL, "clear_selection"),
+        Compare("EM", CONTROL, "clear_selection", claimed=False),
         Compare("EM", "SFT", "own_clear_selection"),
         Compare("EM", "SFT + RL", "own_clear_selection"),
         Compare("EM", "words + RL", "own_clear_selection", margin=0.05),

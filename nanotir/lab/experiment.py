@@ -60,6 +60,7 @@ class Compare:
     margin: float = 0.0  # how much `better` may lose and still count as not worse
     metric_worse: str | None = None  # metric of the arm `worse`, if it is a different one
     equal: bool = False  # the claim is that both are equal, up to the margin on either side
+    claimed: bool = True  # False: a condition that the claim's sentence does not mention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,7 @@ def compare(part: Compare, better: dict, worse: dict) -> dict:
         "low": shorten(low),
         "high": shorten(high),
         "equal": part.equal,
+        "claimed": part.claimed,
         "verdict": verdict(low, high, part.margin, part.equal),
     }
 
@@ -183,11 +185,17 @@ def verdict(low: float | None, high: float | None, margin: float = 0.0, equal: b
     return "reversed" if high < -margin else "not shown"
 
 
-def overall(verdicts: Iterable[str]) -> str:
-    """The verdict on a claim, from the verdicts on its parts."""
-    seen = set(verdicts)
+def overall(parts: Iterable[dict]) -> str:
+    """The verdict on a claim, from those on its parts and on its conditions.
+
+    A condition, as that rewards teach more than random ones do, is not part of the claim: it can
+    only lower the verdict.
+    """
+    parts = list(parts)
+    seen = {part["verdict"] for part in parts if part["claimed"]}
+    conditions = {part["verdict"] for part in parts if not part["claimed"]}
     if seen == {"shown"}:
-        return "shown"
+        return "shown" if conditions <= {"shown"} else "partly shown"
     if "shown" in seen:
         return "not shown" if "reversed" in seen else "partly shown"
     return "reversed" if "reversed" in seen else "not shown"
@@ -207,7 +215,7 @@ def summarise(experiment: Experiment, cells: dict, quick: bool) -> dict:
         "arms": {arm: describe(row) for arm, row in cells.items()},
         "curves": {metric: curves(cells, metric) for metric in experiment.figure},
         "parts": parts,
-        "verdict": overall(part["verdict"] for part in parts),
+        "verdict": overall(parts),
     }
 
 

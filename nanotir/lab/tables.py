@@ -71,7 +71,11 @@ def part_line(part: dict) -> str:
     why = EXPLAINED.get(part["seeds"], "")
     relation = "equal to" if part.get("equal") else "better than"
     arms = f"{part['better']} {relation} {part['worse']}"
-    return f"{arms}, {compared_metric(part)}: {gain} {part['verdict']}{why}"
+    return f"{arms}, {compared_metric(part)}: {gain} {judged(part)}{why}"
+
+
+def judged(part: dict) -> str:
+    return part["verdict"] if part["claimed"] else f"{part['verdict']} (a condition)"
 
 
 def compared_metric(part: dict) -> str:
@@ -177,7 +181,7 @@ def part_row(part: dict) -> str:
     worse = f"`{part['worse']}` {number(part['worse_mean'])}"
     difference = with_interval(part["difference"], part["low"], part["high"], "+")
     least = number(least_shown(part), "+")
-    return table_row(better, worse, compared_metric(part), difference, least, part["verdict"])
+    return table_row(better, worse, compared_metric(part), difference, least, judged(part))
 
 
 def table_row(*cells: str) -> str:

@@ -171,7 +171,26 @@ def test_a_missing_metric_is_named():
     ],
 )
 def test_the_verdicts_on_the_parts_make_one(parts, expected):
-    assert overall(parts) == expected
+    assert overall(with_verdicts(parts)) == expected
+
+
+@pytest.mark.parametrize(
+    "parts, conditions, expected",
+    [
+        (["shown"], ["shown"], "shown"),
+        (["shown"], ["not shown"], "partly shown"),
+        (["shown"], ["reversed"], "partly shown"),
+        (["shown", "not shown"], ["shown"], "partly shown"),
+        (["not shown"], ["shown"], "not shown"),
+        (["reversed"], ["shown"], "reversed"),
+    ],
+)
+def test_a_condition_only_lowers_the_verdict(parts, conditions, expected):
+    assert overall(with_verdicts(parts) + with_verdicts(conditions, claimed=False)) == expected
+
+
+def with_verdicts(verdicts, claimed=True):
+    return [{"verdict": verdict, "claimed": claimed} for verdict in verdicts]
 
 
 @pytest.mark.parametrize("wrong", [{"arms": ("a", "c")}, {"control": "c"}])

@@ -3,7 +3,7 @@
 import re
 
 from nanotir.lab import __main__ as lab
-from nanotir.lab.experiment import Experiment, summarise
+from nanotir.lab.experiment import Experiment, overall, summarise
 from nanotir.lab.experiments import EXPERIMENTS
 from nanotir.lab.tables import at_the_ends, markdown
 
@@ -12,7 +12,7 @@ README = lab.README.read_text()
 
 def stated(results: dict) -> list:
     """What a result says of its experiment's definition."""
-    fields = ("better", "worse", "metric", "lower", "margin")
+    fields = ("better", "worse", "metric", "lower", "margin", "equal", "claimed")
     parts = [[part[name] for name in fields] for part in results["parts"]]
     return [results["claim"], results["measure"], sorted(results["arms"]), parts]
 
@@ -35,6 +35,11 @@ def test_every_result_is_that_of_the_experiment_as_it_is_defined_now():
             assert [int(seed) for seed in arm["seeds"]] == [*range(first, first + 5)], name
 
 
+def test_every_verdict_is_that_of_the_parts():
+    for results in lab.committed():
+        assert results["verdict"] == overall(results["parts"]), results["name"]
+
+
 def test_every_result_is_that_of_one_commit():
     for results in lab.committed():
         assert re.fullmatch("[0-9a-f]{7}", results["commit"]), results["name"]
@@ -52,7 +57,7 @@ def test_the_readme_gives_every_verdict_before_and_now():
 
 
 def test_the_readme_names_the_controls_that_are_reported_only():
-    (said,) = re.findall(r"it is reported only in (.*)\.", README)
+    (said,) = re.findall(r"The arm is only reported in (.*)\.", README)
     without = set()
     for name, experiment in EXPERIMENTS.items():
         compared = {arm for part in experiment.compare for arm in (part.better, part.worse)}
