@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from nanotir.logps import autocast, packs
 from nanotir.processes import share
 from nanotir.trajectory import Trajectory
 
@@ -63,6 +64,17 @@ def micro_batches(
         yield collate(trajectories, pad_id, rows, device)
 
 
+def micro_batches_of(model, trajectories, pad_id: int, settings) -> Iterator[Batch]:
+    """The micro-batches of a model, packed if it computes packed rows at this precision.
+
+    `settings` are those of training: an SFTConfig or an RLConfig.
+    """
+    device = model.embed.weight.device
+    with autocast(device, settings.bf16):
+        packed = packs(model)
+    return micro_batches(trajectories, pad_id, settings.micro_batch_tokens, device, packed)
+
+
 def similar_rows(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
     """Rows, given from the longest on, none shorter than two thirds of its batch's longest.
 
@@ -82,7 +94,8 @@ def similar_rows(order: list[int], lengths: list[int], max_tokens: int) -> list[
 def equal_parts(order: list[int], lengths: list[int], max_tokens: int) -> list[list[int]]:
     """Rows, given from the longest on, in batches of about the same number of ids.
 
-    There is one batch, or an even number, so that two threads have the same amount to do.
+    There is one batch, or an even number (if there are as many rows), so that two threads have the
+    same amount to do.
     """
     number = math.ceil(sum(lengths[row] for row in order) / max_tokens)
     while True:

@@ -18,7 +18,7 @@ from typing import Annotated
 from nanotir.checks import Count, Range, Seed, Whole, check_settings, hints_of, one_of, range_of
 from nanotir.commands import Parser, dashed, one_line
 from nanotir.demonstrate import TeacherConfig
-from nanotir.evaluate import EvalConfig
+from nanotir.evaluate import EvalConfig, check_samples
 from nanotir.huggingface import is_pretrained
 from nanotir.lora import WEIGHTS
 from nanotir.model import ModelConfig
@@ -94,8 +94,8 @@ class RunConfig:
             raise ValueError(f"--rl.observations learned needs --sampler.forge true: {why}")
         check_text(self)
         autocode.check(self)
-        sampling = self.sampler
-        narrowed = sampling.top_p < 1 or sampling.top_k or not sampling.temperature
+        check_samples(self.eval, self.sampler)
+        narrowed = self.sampler.top_p < 1 or self.sampler.top_k or not self.sampler.temperature
         if self.rl.steps and narrowed:
             whole = "sampler.temperature > 0, sampler.top_p 1 and sampler.top_k 0"
             raise ValueError(f"RL needs {whole}: it must know the probability of what was sampled")
@@ -247,8 +247,9 @@ def parse(arguments=None) -> RunConfig:
         if is_pretrained(init) or init and (Path(init) / "checkpoint" / "turns.json").exists():
             given.setdefault("preset", "smollm2")
         preset = PRESETS[given.get("preset", "tiny")]
-        recipe = RECIPES.get(given.get("recipe", "tapo"))
-        return build({**getattr(recipe, "SETTINGS", {}), **preset, **given})
+        own = getattr(RECIPES.get(given.get("recipe", "tapo")), "SETTINGS", {})
+        absent = {name: 0 for name in ("sft.steps", "rl.steps") if own.get(name) == 0}  # ToRA's RL
+        return build({**own, **preset, **absent, **given})
 
 
 def check_given(given: dict):

@@ -44,6 +44,7 @@ class EvalConfig:
 
     def __post_init__(self):
         check_settings(self, "eval")
+        self.modes = self.modes.replace(" ", "")
         for mode in self.modes.split(","):
             one_of("evaluation mode", mode, MODES)
         for k in self.k.split(","):
@@ -92,6 +93,13 @@ def judged(problems, groups, tokenizer, config: EvalConfig) -> dict:
     return once(statistics, problems, groups, tokenizer, ks)
 
 
+def check_samples(config: EvalConfig, sampling: SamplerConfig):
+    """ValueError for several answers to a problem that would all be the same."""
+    if config.samples > 1 and not sampling.temperature:
+        equal = f"{config.samples} answers to a problem are all the same at temperature 0"
+        raise ValueError(f"{equal}: the run needs sampler.temperature > 0, or one answer")
+
+
 def suites_of(config) -> dict[str, list[Problem]]:
     """{spec: problems} of a RunConfig's eval_data. The first are the run's held-out problems."""
     n, seed = config.eval.problems, config.seed + 1
@@ -108,10 +116,11 @@ def evaluate_run(run: Run, name: str, further: list[Problem] | None = None) -> d
     if name in recorded:  # by the run that is resumed
         return recorded[name]
     config = run.config
-    sampling = at_the_end(config.sampler, config.rl.budgets)
+    sampling = at_the_end(config.sampler, config.rl.budgets, config.rl.steps)
     policy = (run.model, run.tokenizer, run.tools, run.format)
     is_random = name == "before" and not config.init
-    problems = further or (run.held_out[:PROBLEMS] if is_random else run.held_out)
+    held_out = run.held_out[:PROBLEMS] if is_random else run.held_out
+    problems = held_out if further is None else further
     result = {}
     for mode, found, groups in evaluations(*policy, problems, config.eval, sampling, config.seed):
         result[mode] = found
@@ -126,6 +135,8 @@ def evaluate_run(run: Run, name: str, further: list[Problem] | None = None) -> d
 def evaluate_variants(run: Run, sampling: SamplerConfig) -> dict:
     """{variant: statistics} with tools. Sampled together, they wait for slow calls only once."""
     suites, config = dict(variants(run)), run.config
+    if not suites:
+        return {}
     problems = [*chain(*suites.values())]
     asked = (problems, config.eval, sampling, config.seed, "evaluate variants")
     groups = iter(answers(run.model, run.tokenizer, run.tools, run.format, *asked))
@@ -195,7 +206,9 @@ def main(arguments=None):
         n = options.problems or config["eval"].get("problems", EvalConfig.problems)
         settings = EvalConfig(n, options.n, options.k, options.modes)
         seed = config["seed"] if options.seed is None else options.seed
-        sampling = at_the_end(SamplerConfig(**config["sampler"]), config["rl"].get("budgets", ""))
+        budgets = config["rl"].get("budgets", ""), config["rl"]["steps"]
+        sampling = at_the_end(SamplerConfig(**config["sampler"]), *budgets)
+        check_samples(settings, sampling)
         policy = (model, tokenizer, tools, format)
         too_long = config.get("too_long", "error")  # older runs have none
         with workers.beside(*policy, config):

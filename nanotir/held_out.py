@@ -52,17 +52,25 @@ def graded(run, problems: list[Problem]) -> list[bool]:
     """Whether the model's greedy answer to each problem, with tools, is right."""
     was_training = run.model.training
     run.model.eval()
-    sampling = replace(at_the_end(run.config.sampler, run.config.rl.budgets), temperature=0.0)
+    last = at_the_end(run.config.sampler, run.config.rl.budgets, run.config.rl.steps)
+    sampling = replace(last, temperature=0.0)
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, sampling)
     rows = generate_with_bar(sampler, problems, 1, run.config.seed, "held-out problems")
     run.model.train(was_training)
     return [is_right(answer_of(t, run.tokenizer), problem) for t, problem in zip(rows, problems)]
 
 
-def at_the_end(sampling: SamplerConfig, budgets: str) -> SamplerConfig:
-    """A run's settings of sampling when it ends: with the last of rl.budgets, if there are any."""
-    last = budgets.rpartition(",")[2]
-    return replace(sampling, max_calls=int(last)) if last else sampling
+def at_the_end(sampling: SamplerConfig, budgets: str, steps: int) -> SamplerConfig:
+    """A run's settings of sampling when it ends: with the budget of its last step of RL."""
+    return replace(sampling, max_calls=budget(budgets, steps - 1, steps, sampling.max_calls))
+
+
+def budget(budgets: str, step: int, steps: int, otherwise: int) -> int:
+    """sampler.max_calls of a step of RL: rl.budgets share the steps in equal parts."""
+    if not budgets:
+        return otherwise
+    parts = [int(calls) for calls in budgets.split(",")]
+    return parts[step * len(parts) // steps] if steps else parts[-1]
 
 
 def generate_with_bar(sampler, problems, n: int, seed: int, desc: str) -> list[Trajectory]:

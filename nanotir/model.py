@@ -32,8 +32,8 @@ class ModelConfig:
     d_head: Whole = 0  # width of a head; 0 means d_model / n_heads
     d_ff: Count = 512  # width of the SwiGLU feed-forward layer
     max_seq_len: Count = 512  # longest row, in ids
-    token_shifts: Whole = 3  # so many ids before it are mixed into each id's embedding
-    rope_theta: Positive = 1e8  # longest rotary wavelength / 2 pi
+    token_shifts: Whole = 4  # so many ids before it are mixed into each id's embedding
+    rope_theta: Positive = 1e8  # base of the rotary frequencies: theta^(-2i / d_head)
     rope_factor: Positive = 1.0  # multiplies long wavelengths (Llama 3.1); 1: no change
     rope_low_freq: Positive = 1.0  # long: at most so many turns in rope_original_len ids
     rope_high_freq: Positive = 4.0  # short, unchanged: at least so many; between: interpolated

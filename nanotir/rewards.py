@@ -127,9 +127,8 @@ class RewardConfig:
         check_settings(self, "reward")
         # The worst right answer earns accuracy minus all penalties. The best wrong one earns all
         # bonuses. The first must not be less.
-        weights = {name: getattr(self, name) for name in reward_funcs_registry}
-        others = sum(value for name, value in weights.items() if name != "accuracy")
-        if self.accuracy < others:
+        others = sum(value for name, value in self.weights.items() if name != "accuracy")
+        if self.accuracy < others - 1e-12:  # .1 + .1 + .1 is a little more than .3
             raise ValueError(
                 f"reward weights: a wrong answer could earn more than a right one; make accuracy "
                 f"({self.accuracy}) at least the sum of the other weights ({others:g})"
@@ -138,6 +137,11 @@ class RewardConfig:
             raise ValueError("reward.efficiency needs graded answers: it does not go with a coin")
         if self.soft_punish_cache > self.max_completion_len:
             raise ValueError("soft_punish_cache must lie between 0 and max_completion_len")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each reward, by its name."""
+        return {name: getattr(self, name) for name in reward_funcs_registry}
 
 
 reward_funcs_registry = {
@@ -163,7 +167,7 @@ def score(trajectories, problems, tokenizer, config: RewardConfig):
         "tokenizer": tokenizer,
         "config": config,
     }
-    weights = {name: getattr(config, name) for name in reward_funcs_registry}
+    weights = config.weights
     parts = {
         name: reward(**columns)
         for name, reward in reward_funcs_registry.items()

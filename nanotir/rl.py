@@ -3,16 +3,16 @@
     problems -> G samples each -> rewards -> advantages -> micro-batches -> policy loss -> step
 
 GRPO and its relatives differ in settings only. Sampler and trainer share weights and code, so they
-agree on the log-prob of every sampled id up to float noise (`logp_gap`, about 1e-5). The loss
-compares with the trainer's: the first update after a rollout with its own, so its ratios are 1, and
-later ones with what `rescore` computes before the first.
+agree on the log-prob of every sampled id up to float noise (`logp_gap`, about 1e-5). The loss's
+old_logps are the trainer's own. The first update after a rollout takes them from its own forward
+pass, since the weights have not changed yet: its ratios are exactly 1. For later updates `rescore`
+computes them before the first.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -21,10 +21,11 @@ from tqdm import tqdm
 
 from nanotir import optim
 from nanotir.advantages import BASELINES, SCALES, group_advantages
-from nanotir.batches import Batch, Drawing, drawing_of, micro_batches
+from nanotir.batches import Batch, Drawing, drawing_of, micro_batches_of
 from nanotir.checks import Amount, Count, Positive, Several, Share, Whole, check_settings, one_of
+from nanotir.held_out import budget
 from nanotir.kernels import fused_logps
-from nanotir.logps import autocast, masked_logits, masked_logps, packs, spread
+from nanotir.logps import autocast, masked_logits, masked_logps, spread
 from nanotir.losses import LOSSES, LossOptions, over_tokens, policy_loss
 from nanotir.metrics import (
     combine_metrics,
@@ -133,7 +134,8 @@ def train(run):
 
         # 1. Sample groups of answers, with tool calls, and 2. grade them.
         started = time.perf_counter()
-        sampler = make_sampler(run, max_calls=budget(settings, step, config.sampler.max_calls))
+        calls = budget(settings.budgets, step, settings.steps, config.sampler.max_calls)
+        sampler = make_sampler(run, max_calls=calls)
         rollout = collect(sampler, run.problems, settings, config.reward, config.seed, step)
         check_tools(rollout, results)
 
@@ -141,9 +143,10 @@ def train(run):
         sampled = time.perf_counter()
         how = drawing_of(sampler)
         samples = chosen(rollout.kept, settings, config.seed, step)
-        trajectories, taught = learned_from(samples, settings, run.tokenizer)
-        shares = split(taught, settings.updates, config.seed, step)
-        rescore(model, [trajectories[row] for row in sum(shares[1:], [])], settings, how)
+        trajectories, learned_rows = learned_from(samples, settings, run.tokenizer)
+        shares = split(learned_rows, settings.updates, config.seed, step)
+        first, later = shares[:1], shares[1:]  # no shares: there is nothing to learn from
+        rescore(model, [trajectories[row] for rows in later for row in rows], settings, how)
 
         # 4. Advantages. 5. The loss and 6. an optimiser step, for each share of the rows.
         advantages = advantages_of(samples, trajectories, settings)
@@ -151,7 +154,7 @@ def train(run):
         for rows in shares * settings.iterations:
             given = ([trajectories[row] for row in rows], advantages[rows])
             updates.append(update(model, optimizer, *given, settings, how, reference))
-        exchange([trajectories[row] for row in sum(shares[:1], [])])
+        exchange([trajectories[row] for rows in first for row in rows])
         follow(reference, model, run, step)
 
         # 7. Log, and save when it is time.
@@ -187,18 +190,10 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
             logps, _ = masked_logps(model, micro.ids, micro.mask, how.temperature, how.banned)
         write_old_logps(trajectories, micro, logps)
 
-    micros = micro_batches_of(model, trajectories, settings, how)
+    micros = micro_batches_of(model, trajectories, how.pad_id, settings)
     list(each(rescore_one, micros))
     exchange(trajectories)
     return largest_gap(trajectories)
-
-
-def micro_batches_of(model, trajectories, settings: RLConfig, how: Drawing) -> Iterator[Batch]:
-    """batches.micro_batches, packed if the model computes packed rows at this precision."""
-    device = model.embed.weight.device
-    with autocast(device, settings.bf16):
-        packed = packs(model)
-    return micro_batches(trajectories, how.pad_id, settings.micro_batch_tokens, device, packed)
 
 
 def write_old_logps(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
@@ -258,7 +253,7 @@ def update(
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance, metrics)
 
-    micros = micro_batches_of(model, trajectories, settings, how)
+    micros = micro_batches_of(model, trajectories, how.pad_id, settings)
     seen = gather(backpropagate(model, loss_of, micros))
     grad_norm = optim.step(model, [optimizer], settings.grad_clip)
     losses, balances, metrics = zip(*seen)
@@ -302,14 +297,6 @@ def importance_weights(old_logps: Tensor, micro: Batch, settings: RLConfig) -> T
     weights = (old_logps - micro.logps).exp().clamp(max=settings.importance_cap)
     # Tool output that is learned from was not sampled: its log-prob is 0, and its weight is 1.
     return torch.where(micro.logps == 0, 1.0, weights)
-
-
-def budget(settings: RLConfig, step: int, otherwise: int) -> int:
-    """How many calls an answer may make at a step: CIR's schedule, in equal parts."""
-    if not settings.budgets:
-        return otherwise
-    budgets = [int(calls) for calls in settings.budgets.split(",")]
-    return budgets[step * len(budgets) // settings.steps]
 
 
 def split(rows: list[int], parts: int, seed: int, step: int) -> list[list[int]]:

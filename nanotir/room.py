@@ -18,6 +18,8 @@ def problems_with_room(
     problems: list[Problem], tokenizer, format, max_seq_len: int, too_long: str = "error"
 ) -> list[Problem]:
     """The problems whose prompts leave room for at least one id of an answer."""
+    if not problems:
+        raise ValueError("no problems: a family without numbers has none that are longer")
     rows = []
     for problem in problems:
         length = len(format.prompt(tokenizer, problem.question))

@@ -40,7 +40,7 @@ class Row:
 
     @property
     def room(self) -> int:
-        """Ids that fit into the row's slot, less the one that the model must be able to write."""
+        """Free places in the row's slot, less one for the model's next id: -1 if it is full."""
         return self.capacity - len(self.trajectory.ids) - 1
 
     @property

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import shlex
 import shutil
 import signal
 import sys
@@ -137,7 +138,8 @@ class Run:
         self.state = load_state(self.out / "checkpoint", self.model)
         if self.state.get("data", data) != data:
             fault = f"the problems of '{self.out}' have changed since it began"
-            raise ValueError(f"{fault}: restore '{self.config.data}', or start anew")
+            given = f"'{self.config.data}' and '{self.config.eval_data}'"
+            raise ValueError(f"{fault}: restore {given}, or start anew")
         with reading(self.out / "checkpoint" / "state.pt"):
             check_types(self.state, STATE)
             rng = self.state.pop("rng")
@@ -276,7 +278,7 @@ class Run:
         script = Path(sys.argv[0]).name  # that of a user may have tools of its own
         if script == "__main__.py" or not script.endswith(".py"):
             script = "train.py"
-        return f"go on with: python {script} --resume {self.out}"
+        return f"go on with: python {script} --resume {shlex.quote(str(self.out))}"
 
     def how_to_go_on(self) -> str:
         return f"the last checkpoint in '{self.out}' is intact; {self.again}"

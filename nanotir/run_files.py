@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -211,7 +212,7 @@ def check_free(out):
     """ValueError for a run folder that exists, or in whose place none can be made."""
     out = Path(out)
     if out.exists():
-        mend = f"give another --out, or go on with it by --resume {out}"
+        mend = f"give another --out, or go on with it by --resume {shlex.quote(str(out))}"
         raise ValueError(f"'{out}' exists already: {mend}")
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

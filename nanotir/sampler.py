@@ -33,9 +33,9 @@ class SamplerConfig:
     temperature: Amount = 1.0  # 0 is greedy
     top_p: Part = 1.0  # keep the likeliest ids that together have this probability
     top_k: Whole = 0  # keep the k likeliest ids; 0 keeps all
-    max_new_tokens: Count = 128  # ids that the model may write in a row
-    max_calls: Whole = 4  # tool calls in a row; closing one more block ends it
-    max_tool_tokens: Whole = 128  # ids of tool output in a row; a result that does not fit is cut
+    max_new_tokens: Count = 128  # ids that the model may write in one answer
+    max_calls: Whole = 4  # tool calls in one answer; closing one more block ends it
+    max_tool_tokens: Whole = 128  # ids of tool output in one answer; the rest is cut
     max_rows: Count = 256  # rows decoded at the same time
     sessions: bool = False  # the calls of one row share their variables
     last_turn: bool = False  # refuse one call beyond max_calls, instead of ending the row (TAPO)
@@ -77,7 +77,9 @@ class Sampler:
             self.openers[tokenizer.tags[opener]] = name
             self.closers[name] = tokenizer.tags[closer]
         self.banned = self.banned_ids()
-        self.masked = torch.tensor(self.banned, dtype=torch.long, device=model.embed.weight.device)
+        self.banned_tensor = torch.tensor(
+            self.banned, dtype=torch.long, device=model.embed.weight.device
+        )
 
     def banned_ids(self) -> list[int]:
         """All tags that the model must not write. They are masked at the logits.
@@ -109,8 +111,11 @@ class Sampler:
         the model's. watch(row, kind, ids) is told of all that is appended and, as ("finish", []),
         of a row's end. (In format text, the ids of a fence are "text" until the fence is complete.)
         Once stop() is true, unfinished rows end as "cancelled". ValueError for a prompt that leaves
-        no room to answer. Of several processes, each samples its share of the prompts, of which
-        alone its watch is told, and gets the rows of all. Workers (workers.py) each sample a part.
+        no room to answer.
+
+        With torchrun, each process samples its share of the prompts and returns the rows of all.
+        Its watch is told of its own share only. Workers (workers.py) sample a part, too: of their
+        rows, watch is told "finish" alone.
         """
         ids = [self.format.prompt(self.tokenizer, p) if isinstance(p, str) else p for p in prompts]
         own = {number: ids[number] for number in share(range(len(ids)))}
@@ -139,8 +144,8 @@ class Sampler:
         config = self.config
         keeps_all = config.top_p == 1.0 and not config.top_k
         if config.temperature and keeps_all and decodes_on(logits.device):
-            return fused_pick(logits, u, config.temperature, self.masked, forced)
-        return pick(logits, u, self.config, self.masked, forced)
+            return fused_pick(logits, u, config.temperature, self.banned_tensor, forced)
+        return pick(logits, u, self.config, self.banned_tensor, forced)
 
 
 def pick(

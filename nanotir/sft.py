@@ -12,9 +12,9 @@ from functools import lru_cache
 from torch import Tensor
 
 from nanotir import optim
-from nanotir.batches import Batch, micro_batches
+from nanotir.batches import Batch, micro_batches_of
 from nanotir.checks import Amount, Count, Positive, Share, Whole, check_settings, one_of
-from nanotir.logps import autocast, masked_logps, packs
+from nanotir.logps import autocast, masked_logps
 from nanotir.processes import gather
 from nanotir.routing import Routing, router_loss
 from nanotir.threads import backpropagate
@@ -76,9 +76,7 @@ def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFT
         balanced, balance = router_loss(routing, micro.real[:, 1:], num_tokens, model.config)
         return loss + balanced, (loss.item(), balance)
 
-    with autocast(device, config.bf16):
-        micros = micro_batches(batch, pad_id, config.micro_batch_tokens, device, packs(model))
-    losses = backpropagate(model, loss_of, micros)
+    losses = backpropagate(model, loss_of, micro_batches_of(model, batch, pad_id, config))
     grad_norm = optim.step(model, optimizers, config.grad_clip)
     loss, router_aux = map(sum, zip(*gather(losses)))
     metrics = {"loss": loss, "grad_norm": grad_norm, "tokens": num_active_tokens}

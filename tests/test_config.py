@@ -125,6 +125,11 @@ def test_a_preset_wins_over_the_recipe():
     assert config.sft.steps != RECIPES["cir"].SETTINGS["sft.steps"]
 
 
+def test_a_preset_adds_no_phase_that_the_recipe_leaves_out():
+    config = parse(["--preset", "probe", "--recipe", "tora", "--sampler.top-p", "0.9"])
+    assert (config.rl.steps, config.sampler.top_p) == (0, 0.9)
+
+
 def test_a_preset_leaves_alone_what_it_does_not_name():
     both = ["--preset", "probe", "--recipe", "cir"]
     assert parse(both).format == "fences" != RunConfig().format
@@ -173,8 +178,11 @@ def test_a_run_goes_on_with_its_settings_on_another_device(tmp_path):
         (["--recipe", "tappo"], "no recipe 'tappo': did you mean 'tapo'"),
         (["--format", "text", "--recipe", "autocode"], "--recipe autocode needs tags"),
         (["--recipe", "autocode", "--tools", "search"], "add it to --tools"),
-        (["--recipe", "autocode", "--rl.keep", "2"], "leave out --rl.keep and --rl.drop-void"),
-        (["--recipe", "autocode", "--rl.drop-void", "true"], "--recipe autocode draws the answers"),
+        (["--recipe", "autocode", "--rl.keep", "2"], "no use for --rl.keep: leave it out"),
+        (["--recipe", "autocode", "--rl.drop-void", "true"], "no use for --rl.drop-void"),
+        (["--recipe", "autocode", "--rl.beta", "0.1"], "no use for --rl.beta"),
+        (["--recipe", "autocode", "--rl.budgets", "1,2"], "no use for --rl.budgets"),
+        (["--eval.samples", "4", "--sampler.temperature", "0"], "are all the same"),
         (["--format", "text", "--reward.grammar", "0.1"], "--reward.grammar needs tags"),
         (["--sampler.stop-string", "true"], "needs --format text"),
         (["--rl.observations", "learned"], "needs --sampler.forge true"),

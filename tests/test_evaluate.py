@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import pytest
@@ -9,6 +10,7 @@ from nanotir import evaluate as evaluation
 from nanotir.config import build
 from nanotir.evaluate import (
     EvalConfig,
+    check_samples,
     evaluate,
     evaluate_run,
     main,
@@ -164,6 +166,13 @@ def test_further_problems_are_recorded_under_their_spec_and_not_written_down(run
     assert not (run.out / "traces.jsonl").exists()
 
 
+def test_further_problems_of_which_there_are_none_are_not_the_run_s_own(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluations", lambda *given: asked.append(given[4]) or ())
+    evaluate_run(run, "longer:queue", [])
+    assert asked == [[]]
+
+
 def test_of_several_specs_the_first_is_held_out_and_asked_in_other_words(run):
     config = build({"eval_data": "generated:queue,plain@2:last", "eval.problems": 3, "seed": 4})
     expected = {"generated:queue": load("generated:queue", "test", 3, 5)}
@@ -188,6 +197,20 @@ def test_a_question_without_room_is_left_out(run, monkeypatch):
 
 
 # Settings and mistakes.
+
+
+def test_modes_may_have_blanks_between_them():
+    assert EvalConfig(modes="tools, text").modes == "tools,text"
+
+
+@pytest.mark.parametrize(
+    "samples, temperature, refused", [(4, 0, True), (1, 0, False), (4, 1, False)]
+)
+def test_several_answers_that_are_all_the_same_are_refused(samples, temperature, refused):
+    given = EvalConfig(samples=samples), SamplerConfig(temperature=temperature)
+    said = pytest.raises(ValueError, match="all the same") if refused else nullcontext()
+    with said:
+        check_samples(*given)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from doubles import scripted_by_question
 import train
 from nanotir import evaluate, held_out
 from nanotir.config import build, parse
-from nanotir.held_out import PROBLEMS, graded, has_collapsed
+from nanotir.held_out import PROBLEMS, at_the_end, budget, graded, has_collapsed
 from nanotir.policy import load_run
 from nanotir.problems import Problem
 from nanotir.recipes import tora
 from nanotir.run import Run, Stopped
 from nanotir.run_files import read_best
+from nanotir.sampler import SamplerConfig
 from nanotir.scores import share_right
 from nanotir.trajectory import Format
 
@@ -286,3 +287,24 @@ def test_a_retrained_model_that_starts_over_has_not_collapsed(run, scores, capsy
     (line,) = said(capsys)
     assert "to 10.0% at step 6 of retrain, from 85.0% at step 4 of retrain" in line
     assert read_best(run.out)["phase"] == "sft"
+
+
+@pytest.mark.parametrize(
+    "budgets, steps, calls",
+    [
+        ("2,3,4", 9, [2, 2, 2, 3, 3, 3, 4, 4, 4]),
+        ("2, 3,4", 7, [2, 2, 2, 3, 3, 4, 4]),
+        ("5", 3, [5, 5, 5]),
+        ("", 3, [9, 9, 9]),
+        ("2,3,4", 1, [2]),
+    ],
+)
+def test_the_budget_of_calls_changes_in_equal_parts_of_the_run(budgets, steps, calls):
+    assert [budget(budgets, step, steps, otherwise=9) for step in range(steps)] == calls
+
+
+@pytest.mark.parametrize(
+    "budgets, steps, calls", [("2,3,4", 9, 4), ("2,3,4", 2, 3), ("2,3,4", 0, 4), ("", 2, 9)]
+)
+def test_a_run_is_measured_with_the_budget_of_its_last_step(budgets, steps, calls):
+    assert at_the_end(SamplerConfig(max_calls=9), budgets, steps).max_calls == calls

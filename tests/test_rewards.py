@@ -309,6 +309,16 @@ def test_the_weight_of_a_new_reward_is_checked_like_the_others(edited):
         edited.RewardConfig(politeness=0.7)
 
 
+@pytest.mark.parametrize("penalties", [(0.1, 0.1, 0.1), (0.1, 0.2, 0.3)])
+def test_weights_may_sum_to_that_of_accuracy_whatever_floats_make_of_the_sum(penalties):
+    length, failures, grammar = penalties
+    accuracy = round(sum(penalties), 1)
+    given = {"accuracy": accuracy, "length": length, "failures": failures, "grammar": grammar}
+    assert RewardConfig(**given).weights["accuracy"] == accuracy
+    with pytest.raises(ValueError, match="a wrong answer could earn more"):
+        RewardConfig(**given | {"accuracy": accuracy - 0.001})
+
+
 # The coin.
 
 

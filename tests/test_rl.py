@@ -11,7 +11,7 @@ from nanotir.losses import LOSSES, clipped, group_advantages, policy_loss
 from nanotir.metrics import first_loss_explained
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
-from nanotir.rl import RLConfig, budget, drawing_of, rescore, split, train, update
+from nanotir.rl import RLConfig, drawing_of, rescore, split, train, update
 from nanotir.rollout import Rollout, Sample
 from nanotir.sampler import SamplerConfig
 from nanotir.trajectory import Format
@@ -229,21 +229,6 @@ def test_every_row_belongs_to_one_update(n, parts):
 
 def test_every_step_deals_its_rows_out_anew():
     assert split(list(range(50)), 2, 0, 1) != split(list(range(50)), 2, 0, 2)
-
-
-@pytest.mark.parametrize(
-    "budgets, steps, calls",
-    [
-        ("2,3,4", 9, [2, 2, 2, 3, 3, 3, 4, 4, 4]),
-        ("2, 3,4", 7, [2, 2, 2, 3, 3, 4, 4]),
-        ("5", 3, [5, 5, 5]),
-        ("", 3, [9, 9, 9]),
-        ("2,3,4", 1, [2]),
-    ],
-)
-def test_the_budget_of_calls_changes_in_equal_parts_of_the_run(budgets, steps, calls):
-    settings = RLConfig(steps=steps, budgets=budgets)
-    assert [budget(settings, step, otherwise=9) for step in range(steps)] == calls
 
 
 @pytest.mark.parametrize(

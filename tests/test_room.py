@@ -58,6 +58,14 @@ def test_so_is_a_held_out_problem(given, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("which", ["--data", "--eval-data"])
+def test_a_family_that_has_no_longer_problems_leaves_no_folder(which, tmp_path, capsys):
+    given = ["--data", "plain", "--eval-data", "plain", which, "longer:queue"]
+    said = mistaken(capsys, *given, "--out", tmp_path / "run")
+    assert "a family without numbers has none that are longer" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_so_is_a_problem_of_an_evaluation(given, tmp_path, capsys):
     good, bad = given
     train.main([*SHORT, "--data", good, "--eval-data", good, "--out", str(tmp_path / "run")])
@@ -68,7 +76,7 @@ def test_so_is_a_problem_of_an_evaluation(given, tmp_path, capsys):
 
 
 def test_a_row_that_is_too_short_for_every_problem_leaves_no_folder(tmp_path, capsys):
-    said = mistaken(capsys, "--model.max-seq-len", "8", "--out", tmp_path / "run")
+    said = mistaken(capsys, "--model.max-seq-len", "4", "--out", tmp_path / "run")
     assert "none of the problems fits" in said
     assert not (tmp_path / "run").exists()
 

@@ -58,7 +58,7 @@ def specs_of(text: str) -> list[str]:
     A comma separates where the name of a source follows, and is part of a spec elsewhere.
     """
     sources = "|".join([*GENERATED, *READERS])
-    return re.split(rf",(?=(?:{sources})(?:[@:,]|$))", text)
+    return re.split(rf",\s*(?=(?:{sources})(?:[@:,]|$))", text)
 
 
 def check_source(spec: str):

@@ -47,7 +47,7 @@ from nanotir.metrics import step_metrics
 from nanotir.problems import Problem
 from nanotir.processes import gather, once
 from nanotir.rewards import score
-from nanotir.rl import drawing_of, make_sampler, rescore, split
+from nanotir.rl import RLConfig, drawing_of, make_sampler, rescore, split
 from nanotir.rollout import hash_of
 from nanotir.sampler import Sampler
 from nanotir.scores import mean
@@ -56,6 +56,7 @@ from nanotir.trajectory import Trajectory
 DECISIONS = ("<think>", "<python>")
 STRATEGIES = ("product", "posterior", "quality")
 CLEAR = 0.25  # decisions whose shares of right answers differ by more than this differ clearly
+UNUSED = ("keep", "drop_void", "beta", "budgets", "observations")  # settings of RL
 SETTINGS = {
     "tools": "python",
     "data": "generated:mul,power,det,queue,same,parity,last,first",
@@ -84,11 +85,14 @@ class AutoCodeConfig:
 
 def check(config):
     """ValueError for settings of a RunConfig that this recipe cannot follow."""
-    if config.recipe == "autocode" and "python" not in config.tools:
+    if config.recipe != "autocode":
+        return
+    if "python" not in config.tools:
         raise ValueError("--recipe autocode decides whether to call python: add it to --tools")
-    if config.recipe == "autocode" and (config.rl.keep or config.rl.drop_void):
-        drawn = "--recipe autocode draws the answers that it learns from by s*"
-        raise ValueError(f"{drawn}: leave out --rl.keep and --rl.drop-void")
+    for name in UNUSED:
+        if getattr(config.rl, name) != getattr(RLConfig, name):
+            flag = f"--rl.{name.replace('_', '-')}"
+            raise ValueError(f"--recipe autocode has no use for {flag}: leave it out")
 
 
 @dataclass
@@ -165,6 +169,7 @@ def explore(run, sampler: Sampler, step: int) -> list[Explored]:
 
 def force(run, sampler: Sampler, problems, K: int, seed: int) -> list[Explored]:
     """K answers to each problem that begin with each decision."""
+    settings = run.config.rl
     explored = [Explored(problem) for problem in problems]
     questions = [problem.question for problem in problems]
     asked = [problem for problem in problems for _ in range(K)]
@@ -175,7 +180,7 @@ def force(run, sampler: Sampler, problems, K: int, seed: int) -> list[Explored]:
         for n, found in enumerate(explored):
             group = slice(n * K, (n + 1) * K)
             first = rows[n * K]  # log pi(c|x) is the same in all K
-            A = group_advantages(rewards[group], K, run.config.rl.scale)
+            A = group_advantages(rewards[group], K, settings.scale, settings.baseline)
             found.rollouts.append(rows[group])
             found.advantages.append(A.tolist())
             found.logps.append(first.logps[first.mask.index(1)])

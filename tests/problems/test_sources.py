@@ -27,7 +27,7 @@ def test_a_spec_may_have_a_level_of_its_own():
     ],
 )
 def test_a_comma_separates_specs_where_a_source_follows(specs):
-    assert specs_of(",".join(specs)) == specs
+    assert specs_of(",".join(specs)) == specs_of(", ".join(specs)) == specs
 
 
 @pytest.mark.parametrize("spec", ["generated@0", "generated@4", "generated@x", "generated@"])

@@ -312,7 +312,7 @@ def test_ratios_stay_against_the_policy_that_explored(tmp_path):
     after = [t.old_logps for t, _, _ in seen[-1][0]]
     assert sorted(map(str, after)) == sorted(map(str, before))
     variances = [metrics["ratio_variance"] for _, metrics in seen]
-    assert variances[0] < 1e-8 < variances[1] < variances[2]
+    assert variances[0] < 1e-8 < min(variances[1:])
 
 
 def test_what_is_clipped_is_logged(tmp_path):

@@ -1,8 +1,8 @@
 import torch
 
-from nanotir import rl
 from nanotir.advantages import group_advantages
 from nanotir.config import build
+from nanotir.held_out import budget
 from nanotir.recipes import cir
 
 
@@ -17,7 +17,14 @@ def test_plus_and_minus_one_whitened_are_one_and_zero_whitened():
 
 def test_the_budget_of_calls_grows_by_thirds():
     settings = build({**cir.SETTINGS, "recipe": "cir", "rl.steps": 6}).rl
-    assert [rl.budget(settings, step, otherwise=9) for step in range(6)] == [2, 2, 3, 3, 4, 4]
+    assert [budget(settings.budgets, step, 6, otherwise=9) for step in range(6)] == [
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
 
 
 def test_advantages_are_whitened_over_the_ids_of_all_groups():

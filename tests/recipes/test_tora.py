@@ -159,7 +159,7 @@ def test_the_corpus_covers_a_share_of_the_problems(tmp_path):
 
 
 def test_at_most_keep_distinct_answers_a_problem_are_kept(tmp_path, always_right):
-    with make_run(probe(tmp_path, tora__samples=8, tora__keep=2, problems=10)) as run:
+    with make_run(probe(tmp_path, tora__samples=16, tora__keep=2, problems=10)) as run:
         kept = tora.shape(run, [])
     assert len(kept) == 20
     assert len({tuple(t.ids) for t in kept}) == 20
