@@ -19,13 +19,14 @@ from nanotir.policy import load_run, use_device
 from nanotir.problems import Problem, load
 from nanotir.problems.sources import specs_of
 from nanotir.processes import joined, once
+from nanotir.rewards import is_correct
 from nanotir.room import has_room, problems_with_room
 from nanotir.run import Run
 from nanotir.run_files import read_evaluations
 from nanotir.sampler import Sampler, SamplerConfig
-from nanotir.scores import answer_of, is_right, statistics, table
 from nanotir.scores import maj_at_k as maj_at_k
 from nanotir.scores import pass_at_k as pass_at_k
+from nanotir.scores import statistics, table
 from nanotir.scores import wilson_interval as wilson_interval
 from nanotir.trajectory import Trajectory
 
@@ -170,7 +171,7 @@ def variants(run: Run) -> Iterator[tuple[str, list[Problem]]]:
 def trace(run: Run, name: str, mode: str, problem: Problem, trajectory: Trajectory):
     """Write down an answer. The same problems are asked every time, so answers can be compared."""
     row = {"phase": "eval", "step": 0, "name": name, "mode": mode, **problem.summary()}
-    row["correct"] = is_right(answer_of(trajectory, run.tokenizer), problem)
+    row["correct"] = is_correct(trajectory.completion(run.tokenizer), problem.answer)
     run.log(row | trajectory.record(run.tokenizer), "traces.jsonl")
 
 

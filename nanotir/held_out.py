@@ -15,9 +15,10 @@ from tqdm import tqdm
 from nanotir.lora import weights_of
 from nanotir.problems import Problem
 from nanotir.processes import is_main, share
+from nanotir.rewards import is_correct
 from nanotir.run_files import check_finite, save_state, write_atomically, write_json
 from nanotir.sampler import Sampler, SamplerConfig
-from nanotir.scores import answer_of, is_right, share_right
+from nanotir.scores import share_right
 from nanotir.trajectory import Trajectory
 
 PROBLEMS = 64
@@ -57,7 +58,8 @@ def graded(run, problems: list[Problem]) -> list[bool]:
     sampler = Sampler(run.model, run.tokenizer, run.tools, run.format, sampling)
     rows = generate_with_bar(sampler, problems, 1, run.config.seed, "held-out problems")
     run.model.train(was_training)
-    return [is_right(answer_of(t, run.tokenizer), problem) for t, problem in zip(rows, problems)]
+    texts = [trajectory.completion(run.tokenizer) for trajectory in rows]
+    return [is_correct(text, problem.answer) for text, problem in zip(texts, problems)]
 
 
 def at_the_end(sampling: SamplerConfig, budgets: str, steps: int) -> SamplerConfig:

@@ -40,10 +40,10 @@ def autocast(device: torch.device, bf16: bool):
 
 def token_logps(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probs of ids (B, T) under logits (B, T, V), where logits[b, t] predict ids[b, t]."""
-    return (full(logits) / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    return (at_least_fp32(logits) / temperature).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
-def full(x: Tensor) -> Tensor:
+def at_least_fp32(x: Tensor) -> Tensor:
     """x in fp32, or in float64 if it is: bf16 is too coarse for a sum over a vocabulary."""
     return x if x.dtype == torch.float64 else x.float()
 
@@ -130,7 +130,7 @@ def head_logps(hidden, weight, ids, temperature: float, banned, entropy: bool):
     if native.serves(logits):
         logps, entropies = gradients.LogProbs.apply(logits, ids, temperature)
         return logps, entropies if entropy else None
-    logits = full(logits)
+    logits = at_least_fp32(logits)
     if temperature != 1:
         logits = logits / temperature
     all_logps = logits.log_softmax(-1)
@@ -160,7 +160,7 @@ class ChunkedLogps(torch.autograd.Function):
         ctx.chunk = CHUNK if device == "cpu" else CHUNK_ON_GPU
         cast = weight.to(ctx.dtype)  # once for all chunks
         logps, entropies, lse = torch.zeros(
-            3, len(ids), dtype=full(hidden).dtype, device=hidden.device
+            3, len(ids), dtype=at_least_fp32(hidden).dtype, device=hidden.device
         )
         for start in range(0, len(ids), ctx.chunk):
             at = slice(start, start + ctx.chunk)
@@ -205,5 +205,5 @@ class ChunkedLogps(torch.autograd.Function):
 
 
 def scaled_logits(ctx, hidden, weight, banned) -> Tensor:
-    logits = full(hidden.to(ctx.dtype) @ weight.T)  # (n, V)
+    logits = at_least_fp32(hidden.to(ctx.dtype) @ weight.T)  # (n, V)
     return logits.index_fill_(-1, banned, float("-inf")).div_(ctx.temperature)

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nanotir.logps import full
 from nanotir.lora import is_adapter
 from nanotir.processes import sum_gradients
 from nanotir.threads import each
@@ -104,7 +103,8 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     1.21.
     """
     tall = len(matrix) > matrix.shape[1]
-    x = full(matrix.T if tall else matrix)  # (k, l) with k <= l; in bf16 it would not converge
+    x = matrix.T if tall else matrix  # (k, l) with k <= l
+    x = at_least_fp32(x)  # in bf16 it would not converge
     x = x / matrix.norm().clamp(min=1e-7)  # singular values are at most 1
     gram = x @ x.T  # (k, k), and all steps but the last product are as small
     polynomial = product = polynomial_of(gram)

@@ -197,7 +197,7 @@ def rescore(model, trajectories: list[Trajectory], settings: RLConfig, how: Draw
 
 
 def write_old_logps(trajectories: list[Trajectory], micro: Batch, logps: Tensor):
-    """Write a micro-batch's log-probs to old_logps, in place: unmasked copies share the lists."""
+    """Write a micro-batch's log-probs to old_logps, in place: copies share the lists."""
     for row, values in zip(micro.rows, logps.tolist()):
         trajectories[row].old_logps[:] = values[: len(trajectories[row].ids)]
 
@@ -275,7 +275,7 @@ def logps_before(trajectories: list[Trajectory], micro: Batch, logps: Tensor) ->
 def active_tokens(trajectories: list[Trajectory], settings: RLConfig) -> int:
     """The denominator of the loss: the ids that the model chose, or tool output as well."""
     if settings.observations == "counted":
-        trajectories = [trajectory.unmasked() for trajectory in trajectories]
+        trajectories = [trajectory.with_output_in_mask() for trajectory in trajectories]
     return sum(trajectory.new_tokens for trajectory in trajectories)
 
 

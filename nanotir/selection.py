@@ -48,7 +48,7 @@ def learned_from(samples: list[Sample], settings, tokenizer) -> tuple[list[Traje
     if settings.drop_void:
         rows = [row for row in rows if not is_void(trajectories[row], tokenizer)]
     if settings.observations == "learned":
-        trajectories = [trajectory.unmasked() for trajectory in trajectories]
+        trajectories = [trajectory.with_output_in_mask() for trajectory in trajectories]
     return trajectories, rows
 
 

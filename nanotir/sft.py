@@ -48,15 +48,15 @@ def train(run, demonstrations: list[Trajectory], phase: str = "sft"):
         optimizers = optim.muon_and_adamw(model, config.lr, config.adam_lr)
     model.train()
     if config.observations == "learned":
-        demonstrations = [demonstration.unmasked() for demonstration in demonstrations]
+        demonstrations = [demonstration.with_output_in_mask() for demonstration in demonstrations]
     bar = run.remaining(phase, optimizers, config.steps)
     for step in bar:
-        share = optim.schedule(optimizers, step, config)
+        lr_share = optim.schedule(optimizers, step, config)
         batch = batch_of(step, demonstrations, config.batch_size, run.config.seed)
         metrics = imitate(model, optimizers, batch, run.tokenizer.pad_id, config)
         bar.set_postfix(loss=f"{metrics['loss']:.3f}")
         last = step + 1 == config.steps
-        run.finish_step(step + 1, metrics | {"lr_share": share}, optimizers, last)
+        run.finish_step(step + 1, metrics | {"lr_share": lr_share}, optimizers, last)
 
 
 def imitate(model, optimizers, batch: list[Trajectory], pad_id: int, config: SFTConfig) -> dict:

@@ -89,7 +89,7 @@ class Trajectory:
             self.ids[:end], self.mask[:end], self.logps[:end], kept, self.calls[:calls]
         )
 
-    def unmasked(self) -> Trajectory:
+    def with_output_in_mask(self) -> Trajectory:
         """The same with tool output marked as if the model had written it: an ablation."""
         mask = list(self.mask)
         for span in self.spans:

@@ -40,7 +40,7 @@ def test_counted_outputs_shrink_the_gradient_by_their_share_and_change_nothing_e
     tokenizer, forger, loss_type
 ):
     rows = with_outputs(tokenizer)
-    share = sum(t.new_tokens for t in rows) / sum(t.unmasked().new_tokens for t in rows)
+    share = sum(t.new_tokens for t in rows) / sum(t.with_output_in_mask().new_tokens for t in rows)
     masked, g_masked = gradient(forger, rows, loss_type=loss_type, observations="masked")
     counted, g_counted = gradient(forger, rows, loss_type=loss_type, observations="counted")
     assert share < 0.8
@@ -57,7 +57,7 @@ def test_the_gradient_reaches_tool_output_exactly_where_it_is_learned(
     """Measured after the last attention, where positions no longer mix."""
     model, how = forger[0], drawing_of(forger[1])
     (trajectory,) = with_outputs(tokenizer, 1)
-    row = trajectory.unmasked() if observations == "learned" else trajectory
+    row = trajectory.with_output_in_mask() if observations == "learned" else trajectory
     rescore(model, [row], RLConfig(), how)
     kept = []
 
@@ -75,7 +75,7 @@ def test_the_gradient_reaches_tool_output_exactly_where_it_is_learned(
 
 def test_tool_output_that_is_learned_from_has_an_importance_weight_of_1(tokenizer, forger):
     model, how = forger[0], drawing_of(forger[1])
-    rows = [trajectory.unmasked() for trajectory in with_outputs(tokenizer, 2)]
+    rows = [trajectory.with_output_in_mask() for trajectory in with_outputs(tokenizer, 2)]
     rescore(model, rows, RLConfig(), how)
     for row, trajectory in zip(rows, with_outputs(tokenizer, 2)):
         row.logps = [old - 0.5 if m else 0.0 for old, m in zip(row.old_logps, trajectory.mask)]
@@ -93,7 +93,7 @@ def test_tool_output_has_a_probability_only_if_the_model_may_write_it(
 ):
     model, sampler = forger
     sampler = sampler_of(model, tokenizer, sampler.tools.values(), forge=forge)
-    rows = [trajectory.unmasked() for trajectory in with_outputs(tokenizer, 2)]
+    rows = [trajectory.with_output_in_mask() for trajectory in with_outputs(tokenizer, 2)]
     rescore(model, rows, RLConfig(), drawing_of(sampler))
     for row in rows:
         assert torch.tensor(row.old_logps).isfinite().all() == finite
@@ -122,7 +122,9 @@ def test_a_run_learns_from_tool_output_only_if_told_to_and_logs_the_same(
     run = run_of(small_model(len(tokenizer)), tokenizer, PROBLEMS, tools, forging, **settings)
     train(run)
 
-    expected = [row.unmasked().mask if observations == "learned" else row.mask for row in rows]
+    expected = [
+        row.with_output_in_mask().mask if observations == "learned" else row.mask for row in rows
+    ]
     assert sorted(row.mask for row in learned) == sorted(expected)
     for row in learned:
         assert [int(logp != 0) for logp in row.old_logps] == row.mask

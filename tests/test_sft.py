@@ -108,7 +108,9 @@ def test_the_loss_is_the_mean_over_all_ids_of_the_step_that_the_teacher_wrote(
 
 def test_observations_learned_teaches_tool_output_as_well(tokenizer, demonstrations):
     model = small_model(len(tokenizer))
-    expected = sum(demonstration.unmasked().new_tokens for demonstration in demonstrations)
+    expected = sum(
+        demonstration.with_output_in_mask().new_tokens for demonstration in demonstrations
+    )
     settings = {"steps": 1, "batch_size": 4, "observations": "learned"}
     (metrics,) = imitated(model, tokenizer, demonstrations, **settings)
     assert metrics["tokens"] == expected

@@ -61,26 +61,26 @@ def test_new_tokens_counts_the_ids_that_the_model_wrote():
 # Copies.
 
 
-def test_unmasked_marks_all_but_the_prompt(tokenizer):
+def test_with_output_in_mask_marks_all_but_the_prompt(tokenizer):
     trajectory = whole(tokenizer)
     expected = [int(kind != "prompt") for kind in kinds_of(trajectory)]
-    assert trajectory.unmasked().mask == expected
+    assert trajectory.with_output_in_mask().mask == expected
 
 
-def test_unmasked_changes_no_id(tokenizer):
+def test_with_output_in_mask_changes_no_id(tokenizer):
     trajectory = whole(tokenizer)
-    assert trajectory.unmasked().ids == trajectory.ids
+    assert trajectory.with_output_in_mask().ids == trajectory.ids
 
 
-def test_in_unmasked_tool_output_counts_as_new_tokens(tokenizer):
+def test_with_output_in_mask_tool_output_counts_as_new_tokens(tokenizer):
     trajectory = whole(tokenizer)
     outputs = kinds_of(trajectory).count("output")
-    assert trajectory.unmasked().new_tokens == trajectory.new_tokens + outputs
+    assert trajectory.with_output_in_mask().new_tokens == trajectory.new_tokens + outputs
 
 
-def test_unmasked_leaves_the_original_alone(tokenizer):
+def test_with_output_in_mask_leaves_the_original_alone(tokenizer):
     trajectory = whole(tokenizer)
-    trajectory.unmasked().mask[0] = 7
+    trajectory.with_output_in_mask().mask[0] = 7
     assert trajectory == whole(tokenizer)
 
 

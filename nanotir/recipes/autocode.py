@@ -41,7 +41,7 @@ from nanotir import optim, rl
 from nanotir.batches import micro_batches
 from nanotir.checks import Amount, Several, check_settings, one_of
 from nanotir.demonstrate import act_out, answer_sentence
-from nanotir.logps import autocast, full
+from nanotir.logps import at_least_fp32, autocast
 from nanotir.losses import group_advantages
 from nanotir.metrics import step_metrics
 from nanotir.problems import Problem
@@ -265,7 +265,7 @@ def decision_logps(model, ids: Tensor, first: Tensor, sampler: Sampler) -> Tenso
     """
     hidden = model.hidden(ids)[torch.arange(len(ids)), first - 1]  # (B, d)
     banned = torch.tensor(sampler.banned, device=ids.device)
-    logits = full(model.head(hidden)).index_fill(-1, banned, float("-inf"))  # (B, V)
+    logits = at_least_fp32(model.head(hidden)).index_fill(-1, banned, float("-inf"))  # (B, V)
     logps = (logits / sampler.config.temperature).log_softmax(-1)
     return logps[:, [sampler.tokenizer.tags[c] for c in DECISIONS]]
 
