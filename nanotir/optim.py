@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nanotir.lora import is_adapter
+from nanotir.logps import at_least_fp32
 from nanotir.processes import sum_gradients
 from nanotir.threads import each
 
