@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nanotir.lora import is_adapter
 from nanotir.logps import at_least_fp32
+from nanotir.lora import is_adapter
 from nanotir.processes import sum_gradients
 from nanotir.threads import each
 

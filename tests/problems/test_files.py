@@ -347,6 +347,6 @@ def test_a_damaged_array_is_one_line(tmp_path, text):
         load(f"jsonl:{path}")
 
 
-def test_the_questions_that_people_type_are_a_file_of_120():
+def test_the_questions_that_people_type_are_a_file_of_123():
     typed = Path(files.__file__).with_name("typed.jsonl")
     assert len({problem.question for problem in load(f"jsonl:{typed}")}) == 123
