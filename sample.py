@@ -46,6 +46,8 @@ def main(arguments=None):
         question = " ".join(options.question).strip()
         if options.question and not question:
             raise ValueError("the question is empty")
+        if is_expanded(options.question):
+            raise ValueError("the shell has replaced a * by file names: put the question in quotes")
         folder = options.run or latest_run()
         config, sampler = make_sampler(folder, options)
         mode = "text" if options.no_tools else "tools"
@@ -78,6 +80,12 @@ def make_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="one JSON line per answer")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     return parser
+
+
+def is_expanded(words: list[str]) -> bool:
+    """Whether all files of this folder are in the question, as where a shell has read its *."""
+    files = {path.name for path in Path().iterdir() if not path.name.startswith(".")}
+    return len(files) > 1 and files <= {*words}
 
 
 def make_sampler(folder, options) -> tuple[dict, Sampler]:

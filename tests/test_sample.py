@@ -100,6 +100,15 @@ def test_words_without_quotes_are_a_question(ask):
     assert ask("What", "is", "2?") == ask("What is 2?") == ask(" What is 2? ")
 
 
+def test_a_star_that_the_shell_has_read_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b", ".hidden"):
+        Path(name).touch()
+    with pytest.raises(SystemExit):
+        sample.main(["3", "a", "b", "4"])
+    assert "put the question in quotes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["-5x", "-.5", "-(2)", "-x^2", "-\\frac12"])
 def test_a_word_that_begins_with_a_minus_is_part_of_a_question(ask, word):
     assert ask("x^2", word, "+", "6") == ask(f"x^2 {word} + 6")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated
 
 from nanotir.checks import Range
@@ -64,6 +65,8 @@ def specs_of(text: str) -> list[str]:
 def check_source(spec: str):
     """ValueError if there is no such source."""
     source = spec.partition(":")[0].partition("@")[0]
+    if Path(spec).is_file():
+        raise ValueError(f"'{spec}' is a file: name its format as well, as jsonl:{spec}")
     if source not in (*READERS, *GENERATED):
         raise ValueError(f"no data source '{source}': {_hint(source)}")
 
@@ -82,4 +85,4 @@ def _hint(source: str) -> str:
     near = get_close_matches(source, [*READERS, *GENERATED], n=1)
     if near:
         return f"did you mean '{near[0]}'?"
-    return f"there are generated, {', '.join(READERS)}"
+    return f"there are {', '.join([*GENERATED, *READERS])}"

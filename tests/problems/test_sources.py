@@ -61,12 +61,20 @@ def test_the_first_n_problems_of_a_file_are_loaded(tmp_path, n, length):
     "spec, hint",
     [
         ("gsm8q:x", "no data source 'gsm8q': did you mean 'gsm8k'"),
-        ("zz:x", "no data source 'zz': there are generated, gsm8k, math, jsonl"),
+        ("zz:x", "no data source 'zz': there are generated, plain, reworded, longer"),
     ],
 )
 def test_an_unknown_source_is_named_with_a_hint(spec, hint):
     with pytest.raises(ValueError, match=hint):
         load(spec)
+
+
+def test_a_file_without_its_format_is_told_how_to_be_named(tmp_path):
+    (tmp_path / "mine.jsonl").touch()
+    with pytest.raises(
+        ValueError, match="is a file: name its format as well, as jsonl:.*mine.jsonl"
+    ):
+        load(str(tmp_path / "mine.jsonl"))
 
 
 def test_only_generated_problems_have_a_level():
