@@ -19,7 +19,7 @@ POLITE_SHARE = 0.1  # of the questions have polite words around them
 # of questions
 FORM_SHARES = {
     "spelled": 0.25,
-    "grouped": 0.1,
+    "grouped": 0.2,
     "unmarked": 0.25,
     "lowercase": 0.5,
     "unspaced": 0.25,
