@@ -238,6 +238,14 @@ def test_two_runs_are_drawn_in_the_same_charts(make_run):
     assert ">first<" in reward and ">second<" in reward
 
 
+@pytest.mark.parametrize("last, tick", [(0.3, ">0.2<"), (0.0, ">30<")])
+def test_the_loss_is_drawn_on_a_logarithmic_axis_where_it_is_above_0(make_run, last, tick):
+    losses = [{"phase": "sft", "step": i, "loss": loss} for i, loss in enumerate((25.0, last))]
+    page = page_of(make_run(metrics=losses))
+    loss = next(part for part in page.split("<figure>") if 'aria-label="loss"' in part)
+    assert tick in loss
+
+
 def test_numbers_that_are_not_finite_are_left_out_of_a_curve(make_run):
     page = page_of(make_run(metrics=[metric(1, reward=float("nan")), metric(2), metric(3)]))
     assert "nan" not in page.split("<h2>Curves</h2>")[1].split("<h2>Trajectories</h2>")[0]

@@ -61,6 +61,11 @@ def test_a_run_goes_on_with_the_script_that_has_started_it(small, monkeypatch, s
     assert f"go on with: python {told} --resume {small.out}" in small.how_to_go_on()
 
 
+def test_a_folder_with_a_blank_in_its_name_is_quoted(small):
+    small.out = Path("my run")
+    assert small.again.endswith("--resume 'my run'")
+
+
 def test_a_folder_is_free_when_its_run_has_ended(small):
     with small:
         pass

@@ -3,9 +3,9 @@ from random import Random
 
 import pytest
 
-from nanotir.problems.families import FAMILIES
+from nanotir.problems.families import FAMILIES, in_python
 from nanotir.problems.generate import generate
-from nanotir.problems.numbers import signed
+from nanotir.problems.numbers import signed, total
 
 SEVERAL = [(name, level) for name in FAMILIES for level in (1, 2, 3)]
 
@@ -48,6 +48,48 @@ def test_the_taught_solution_leads_to_the_gold_answer(name, level, python, searc
         if problem.kind == "E" and re.search("[a-z]", problem.answer):
             parts = re.findall(r"\d+", problem.answer)
         assert all(contains(found[-1], part) for part in parts), (problem, found)
+
+
+def test_the_answer_of_an_equation_is_its_only_solution():
+    for problem in generate(600, families=["lin"], wording="plain"):
+        left, right = map(in_python, problem.question[len("Solve ") : -1].split(" = "))
+        code = problem.solution[-1][1].splitlines()[-1]
+        assert code == f"solve({left}-({right}),x)".replace(" ", "")
+        here, beside = (
+            eval(f"({left})-({right})", {"x": x})
+            for x in (int(problem.answer), int(problem.answer) + 1)
+        )
+        assert here == 0 != beside, problem
+
+
+def test_equations_have_x_on_both_sides_and_alone_and_after_the_number():
+    asked = [problem.question for problem in generate(600, families=["lin"], wording="plain")]
+    shapes = {re.sub(r"\d+", "n", question[len("Solve ") : -1]) for question in asked}
+    assert {"x + n = n", "nx = n", "nx - n = -n", "n - nx = n", "nx + n = nx - n"} <= shapes
+
+
+@pytest.mark.parametrize("name", ["deriv", "integ"])
+def test_a_polynomial_has_one_to_three_terms_and_begins_with_a_positive_one_with_x(name):
+    first = re.compile(r"(?:of|Integrate) (\d*x[^ ?]*(?: [+-] [^ ?]+){0,2})(?:\?| from)")
+    asked = [problem.question for problem in generate(300, families=[name], wording="plain")]
+    sums = [first.search(question)[1] for question in asked]
+    assert {written.count(" ") // 2 for written in sums} == {0, 1, 2}
+    assert any(written.startswith("x") for written in sums)
+    assert any(" - " in written for written in sums)
+
+
+@pytest.mark.parametrize(
+    "terms, written",
+    [
+        ([(1, "x^2"), (-3, "x"), (5, "")], "x^2 - 3x + 5"),
+        ([(-1, "x"), (4, "")], "-x + 4"),
+        ([(0, "x"), (-4, "")], "-4"),
+        ([(2, "x"), (0, "")], "2x"),
+        ([(0, "x"), (0, "")], "0"),
+    ],
+)
+def test_a_sum_is_written_as_people_write_it(terms, written):
+    assert total(terms) == written
 
 
 def test_derivatives_are_written_as_sympy_writes_them():
