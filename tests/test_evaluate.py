@@ -13,6 +13,7 @@ from nanotir.evaluate import (
     check_samples,
     evaluate,
     evaluate_run,
+    evaluate_variants,
     main,
     suites_of,
     variants,
@@ -159,6 +160,12 @@ def test_variants_are_sampled_together_and_judged_apart(run, monkeypatch):
     }
 
 
+def test_problems_without_variants_are_not_asked_again(run, monkeypatch):
+    run.config.eval_data = "plain"
+    monkeypatch.setattr(evaluation, "answers", None)
+    assert evaluate_variants(run, SamplerConfig()) == {}
+
+
 def test_further_problems_are_recorded_under_their_spec_and_not_written_down(run):
     found = evaluate_run(run, "plain:itself", load("plain:itself", "test", 3))
     assert read_evaluations(run.out).keys() == {"plain:itself"}
@@ -239,6 +246,17 @@ def test_the_command_asks_with_the_last_of_the_run_s_budgets(
     monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
     main(["--run", str(tmp_path), "--modes", "tools", "--json"])
     assert json.loads(capsys.readouterr().out)["tools"]["calls_per_problem"] == 0
+
+
+def test_the_command_refuses_several_answers_of_a_run_at_temperature_0(
+    tmp_path, tokenizer, caller, python, monkeypatch, capsys
+):
+    config = asdict(build({"rl.steps": 0, "sampler.temperature": 0.0, "threads": 1}))
+    loaded = (config, caller, tokenizer, Format(), [python])
+    monkeypatch.setattr("nanotir.evaluate.load_run", lambda folder, **used: loaded)
+    with pytest.raises(SystemExit):
+        main(["--run", str(tmp_path), "--n", "4"])
+    assert "4 answers to a problem are all the same" in capsys.readouterr().err
 
 
 def test_several_sets_of_problems_are_reported_apart(

@@ -72,6 +72,13 @@ def test_a_square_root_is_one():
         assert int(problem.answer) ** 2 == square
 
 
+@pytest.mark.parametrize("name", ["add", "sub"])
+def test_one_first_number_in_ten_is_negative(name):
+    asked = [problem.question for problem in problems_of(name, 2000)]
+    negative = sum(question.startswith("What is -") for question in asked)
+    assert negative == pytest.approx(200, abs=50)
+
+
 def test_divisions_have_whole_results_and_decimals():
     answers = [problem.answer for problem in problems_of("div", 200)]
     assert 40 < sum("." in answer for answer in answers) < 120

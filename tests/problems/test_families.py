@@ -51,7 +51,7 @@ def test_the_taught_solution_leads_to_the_gold_answer(name, level, python, searc
 
 
 def test_the_answer_of_an_equation_is_its_only_solution():
-    for problem in generate(600, families=["lin"], wording="plain"):
+    for problem in generate(3000, families=["lin"], wording="plain"):
         left, right = map(in_python, problem.question[len("Solve ") : -1].split(" = "))
         code = problem.solution[-1][1].splitlines()[-1]
         assert code == f"solve({left}-({right}),x)".replace(" ", "")
