@@ -1,6 +1,6 @@
 """From random weights to a model that reasons with tools.
 
-python train.py                        about seven minutes on two CPU cores
+python train.py                        three to eight minutes on two CPU cores
 python train.py --preset probe         seconds: does everything, learns next to nothing
 python train.py --resume runs/tapo-tiny-1
 torchrun --nproc_per_node=4 train.py   several processes, each with its share of the work

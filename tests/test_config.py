@@ -182,6 +182,10 @@ def test_a_run_goes_on_with_its_settings_on_another_device(tmp_path):
         (["--recipe", "autocode", "--rl.drop-void", "true"], "no use for --rl.drop-void"),
         (["--recipe", "autocode", "--rl.beta", "0.1"], "no use for --rl.beta"),
         (["--recipe", "autocode", "--rl.budgets", "1,2"], "no use for --rl.budgets"),
+        (
+            "--recipe autocode --rl.observations learned --sampler.forge true".split(),
+            "no use for --rl.observations",
+        ),
         (["--eval.samples", "4", "--sampler.temperature", "0"], "are all the same"),
         (["--format", "text", "--reward.grammar", "0.1"], "--reward.grammar needs tags"),
         (["--sampler.stop-string", "true"], "needs --format text"),

@@ -16,15 +16,14 @@ from typing import NamedTuple
 PHRASINGS = Path(__file__).with_name("phrasings.txt")
 HELD_OUT = "held out: "
 POLITE_SHARE = 0.1  # of the questions have polite words around them
-# of questions
-FORM_SHARES = {
+FORM_SHARES = {  # of all questions
     "spelled": 0.25,
     "grouped": 0.2,
     "unmarked": 0.25,
     "lowercase": 0.5,
     "unspaced": 0.25,
 }
-SPELLED = {
+SPELLED = {  # what is written -> what some people write in its place
     r"\bgcd\b(?!\()": "greatest common divisor",
     r"\blcm\b(?!\()": "least common multiple",
     r"\bmod\b": "modulo",
