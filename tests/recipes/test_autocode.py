@@ -138,6 +138,19 @@ def test_each_decision_is_forced_on_k_rollouts(run):
         ]
 
 
+@pytest.mark.parametrize("baseline, best", [("mean", 0.75), ("leave_one_out", 1.0)])
+def test_advantages_are_computed_as_in_rl(run, monkeypatch, baseline, best):
+    run.config.rl.scale, run.config.rl.baseline = "none", baseline
+
+    def one_in_four(rows, *rest):
+        paid = [float(i % 4 == 0) for i in range(len(rows))]
+        return paid, {"outcome": paid, "accuracy": paid}
+
+    monkeypatch.setattr(autocode, "score", one_in_four)
+    for row in explore(run, make_sampler(run), 0):
+        assert [advantages[0] for advantages in row.advantages] == [best, best]
+
+
 def test_the_prior_of_a_decision_is_the_models(run):
     for row in explore(run, make_sampler(run), 0):
         prompt = torch.tensor([run.format.prompt(run.tokenizer, row.problem.question)])
