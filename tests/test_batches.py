@@ -3,7 +3,11 @@ import random
 import pytest
 import torch
 
-from nanotir.batches import collate, micro_batches
+from conftest import small_model
+
+from nanotir import batches as module
+from nanotir.batches import collate, micro_batches, micro_batches_of
+from nanotir.sft import SFTConfig
 from nanotir.trajectory import Trajectory
 
 
@@ -99,6 +103,16 @@ def test_packed_micro_batches_are_one_or_an_even_number_of_equal_parts(max_token
     assert len(batches) % 2 == (sum(sizes) <= max_tokens)
     assert max(sizes) - min(sizes) <= 0.05 * max(sizes)
     assert len(batches) <= sum(sizes) / max_tokens * 1.1 + 2
+
+
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_model_that_packs_rows_gets_them_packed(monkeypatch, packs):
+    monkeypatch.setattr(module, "packs", lambda model: packs)
+    trajectories = drawn_rows()
+    settings = SFTConfig(micro_batch_tokens=512)
+    found = micro_batches_of(small_model(20), trajectories, 0, settings)
+    expected = micro_batches(trajectories, 0, 512, packed=packs)
+    assert [micro.rows for micro in found] == [micro.rows for micro in expected]
 
 
 def test_a_single_row_is_one_packed_micro_batch():
