@@ -2,7 +2,6 @@ import random
 
 import pytest
 import torch
-
 from conftest import small_model
 
 from nanotir import batches as module
