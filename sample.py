@@ -29,15 +29,15 @@ EXAMPLES = """\
   What is 384 * 927?
   (12 + 30) * 7
   How much is 15% of 80?
-  12.50 + 3.75
+  12.5 + 3.75
   Find the gcd of 462 and 1071.
   If 7x + 12 = 61, what is x?
   Differentiate 4x^3 + 5x.
   A film lasts 135 minutes. How long is that in hours and minutes?
   Tell me the population of Old Mill.
-  Ada Ben Cleo Dan stand in line. Who is first?"""
+  In line stand Ada Ben Cleo Dan. Who is first?"""
 LEAVE = "exit or quit to leave, help to see this again"
-MODES = {"tools": "with tools", "text": "by itself"}  # of an evaluation
+MODES = {"tools": "with tools", "text": "without tools"}  # of an evaluation
 
 
 def main(arguments=None):
@@ -186,7 +186,7 @@ def answer(sampler: Sampler, question: str, options, lowest: float | None, gener
             continue
         print("" if stream else f"{i}. {show(trajectory, tokenizer)}")
         if reason:
-            print(paint("hint", f"(not to be trusted: {reason})", colours_wanted()))
+            print(paint("hint", f"(check this answer: {reason})", colours_wanted()))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from nanotir.memory import check_memory
 from nanotir.problems import load
 from nanotir.processes import joined, once
 from nanotir.room import demonstrations_with_room, problems_with_room
-from nanotir.run import Run
+from nanotir.run import Run, script
 from nanotir.run_files import check_free, read_config, read_evaluations, reading, saved_runs
 from nanotir.scores import table
 from nanotir.trajectory import Format, Trajectory
@@ -162,6 +162,8 @@ def nothing_learned(metrics: Path) -> bool:
 
 def where_to_look(out: Path) -> str:
     """What to do with a run that is over. sample.py takes the latest run in runs/ by itself."""
+    if script() != "train.py":  # sample.py does not know a tool of the user's own
+        return f"look at {out / 'traces.jsonl'}"
     latest = out.resolve() in [path.resolve() for path in saved_runs()[-1:]]
     named = "" if latest else f"--run {shlex.quote(str(out))} "
     ask = f"python sample.py {named}'What is 384 * 927?'"

@@ -246,10 +246,9 @@ def parse(arguments=None) -> RunConfig:
         init = given.get("init", "")
         if is_pretrained(init) or init and (Path(init) / "checkpoint" / "turns.json").exists():
             given.setdefault("preset", "smollm2")
-        preset = PRESETS[given.get("preset", "tiny")]
         own = getattr(RECIPES.get(given.get("recipe", "tapo")), "SETTINGS", {})
         absent = {name: 0 for name in ("sft.steps", "rl.steps") if own.get(name) == 0}  # ToRA's RL
-        return build({**own, **preset, **absent, **given})
+        return build({**own, **PRESETS[given.get("preset", "tiny")], **absent, **given})
 
 
 def check_given(given: dict):

@@ -275,10 +275,7 @@ class Run:
 
     @property
     def again(self) -> str:
-        script = Path(sys.argv[0]).name  # that of a user may have tools of its own
-        if script == "__main__.py" or not script.endswith(".py"):
-            script = "train.py"
-        return f"go on with: python {script} --resume {shlex.quote(str(self.out))}"
+        return f"go on with: python {script()} --resume {shlex.quote(str(self.out))}"
 
     def how_to_go_on(self) -> str:
         return f"the last checkpoint in '{self.out}' is intact; {self.again}"
@@ -294,6 +291,12 @@ class Run:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for output in (1, 2):
                 os.dup2(nowhere, output)
+
+
+def script() -> str:
+    """The script that has started the run: train.py, or a user's, which may have its own tools."""
+    name = Path(sys.argv[0]).name
+    return name if name.endswith(".py") and name != "__main__.py" else "train.py"
 
 
 def _tuples(value):

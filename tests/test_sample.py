@@ -261,7 +261,7 @@ def scored(folder, monkeypatch):
 def test_it_says_what_the_run_scored_last(scored, capsys, names, when):
     scored(**{name: make_evaluation() for name in names})
     sample.main(["What is 1+1?"])
-    line = "96.0% with tools, 32.0% by itself, of 250 held-out questions"
+    line = "96.0% with tools, 32.0% without tools, of 250 held-out questions"
     assert capsys.readouterr().err == f"runs/tapo-probe-2{when}: {line}\n"
 
 
@@ -342,12 +342,12 @@ def test_a_run_that_has_kept_no_best_weights_is_one_line(folder, monkeypatch, ca
     assert "'runs/tapo-probe-2' has kept no best weights: train with --eval.every" in said
 
 
-HINT = "(not to be trusted: the call failed)"
+HINT = "(check this answer: the call failed)"
 
 
 def test_a_doubt_is_one_line_below_each_answer(ask, monkeypatch):
     plain = {n: ask("What is 1+1?", "--n", n) for n in "13"}
-    assert "not to be trusted" not in plain["1"].splitlines()[0]
+    assert "check this answer" not in plain["1"].splitlines()[0]
     monkeypatch.setattr(sample, "doubt", lambda *given: "the call failed")
     for n in "13":
         assert ask("What is 1+1?", "--n", n).splitlines().count(HINT) == int(n)
@@ -355,7 +355,7 @@ def test_a_doubt_is_one_line_below_each_answer(ask, monkeypatch):
 
 def test_an_answer_that_is_trusted_has_no_line_below_it(ask, monkeypatch):
     monkeypatch.setattr(sample, "doubt", lambda *given: None)
-    assert "not to be trusted" not in ask("What is 1+1?", "--n", "3")
+    assert "check this answer" not in ask("What is 1+1?", "--n", "3")
 
 
 def test_one_answer_is_shown_as_each_of_several_but_for_its_number(ask):

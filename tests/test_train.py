@@ -158,6 +158,8 @@ def test_the_last_line_names_what_there_is_and_the_run_that_it_is_about(tmp_path
     assert said == "look at runs/new/traces.jsonl, or ask it something: " + ask % ""
     assert train.where_to_look(Path("runs/old")) == "ask it: " + ask % "--run runs/old "
     assert train.where_to_look(Path("else where")) == "ask it: " + ask % "--run 'else where' "
+    monkeypatch.setattr("sys.argv", ["mine.py"])  # whose tool sample.py does not know
+    assert train.where_to_look(Path("runs/new")) == "look at runs/new/traces.jsonl"
 
 
 def test_ctrl_c_before_anything_is_saved_promises_nothing(desk, capsys, monkeypatch):

@@ -96,7 +96,7 @@ def test_one_question_in_five_with_a_long_number_has_commas_in_it():
     plain = generate(2000, families=["mul"], wording="plain")
     long = [bool(re.search(r"\d{4}", problem.question)) for problem in plain]
     commas = ["," in problem.question for problem in generate(2000, families=["mul"])]
-    assert sum(commas) / sum(long) == pytest.approx(0.2, abs=0.02)
+    assert sum(commas) / sum(long) == pytest.approx(0.2, abs=0.04)
     assert all(is_long or not has_commas for is_long, has_commas in zip(long, commas))
 
 
