@@ -52,10 +52,15 @@ def use_device(name: str, threads: int = 1) -> torch.device:
 
 def open_tools(config: dict) -> list[Tool]:
     """The tools that a run's config (as a dict) names, in its order, each with its settings."""
-    names = [name.strip() for name in config["tools"].split(",") if name.strip()]
+    names = tool_names(config)
     for name in names:
         one_of("tool", name, TOOLS)
-    return [TOOLS[name](**config.get(name, {})) for name in dict.fromkeys(names)]
+    return [TOOLS[name](**config.get(name, {})) for name in names]
+
+
+def tool_names(config: dict) -> list[str]:
+    names = [name.strip() for name in config["tools"].split(",") if name.strip()]
+    return [*dict.fromkeys(names)]
 
 
 def make_policy(
@@ -123,7 +128,7 @@ def load_run(folder, device: str = "cpu", best: bool = False, **used):
     """What it takes to use a trained model: (config as a dict, model, tokenizer, format, tools).
 
     With the last weights, or the best. `used` are more keys of the config that the caller reads,
-    and their types.
+    and their types. ValueError if the run has a tool that is defined elsewhere.
     """
     config = read_config(folder)
     if best:
@@ -133,6 +138,17 @@ def load_run(folder, device: str = "cpu", best: bool = False, **used):
     model = load_model(folder, device, part).eval()
     with reading(Path(folder) / "config.json"):
         check_types(config, USED | used)
-        format, tools = Format(config["format"]), open_tools(config)
+        format = Format(config["format"])
         SamplerConfig(**config["sampler"])
+    check_known(folder, config)
+    with reading(Path(folder) / "config.json"):
+        tools = open_tools(config)
     return config, model, tokenizer, format, tools
+
+
+def check_known(folder, config: dict):
+    """ValueError for a tool of the run that a script of the user's own puts into TOOLS."""
+    if foreign := [name for name in tool_names(config) if name not in TOOLS]:
+        fault = f"'{folder}' calls the tool '{foreign[0]}', which is not in nanotir/tools"
+        ask = 'python -c "import SCRIPT, sample; sample.main()" QUESTION'
+        raise ValueError(f"{fault}: import the script that defines it, as in {ask}")

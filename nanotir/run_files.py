@@ -88,7 +88,10 @@ def read_config(folder) -> dict:
     try:
         config = json.loads(path.read_text())
     except OSError:
-        raise ValueError(f"'{folder}' is not a run folder: no readable config.json") from None
+        fault = f"'{folder}' is not a run folder: no readable config.json"
+        near = Path("runs", folder)
+        meant = f"; did you mean '{near}'?" if (near / "config.json").exists() else ""
+        raise ValueError(fault + meant) from None
     except (ValueError, RecursionError):
         raise ValueError(f"'{path}' is not JSON: the run folder is damaged") from None
     if isinstance(config, dict) and "model_type" in config:

@@ -56,6 +56,22 @@ def test_a_wrong_run_folder_is_named(folder, capsys):
     assert "nowhere" in refused(capsys, "--run", str(folder / "nowhere"), "What is 1+1?")
 
 
+def test_the_name_of_a_run_without_its_folder_is_completed(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    error = refused(capsys, "--run", "tapo-probe-1", "What is 1+1?")
+    assert "did you mean 'runs/tapo-probe-1'?" in error
+
+
+def test_a_tool_that_a_script_of_the_users_own_defines_is_named(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(folder / "runs" / "tapo-probe-1", run)
+    config = json.loads((run / "config.json").read_text()) | {"tools": "python,reverse"}
+    (run / "config.json").write_text(json.dumps(config))
+    error = refused(capsys, "--run", str(run), "What is 1+1?")
+    assert f"'{run}' calls the tool 'reverse'" in error
+    assert "import the script that defines it" in error
+
+
 def test_the_latest_run_answers(ask, folder):
     text = ask("What is 384 * 927?")
     assert text.strip()
