@@ -17,7 +17,8 @@ from nanotir.sampler import Sampler, SamplerConfig
 from nanotir.tools import TOOLS
 
 SHORT = "--device cpu --sft.steps 2 --sft.batch-size 2 --rl.steps 1 --rl.problems 2 "
-SHORT += "--rl.group-size 2 --eval.problems 2 --sampler.max-new-tokens 8 --save-every 1"
+SHORT += "--rl.group-size 2 --eval.problems 2 --sampler.max-new-tokens 8 --save-every 1 "
+SHORT += "--threads 1"  # a worker would import PyTorch first
 
 
 @pytest.fixture

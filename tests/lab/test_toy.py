@@ -33,6 +33,7 @@ LEAST = {
     "eval.problems": 4,
     "tora.samples": 1,
     "autocode.samples": 2,
+    "threads": 1,  # a worker would import PyTorch first
 }
 
 # One arm of each function that makes them.
