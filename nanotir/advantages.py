@@ -25,7 +25,7 @@ def group_advantages(
     """How much better each answer did than the other answers to its prompt. (B,) -> (B,).
 
     Rewards are a list or a tensor. Whole numbers become float32; float64 stays float64.
-    GRPO (Shao et al. 2024, eq. 3): A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1.
+    GRPO (Shao et al. 2024, section 4.1.2): A_i = (r_i - mean(r)) / (std(r) + eps), std with ddof 1.
     baseline="leave_one_out" subtracts the mean of the others (RLOO). scale="batch" divides by the
     std of the whole batch, "none" by nothing (Dr. GRPO). "whiten" and "whiten_all" are described
     at `whiten`: the first leaves out the tokens of groups of equal rewards, the second, as CIR's

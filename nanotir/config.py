@@ -92,6 +92,8 @@ class RunConfig:
         if self.rl.observations == "learned" and not self.sampler.forge:
             why = "the model must be able to write what it learns"
             raise ValueError(f"--rl.observations learned needs --sampler.forge true: {why}")
+        if self.rl.keep and self.reward.coin:
+            raise ValueError("rl.keep needs graded answers: it does not go with reward.coin")
         check_text(self)
         autocode.check(self)
         check_samples(self.eval, self.sampler)
@@ -307,10 +309,7 @@ def comments_of(cls) -> dict[str, str]:
 
 
 def build(values: dict, cls=RunConfig) -> RunConfig:
-    """A RunConfig from {"rl.steps": 100, ...}, or from the nested dict of a config.json.
-
-    ValueError for an unknown key.
-    """
+    """A RunConfig from {"rl.steps": 100, ...} or a nested dict. ValueError for an unknown key."""
     nested: dict = {}
     for name, value in values.items():
         section, _, key = name.rpartition(".")

@@ -289,7 +289,8 @@ def kl_estimate(kl: str, d: Tensor, ratio: Tensor | None = None) -> Tensor:
 
     Schulman (2020): k1 = -d, whose gradient is 0 on average; k2 = d^2 / 2; k3 = e^d - d - 1, which
     is never negative. k3_weighted = ratio * k3, differentiated through both, is unbiased in value
-    and in gradient also where the policy has moved on (DeepSeek-V3.2, eq. 7).
+    and in gradient also where the policy has moved on (DeepSeek-V3.2, eq. 7), if the ratio is that
+    of the id. With ratio_level="sequence" it is that of the row, and the estimate is biased.
     """
     d = d.clamp(-LOG_LIMIT, LOG_LIMIT)
     if kl == "k1":

@@ -16,13 +16,13 @@ def update_metrics(terms, low_hit, high_hit, kl=None, entropy=None) -> dict[str,
 
     All are means over the ids that the model chose, except for the last two.
     """
-    ratio = terms.ratio
+    ratio, moved = terms.ratio, terms.log_ratio
     means = {
         "clip_low": low_hit,  # share of ids whose gradient the lower bound stops
         "clip_high": high_hit,  # and an upper bound, or delta (cispo: whose weight is capped)
         "ratio_mean": ratio,  # 1 in the first update after a rollout
         "ratio_variance": (ratio - 1).square(),  # how far the ratios are from 1
-        "approx_kl": ratio - 1 - ratio.log(),  # k3 estimate of KL(old policy || policy)
+        "approx_kl": moved.exp() - 1 - moved,  # k3 estimate of KL(old policy || policy)
         "kl": torch.zeros_like(ratio) if kl is None else kl,  # estimate of the KL to the reference
         "zero_advantage": terms.A == 0,  # share of ids from which nothing is learned
     }
@@ -138,7 +138,7 @@ def first_loss_explained(first: dict) -> str:
 
 
 def trace(samples: list, advantages: Tensor, run, step: int):
-    """Write down one whole group that was learned from, 20 to 39 times in a run."""
+    """Write down one whole group that was learned from: at each step, or 20 to 39 times a run."""
     if step % max(1, run.config.rl.steps // 20):
         return
     group = samples[: run.config.rl.keep or run.config.rl.group_size]

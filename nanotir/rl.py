@@ -71,7 +71,8 @@ class RLConfig:
     beta: Amount = 0.0  # weight of the KL to the policy that RL started from
     sync_every: Whole = 0  # steps after which that policy follows the trained one; 0: it stays
     sync_mix: Share = 0.6  # the trained one's share in it then
-    kl: str = "k3"  # its estimator: k1, k2, k3, or k3_weighted, which is unbiased off-policy too
+    kl: str = "k3"  # its estimator: k1, k2, k3, or k3_weighted, which is unbiased off-policy too,
+    # with ratios of tokens
     entropy_coef: Amount = 0.0  # weight of a bonus for entropy
     scale: str = "group"  # divides advantages: group, batch (a std) or none; or whiten, whiten_all
     baseline: str = "mean"  # subtracted from rewards: the group's mean, or leave_one_out
@@ -105,6 +106,9 @@ class RLConfig:
         if self.ratio_level == "sequence" and self.loss_type in ("gmpo", "vespo"):
             whole = f"{self.loss_type} has a ratio of the whole answer already"
             raise ValueError(f"rl.ratio_level sequence does nothing here: {whole}")
+        if self.baseline == "leave_one_out" and self.scale.startswith("whiten"):
+            same = "whitened, advantages are the same with both baselines"
+            raise ValueError(f"rl.baseline leave_one_out does nothing here: {same}")
         if self.keep == 1 or self.keep > self.group_size:
             raise ValueError(f"rl.keep ({self.keep}) must be 2 to rl.group_size, or 0")
         if self.sync_every and not self.beta:

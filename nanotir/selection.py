@@ -16,7 +16,9 @@ def chosen(kept: list[Sample], settings, seed: int, step: int) -> list[Sample]:
     """Of each group of rl.group_size answers, rl.keep (GRPO-RoC, Shang et al. 2025, section 3.2).
 
     Of the wrong ones a part at random, in proportion, so that every kind of failure stays; of the
-    right ones those with the fewest calls that failed. A group that has both keeps both.
+    right ones those with the fewest calls that failed. A group that has both keeps both. The
+    authors rank right ones by the share of their calls that failed, 0.5 where there is no call, and
+    by their format.
     """
     size, keep = settings.group_size, settings.keep
     if not keep:
@@ -54,5 +56,7 @@ def learned_from(samples: list[Sample], settings, tokenizer) -> tuple[list[Traje
 
 def is_void(trajectory: Trajectory, tokenizer) -> bool:
     """Whether its last turn neither calls a tool nor answers (SimpleTIR, Xue et al. 2025)."""
-    calls = trajectory.finish_reason in ("budget", "forged")
-    return not calls and extract_answer(trajectory.completion(tokenizer)) is None
+    if trajectory.finish_reason in ("budget", "forged"):
+        return False  # its last turn is a call
+    last = trajectory.spans[-1]
+    return last.kind != "text" or extract_answer(trajectory.text_of(last, tokenizer)) is None

@@ -186,6 +186,8 @@ def test_a_run_goes_on_with_its_settings_on_another_device(tmp_path):
             "--recipe autocode --rl.observations learned --sampler.forge true".split(),
             "no use for --rl.observations",
         ),
+        (["--recipe", "autocode", "--rl.scale", "batch"], "needs --rl.scale group or none"),
+        ("--reward.coin true --rl.keep 4".split(), "rl.keep needs graded answers"),
         (["--eval.samples", "4", "--sampler.temperature", "0"], "are all the same"),
         (["--format", "text", "--reward.grammar", "0.1"], "--reward.grammar needs tags"),
         (["--sampler.stop-string", "true"], "needs --format text"),

@@ -64,8 +64,10 @@ def test_ratios_are_described_by_mean_variance_and_maximum_over_chosen_ids():
     assert metrics["active_tokens"] == 6 and isinstance(metrics["active_tokens"], int)
 
 
-def test_approx_kl_is_the_k3_estimate_of_the_distance_from_the_old_policy():
-    assert metrics_of()["approx_kl"] == approx(sum(r - 1 - math.log(r) for r in RATIOS) / 6)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_approx_kl_is_the_k3_estimate_of_the_distance_from_the_old_policy(level):
+    found = metrics_of(ratio_level=level)["approx_kl"]
+    assert found == approx(sum(r - 1 - math.log(r) for r in RATIOS) / 6)
 
 
 def test_the_kl_to_the_reference_is_logged_unweighted_and_is_zero_without_one():

@@ -7,7 +7,8 @@ from conftest import small_model
 from doubles import RunDouble, sampler_of
 
 from nanotir import rl, sft
-from nanotir.losses import LOSSES, clipped, group_advantages, policy_loss
+from nanotir.advantages import BASELINES, SCALES, group_advantages
+from nanotir.losses import LOSSES, clipped, policy_loss
 from nanotir.metrics import first_loss_explained
 from nanotir.problems import Problem
 from nanotir.rewards import RewardConfig
@@ -271,6 +272,18 @@ def test_counted_observations_are_accepted_exactly_where_they_change_the_loss(lo
         assert "observations counted does nothing here" in str(error)
         accepted = False
     assert accepted == (len(losses) == 2)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_baseline_is_accepted_exactly_where_it_changes_advantages(scale):
+    mean, others = (group_advantages([1.0, 0, 0, 3], 4, scale, name) for name in BASELINES)
+    try:
+        RLConfig(scale=scale, baseline="leave_one_out")
+        accepted = True
+    except ValueError as error:
+        assert "rl.baseline leave_one_out does nothing here" in str(error)
+        accepted = False
+    assert accepted == (not torch.allclose(mean, others, rtol=1e-4))
 
 
 @pytest.mark.parametrize("option, value", [("delta", 3.0), ("ratio_level", "sequence")])

@@ -86,6 +86,18 @@ def test_an_answer_is_void_if_its_last_turn_neither_calls_nor_answers(
     assert is_void(answer(tokenizer, 0, text=text, finish=finish).trajectory, tokenizer) == expected
 
 
+def test_an_answer_before_its_last_call_is_none_of_its_last_turn(tokenizer):
+    pieces = [("text", "I guess \\boxed{2}."), ("python", "1+1"), ("output", "2")]
+    for last, void in (("So I think.", True), ("It is \\boxed{2}.", False)):
+        trajectory = Format().trajectory(tokenizer, "1+1?", [*pieces, ("text", last)])
+        trajectory.finish_reason = "stop"
+        assert is_void(trajectory, tokenizer) == void
+    cut = Format().trajectory(tokenizer, "1+1?", pieces)
+    cut.append("output", tokenizer.encode_untrusted("\\boxed{2}"), 0)
+    cut.finish_reason = "length"
+    assert is_void(cut, tokenizer)
+
+
 @pytest.mark.parametrize("drop_void, rows", [(False, [0, 1, 2]), (True, [0, 2])])
 def test_void_answers_are_left_out_if_that_is_asked_for(tokenizer, drop_void, rows):
     samples = [answer(tokenizer, 1), answer(tokenizer, 0, text="Well."), answer(tokenizer, 1)]

@@ -93,6 +93,9 @@ def check(config):
         if getattr(config.rl, name) != getattr(RLConfig, name):
             flag = f"--rl.{name.replace('_', '-')}"
             raise ValueError(f"--recipe autocode has no use for {flag}: leave it out")
+    if config.rl.scale not in ("group", "none"):
+        why = "the answers that begin with one decision are compared among themselves"
+        raise ValueError(f"--recipe autocode needs --rl.scale group or none: {why}")
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """GRPO, group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300), with tools.
 
     for each problem sample G answers, which may call tools
-    A_i = (r_i - mean(r)) / (std(r) + 1e-4)                                             (eq. 3)
+    A_i = (r_i - mean(r)) / (std(r) + 1e-4)                                     (section 4.1.2)
     minimise - sum over rows of sum_t min(rho_t A_i, clip(rho_t, 1 - 0.2, 1 + 0.2) A_i) / N
              + beta KL(pi || pi_ref)
     rho_t = pi / pi_old of an id; or the geometric mean of the row's (`--rl.ratio-level sequence`)
