@@ -79,7 +79,7 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all bytes: any text has ids
             show_progress=False,
         )
-        bpe.train_from_iterator(texts, trainer)
+        bpe.train_from_iterator(map(_unicode, texts), trainer)
         return cls(bpe)
 
     @classmethod

@@ -69,6 +69,8 @@ def test_loading_gives_back_what_was_saved(tokenizer, tmp_path):
 def test_half_a_character_becomes_a_question_mark(tokenizer):
     assert tokenizer.decode(tokenizer.encode_untrusted("a\ud800b")) == "a?b"
     assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a?b"
+    trained = Tokenizer.train(["ab?", "a\ud800b"], 300)
+    assert trained.encode("ab?") == Tokenizer.train(["ab?", "a?b"], 300).encode("ab?")
 
 
 def test_a_vocabulary_without_room_for_bytes_and_tags_is_refused():
