@@ -55,6 +55,8 @@ class Parser(argparse.ArgumentParser):
         given = argument.split("=")[0]
         if given in self._option_string_actions:
             return
+        if given[2:] in [action.dest for action in self._actions if not action.option_strings]:
+            self.error(f"no flag '{given}': give its value alone, without '{given}'")
         known = [flag for flag in self._option_string_actions if flag.startswith("--")]
         longer = [flag for flag in known if flag.startswith(given)]
         self.error(unknown("flag", given, longer or known))

@@ -205,6 +205,7 @@ WRONG = {
         "run --out nowhere/page.html": "No such file or directory",
         "run --out ''": "--out is empty",
         "run --picture": "did you mean '--pictures'",
+        "--run run": "give its value alone, without '--run'",
         "run nowhere": "not a run folder",
     },
     "replay": {
